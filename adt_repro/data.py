@@ -55,7 +55,7 @@ class Spec:
     n_mc: int          # Monte-Carlo samples for one gradient of ADT_EXP
 
 DATASETS = dict(
-    digits=Spec((1, 8, 8), 10, 0.15, 'small_cnn', False, 20, 1),
+    digits=Spec((1, 8, 8), 10, 0.15, 'small_cnn', False, 15, 1),
     mnist=Spec((1, 28, 28), 10, 0.3, 'small_cnn', False, 10, 5),
     cifar10=Spec((3, 32, 32), 10, 8/255, 'wrn-28-10', True, 76, 5),
     cifar100=Spec((3, 32, 32), 100, 8/255, 'wrn-28-10', True, 76, 5),

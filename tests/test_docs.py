@@ -1,0 +1,204 @@
+"The documentation site: complete, self-contained, and at ease in a browser"
+import ast, json, os, posixpath, re, runpy, subprocess, sys, threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from shutil import which
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+ROOT = Path(__file__).resolve().parents[1]
+INDEX = runpy.run_path(ROOT/'adt_repro'/'_modidx.py')['d']['syms']
+MODULES = [m for m, names in INDEX.items() if names]
+
+@pytest.fixture(scope='session')
+def site():
+    "The folder of the site, just built"
+    run = subprocess.run([sys.executable, ROOT/'.ci'/'docs.py'], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return ROOT/'_docs'
+
+def read_pages(site):
+    "Each page's parsed HTML by its path in the site"
+    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_bytes(), 'html.parser') for p in site.rglob('*.html')}
+
+@pytest.fixture(scope='session')
+def pages(site): return read_pages(site)
+
+# Files and links
+
+def references(pages, site):
+    "(file, address, is it loaded with the page?) for everything that the site refers to"
+    for page, soup in pages.items():
+        for tag in soup.select('[href], [src], [srcset], [poster], [data]'):
+            for attr in ('href', 'src', 'poster', 'data') if tag.name != 'a' else ('href',):
+                if tag.get(attr): yield page, tag[attr], tag.name != 'a'
+            for part in tag.get('srcset', '').split(', '):
+                if part: yield page, part.split()[0], True
+    styles = [(page, str(soup)) for page, soup in pages.items()]
+    styles += [(p.relative_to(site).as_posix(), p.read_text(encoding='utf-8')) for p in site.rglob('*.css')]
+    for file, text in styles:
+        for url in re.findall(r'''(?:url\(\s*|@import\s+(?!url))["']?([^"')\s;]+)''', text): yield file, url, True
+    for entry in json.loads((site/'search.json').read_text(encoding='utf-8')): yield 'search.json', entry['href'], False
+
+def broken(pages, site):
+    "Local references without a file or an anchor, and whatever another host would have to deliver"
+    for file, url, loaded in references(pages, site):
+        parts = urlsplit(url)
+        if parts.netloc and loaded: yield f'{file} loads {url}'
+        if parts.scheme or parts.netloc: continue
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(file), unquote(parts.path))) if parts.path else file
+        if (site/target).is_dir(): target = posixpath.normpath(target + '/index.html')
+        if not (site/target).is_file(): yield f'{file}: {url} does not exist'
+        elif parts.fragment and target in pages and not pages[target].find(id=unquote(parts.fragment)):
+            yield f'{file}: {url} has no anchor'
+
+def test_every_notebook_has_a_page(pages):
+    notebooks = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb') if not any(d[0] in '._' for d in p.parts)]
+    assert set(pages) == {nb.with_suffix('.html').as_posix() for nb in notebooks}
+    sidebar = {a['href'] for a in pages['index.html'].select('#quarto-sidebar a[href]')}
+    assert sidebar >= set(pages), 'not in nbs/sidebar.yml'
+
+def test_references_resolve(pages, site): assert not list(broken(pages, site))
+
+def test_math_is_rendered(pages):
+    for page, soup in pages.items():
+        for span in soup.select('.math'): assert span.find('math') and '\\' not in span.text, f'{page}: {span}'
+        prose = ' '.join(s for s in soup.main.find_all(string=True) if not s.find_parent(['code', 'script', 'style']))
+        assert not re.search(r'\$\$|\\[(\[]', prose), f'{page}: TeX that was not recognised'
+        assert '\\' not in ' '.join(t.text for t in soup.select('title, nav')), f'{page}: TeX in a heading, which menus show raw'
+
+# The reference
+
+def definitions(module):
+    "(name, node, parameters) of what a module's index lists, private names and undocumented methods left out"
+    src = (ROOT/(module.replace('.', '/') + '.py')).read_text(encoding='utf-8')
+    nodes = {n.name: n for n in ast.parse(src).body if hasattr(n, 'name')}
+    classes = [n for n in nodes.values() if isinstance(n, ast.ClassDef)]
+    nodes |= {f'{c.name}.{n.name}': n for c in classes for n in c.body if hasattr(n, 'name')}
+    for full in INDEX[module]:
+        name = full.removeprefix(module + '.')
+        node = nodes[name]
+        if any(part[0] == '_' for part in name.split('.')) or '.' in name and not ast.get_docstring(node): continue
+        call = nodes.get(name + '.__init__', node)
+        if isinstance(call, ast.ClassDef): params = [n.target.id for n in node.body if isinstance(n, ast.AnnAssign)]
+        else: params = [a.arg for a in ast.walk(call.args) if isinstance(a, ast.arg) and a.arg not in ('self', 'cls')]
+        yield name, node, params
+
+@pytest.mark.parametrize('module', MODULES)
+def test_reference_is_complete(module, pages):
+    missing = []
+    for name, node, params in definitions(module):
+        page, _, anchor = INDEX[module][f'{module}.{name}'][0].partition('#')
+        heading = pages[page].find(id=anchor)
+        if not heading: missing.append(f'{name} is not on {page}'); continue
+        entry = [heading]
+        for tag in heading.find_next_siblings():
+            if tag.name in ('h2', 'h3', 'h4'): break
+            entry.append(tag)
+        code = next((tag.pre.text for tag in entry if tag.pre), '')
+        if not re.search(rf'(def|class) {node.name}\b', code): missing.append(f'{name}: no signature')
+        if not re.search(r'\.py#L\d+$', heading.find_previous('a')['href']): missing.append(f'{name}: no link to its source')
+        tables = [t for tag in entry for t in tag.select('table') if t.select('th:last-child')[0].text == 'Details']
+        rows = [[td.text.strip() for td in tr.select('td')] for t in tables for tr in t.select('tbody tr')]
+        told = {row[0].lstrip('*') for row in rows if row[-1]}
+        returns = ['Returns'] if getattr(node, 'returns', None) and ast.unparse(node.returns) != 'None' else []
+        missing += [f'{name}: {p} is not documented' for p in params + returns if p not in told]
+    assert not missing
+
+# The browser
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+@contextmanager
+def served(folder):
+    "The address of a folder, as long as the context lasts"
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: yield f'http://127.0.0.1:{server.server_port}/'
+    finally: server.shutdown(); server.server_close()
+
+@pytest.fixture(scope='session')
+def url(site):
+    with served(site) as url: yield url
+
+@pytest.fixture(scope='session')
+def browser(tmp_path_factory):
+    chromium, driver = which('chromium') or which('google-chrome'), which('chromedriver')
+    if not (chromium and driver):
+        give_up = pytest.fail if os.environ.get('CI') else pytest.skip
+        give_up('Chromium and its driver are missing: apt-get install chromium chromium-driver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    for flag in ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking',
+                 'disable-component-update', 'disable-sync', f'user-data-dir={tmp_path_factory.mktemp("chromium")}'):
+        options.add_argument('--' + flag)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+def resize(browser, width):
+    screen = dict(width=width, height=844, deviceScaleFactor=1, mobile=width < 500)
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
+
+NO_IMAGE = 'return [...document.images].filter(i => !i.naturalWidth).map(i => i.src.slice(0, 80))'
+LOADED = 'return performance.getEntriesByType("resource").map(e => e.name)'
+TOO_WIDE = '''// beyond the right edge of the window, with nothing around it that scrolls
+const scrolls = e => e && e !== document.body && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+return [...document.querySelectorAll('body, body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e))
+    .map(e => `${e.tagName} ${e.textContent.trim().slice(0, 60)}`);'''
+
+def complaints(browser, base, page):
+    "What a reader of a page would see go wrong"
+    browser.get_log('browser')
+    browser.get(base + page)
+    for entry in browser.get_log('browser'):
+        if entry['level'] == 'SEVERE': yield f'{page}: {entry["message"]}'
+    for src in browser.execute_script(NO_IMAGE): yield f'{page}: no image {src}'
+    for what in browser.execute_script(TOO_WIDE): yield f'{page}: too wide {what}'
+    for url in browser.execute_script(LOADED):
+        if not url.startswith((base, 'data:')): yield f'{page}: loads {url}'
+
+@pytest.mark.parametrize('width', [1280, 390])
+def test_pages_in_a_browser(width, browser, pages, url):
+    resize(browser, width)
+    assert not [c for page in pages for c in complaints(browser, url, page)]
+
+def test_search(browser, pages, url):
+    resize(browser, 1280)
+    browser.get(url + 'index.html')
+    browser.find_element(By.CSS_SELECTOR, 'input[type=search]').send_keys('find_root')
+    hits = WebDriverWait(browser, 10).until(lambda b: b.find_elements(By.CSS_SELECTOR, '#quarto-search a'))
+    hit = next(h for h in hits if 'find_root' in h.text)
+    hit.click()
+    WebDriverWait(browser, 10).until(lambda b: b.current_url.startswith(url + 'library/core.html'))
+
+# The checks themselves
+
+@pytest.fixture
+def bad_site(tmp_path):
+    (tmp_path/'search.json').write_text('[]')
+    (tmp_path/'a.html').write_text('<p id="p">good</p><a href="https://example.invalid/">elsewhere</a><a href="#p">here</a>')
+    (tmp_path/'b.html').write_text('''<link rel="icon" href="data:,"><style>@import url("https://example.invalid/i.css");</style>
+        <a href="a.html#nowhere">1</a><a href="c.html">2</a><img src="missing.png"><div style="width: 2000px">wide</div>
+        <script src="https://example.invalid/s.js"></script><script>undefined_function()</script>''')
+    return tmp_path
+
+def test_bad_references_are_found(bad_site):
+    assert sorted(b.split(': ', 1)[-1] for b in broken(read_pages(bad_site), bad_site)) == [
+        'a.html#nowhere has no anchor', 'b.html loads https://example.invalid/i.css', 'b.html loads https://example.invalid/s.js',
+        'c.html does not exist', 'missing.png does not exist']
+
+def test_a_bad_page_is_found_in_a_browser(browser, bad_site):
+    resize(browser, 390)
+    with served(bad_site) as url: found = '\n'.join(complaints(browser, url, 'b.html'))
+    for sign in 'undefined_function', 'missing.png - Failed', 'no image', 'too wide DIV', 'loads https://example.invalid/s.js':
+        assert sign in found, sign

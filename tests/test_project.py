@@ -1,0 +1,83 @@
+"What holds the project together: notebooks, the exported package, and one source of requirements"
+import configparser, json, re, shutil, subprocess, sys
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import nbformat, pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+names = [p.relative_to(ROOT/'nbs').as_posix() for p in NOTEBOOKS]
+
+def tool(name, *args, cwd=ROOT): return subprocess.run([BIN/name, *map(str, args)], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+@pytest.mark.parametrize('claim, ok', [('assert 1 + 1 == 3', False), ('assert 1 + 1 == 2', True)])
+def test_canary(claim, ok, tmp_path):
+    "nbdev_test says so when a notebook's assertion is wrong; else all its green lights would mean nothing"
+    cells = [nbformat.v4.new_code_cell(claim)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))),
+                   tmp_path/'canary.ipynb')
+    assert (tool('nbdev_test', '--path', tmp_path/'canary.ipynb').returncode == 0) == ok
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    "The files that git would put into a fresh clone, in a folder of their own"
+    root = tmp_path_factory.mktemp('copy')/'adt_repro'
+    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for f in files:
+        if not (ROOT/f).is_file(): continue
+        (root/f).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT/f, root/f)
+    return root
+
+def test_the_package_is_what_the_notebooks_export(copy):
+    for f in (copy/'adt_repro').glob('*.py'):
+        if f.name != '__init__.py': f.unlink()
+    assert tool('nbdev_export', cwd=copy).returncode == 0
+    exported, committed = ({f.name: f.read_text() for f in (root/'adt_repro').glob('*.py')} for root in (copy, ROOT))
+    assert exported == committed and len(exported) > 9
+
+def test_notebooks_are_clean(copy):
+    assert tool('nbdev_clean', cwd=copy).returncode == 0
+    dirty = [n for n in names if json.loads((copy/'nbs'/n).read_text()) != json.loads((ROOT/'nbs'/n).read_text())]
+    assert not dirty
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=names)
+def test_notebook_is_readable(path):
+    "Executed, small, in small exported cells, free of errors and of the paths of the machine that ran it"
+    nb = nbformat.read(path, 4)
+    nbformat.validate(nb)
+    code = [c for c in nb.cells if c.cell_type == 'code']
+    exported = [c for c in code if c.source.startswith('#| export')]
+    assert nb.metadata.kernelspec.name == 'python3' and path.stat().st_size < 300_000
+    assert all(c.source.count('\n') < 30 for c in exported)
+    assert any(c.outputs for c in code) and all(c.execution_count is None for c in code)
+    outputs = json.dumps([c.outputs for c in code])
+    assert '"output_type": "error"' not in outputs
+    assert not re.search(r'(?<![\w.])/(root|home|tmp|Users|work)/', outputs)
+
+@pytest.mark.parametrize('module', sorted((ROOT/'adt_repro').glob('[a-z]*.py')), ids=lambda p: p.name)
+def test_modules_are_small(module): assert len(module.read_text().splitlines()) <= 250
+
+def test_settings_ini_is_the_single_source():
+    ini = configparser.ConfigParser(delimiters=['='], interpolation=None); ini.read(ROOT/'settings.ini')
+    cfg, import_version = ini['DEFAULT'], (ROOT/'adt_repro'/'__init__.py').read_text()
+    assert version('adt_repro') == cfg['version'] and f'"{cfg["version"]}"' in import_version
+    declared = {(r.name, str(r.specifier)) for r in map(Requirement, cfg['requirements'].split() + cfg['dev_requirements'].split())}
+    assert {(r.name, str(r.specifier)) for r in map(Requirement, requires('adt_repro'))} == declared
+    others = (ROOT/'pyproject.toml').read_text() + (ROOT/'environment.yml').read_text() + (ROOT/'setup.py').read_text()
+    assert not [r for r, _ in declared if re.search(rf'\b{r}\b\s*[<>=~]=', others)]
+
+def test_torch_and_torchvision_belong_together():
+    import torch, torchvision
+    boxes = torch.tensor([[0., 0, 2, 2], [0, 0, 2, 1.9], [5, 5, 6, 6]])
+    assert torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]
+
+def test_readme_says_the_two_commands():
+    readme = (ROOT/'README.md').read_text()
+    first_screen = readme.split('\n## ')[0] + readme.split('\n## ')[1]
+    blocks = re.findall(r'```\w*\n(.*?)```', first_screen, re.S)
+    assert [b.strip() for b in blocks] == ['pip install uv && uv run papermill nbs/train.ipynb outputs/demo/adt_exp.ipynb -p method adt_exp',
+                                           'pip install uv && uv run nbdev_test && uv run pytest']
+    assert (ROOT/'outputs'/'demo').is_dir()
