@@ -8,6 +8,7 @@ from nbdev import config, doclinks, processors, process, quarto, serve
 from smalldocs.site import build
 
 DEF = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+TICK = '\ue000' # stands for a backtick in source code, where nbdev would make a link of what it quotes
 
 def members(node): return [n for n in node.body if isinstance(n, DEF)] if isinstance(node, ast.ClassDef) else []
 
@@ -22,10 +23,12 @@ def definitions(py):
     return {name: (py, node, lines, notes) for t in tops
             for name, node in [(t.name, t), *((f'{t.name}.{n.name}', n) for n in members(t))]}
 
+def first(node): return min([node.lineno, *(d.lineno for d in node.decorator_list)])
+
 def head(node, lines):
     "The lines of a definition before its body, and the number of the last of them"
     end = next((i for i in range(node.lineno, node.body[0].lineno) if lines[i - 1].endswith(':')), node.lineno)
-    return lines[min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1:end], end
+    return lines[first(node) - 1:end], end
 
 def parameters(node):
     "(name, node, default) of whatever a function takes, or of a class's annotated fields"
@@ -48,9 +51,10 @@ def described(name, level, py, node, lines, notes):
         rows.append(('**Returns**', code(node.returns), '', said(end)))
     columns = [c for c in zip(('', 'Type', 'Default', 'Details'), ['---']*4, *rows) if any(c[2:])]
     table = '\n'.join('| ' + ' | '.join(cell.replace('|', r'\|') for cell in row) + ' |' for row in zip(*columns))
-    source = f'{cfg.git_url}/blob/{cfg.branch}/{py.relative_to(cfg.config_path).as_posix()}#L{node.lineno}'
-    return '\n\n'.join(['---', f'[source]({source}){{style="float:right; font-size:smaller"}}', '#'*level + ' ' + name,
-                        '```python\n' + textwrap.dedent('\n'.join(shown)) + '\n```', ast.get_docstring(node) or '', table])
+    body = textwrap.dedent(''.join(py.read_text(encoding='utf-8').splitlines(True)[first(node) - 1:node.end_lineno]))
+    fenced = lambda code: '```python\n' + code.rstrip().replace('`', TICK) + '\n```'
+    return '\n\n'.join(['---', '#'*level + ' ' + name, fenced(textwrap.dedent('\n'.join(shown))), ast.get_docstring(node) or '', table,
+                        f'<details><summary>Source, {py.relative_to(cfg.config_path).as_posix()}</summary>', fenced(body), '</details>'])
 
 class Reference(process.Processor):
     "Fills the `show_doc` cells from the library's source, in place of the processor that imports and runs everything"
@@ -94,6 +98,8 @@ if __name__ == '__main__':
     sys.stderr.writelines(w + '\n' for w in build('_proc').warnings if not re.search('output-file|html-math-method', w))
     pages = {p.relative_to(site).as_posix(): p.read_text(encoding='utf-8') for p in site.rglob('*.html')}
     ids = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in pages.items()}
-    for page, text in pages.items(): (site/page).write_text(self_contained(page, text, ids), encoding='utf-8')
+    for page, text in pages.items(): (site/page).write_text(self_contained(page, text.replace(TICK, '`'), ids), encoding='utf-8')
+    index = site/'search.json'
+    index.write_text(index.read_text(encoding='utf-8').replace(TICK, '`'), encoding='utf-8')
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(site, cfg.doc_path)
