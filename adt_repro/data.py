@@ -87,22 +87,21 @@ def _open(name, root, download):
     return [_CLASSES[name](str(root), download=download, **kind) for kind in kinds]
 
 def _fetch(name, root, download):
-    "Open a data set's files; unpack or download them where they are not there yet"
+    "Open a data set's files; unpack or download them where that is what is missing"
     sums, words = _expected(name, root)
     try: return _open(name, root, False)
-    except Exception as e: unreadable = e    # not there, not whole, or not readable: torchvision has no finer word
+    except Exception: pass    # not there, cut short or altered: torchvision has one word for all three
     for path, md5 in sums.items():
         if path.exists() and not check_md5(path, md5):
-            raise DataError(f'data_root={str(root)!r}: {name} is damaged: {path.relative_to(root)} has another MD5 sum than {md5}. '
-                            f'Delete it and put {words} there')
-    packed = [p for p in sums if p.suffix in ('.gz', '.mat')]
-    if not download and not all(p.exists() for p in packed):
-        found = 'its files are not whole' if isinstance(unreadable, (ValueError, OSError, AssertionError)) else 'there is nothing to read'
-        raise DataError(f'data_root={str(root)!r}: {name} cannot be opened, {found}. Put {words} there')
-    try: return _open(name, root, True)
-    except Exception as e:
-        raise DataError(f'data_root={str(root)!r}: {name} is not there and could not be downloaded ({type(e).__name__}). '
-                        f'Put {words} there') from None
+            raise DataError(f'data_root={str(root)!r}: {name} is damaged, {path.relative_to(root)} has another MD5 sum than {md5}. '
+                            f'Delete it, and put there {words}')
+    packed = all(p.exists() for p in sums if p.suffix in ('.gz', '.mat'))
+    there = any(p.exists() or p.with_suffix('').exists() for p in sums)
+    try:
+        if download or packed: return _open(name, root, True)
+        reason = ''
+    except Exception as e: reason = f' and could not be downloaded ({type(e).__name__})'
+    raise DataError(f"data_root={str(root)!r}: {name} is not {'whole' if there else 'there'}{reason}. Put there {words}")
 
 # %% ../nbs/library/data.ipynb #load-data
 def data_folder(
@@ -119,7 +118,7 @@ def _digits():
 def _tensors(part):
     x = torch.as_tensor(part.data)
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x   # all become (N, C, H, W)
-    return x.contiguous().float()/255, torch.as_tensor(np.asarray(getattr(part, 'targets', None) if hasattr(part, 'targets') else part.labels)).long()
+    return x.contiguous().float()/255, torch.as_tensor(np.asarray(part.targets if hasattr(part, 'targets') else part.labels)).long()
 
 def load_data(
     name: str,                    # one of `DATASETS`
