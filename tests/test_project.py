@@ -81,3 +81,11 @@ def test_readme_says_the_two_commands():
     assert [b.strip() for b in blocks] == ['pip install uv && uv run papermill nbs/train.ipynb outputs/demo/adt_exp.ipynb -p method adt_exp',
                                            'pip install uv && uv run nbdev_test && uv run pytest']
     assert (ROOT/'outputs'/'demo').is_dir()
+
+def test_readme_repeats_the_recorded_numbers():
+    import pandas as pd
+    readme, table = (ROOT/'README.md').read_text(), pd.read_csv(ROOT/'outputs'/'demo'/'tables'/'digits_seeds.csv')
+    assert set(table.seed) == set(range(5)) and (table.n == 360).all() and ((table.correct/table.n - table.accuracy).abs() < 1e-4).all()
+    for method, rows in table.groupby('method'):
+        cells = [f'{100*v.mean():.1f} % ({100*v.min():.1f} to {100*v.max():.1f})' for _, v in rows.sort_values('attack').groupby('attack').accuracy]
+        assert f"| `{method}` | {' | '.join(cells)} |" in readme
