@@ -53,7 +53,7 @@ def test_notebook_is_readable(path):
     assert nb.metadata.kernelspec.name == 'python3' and path.stat().st_size < 300_000
     assert all(c.source.count('\n') < 30 for c in exported)
     assert any(c.outputs for c in code) and all(c.execution_count is None for c in code)
-    outputs = json.dumps([c.outputs for c in code])
+    outputs = re.sub(r'"image/png": "[^"]*"', '', json.dumps([c.outputs for c in code]))   # base64 may spell anything
     assert '"output_type": "error"' not in outputs
     assert not re.search(r'(?<![\w.])/(root|home|tmp|Users|work)/', outputs)
 
