@@ -66,6 +66,7 @@ def _epoch(model, opt, data, method, recipe, on_batch):
     if not math.isfinite(loss): raise FloatingPointError(f'the training loss became {loss}: a smaller lr may help')
     return loss, h
 
+# %% ../nbs/library/training.ipynb #train-all
 def train(
     model: torch.nn.Module, # the network, on the device of `data`; trained in place
     data: Data,             # its training part is used
@@ -87,9 +88,10 @@ def train(
         row = dict(epoch=epoch + 1, lr=recipe.lr_at(epoch), loss=loss, entropy=h, seconds=time.perf_counter() - start)
         with eval_mode(model): yield row | (monitor(model) if monitor else {})
 
-# %% ../nbs/library/training.ipynb #progress
+# %% ../nbs/library/training.ipynb #clock
 def _clock(seconds): return f'{int(seconds)//3600}:{int(seconds)//60%60:02}:{int(seconds)%60:02}'.removeprefix('0:')
 
+# %% ../nbs/library/training.ipynb #progress
 class Progress:
     "A bar over a run's epochs with the time left; give it to `train` as `on_batch` and each row to `row`"
     def __init__(self,
