@@ -81,7 +81,7 @@ def test_a_misspelt_parameter_stops_papermill(project):
     done = papermill(project, 'outputs/demo/bad.ipynb', methdo='at_pgd')
     assert done.returncode != 0
     assert "methdo='at_pgd': there is no such parameter, did you mean 'method'?" in done.stderr
-    assert 'core.py' not in done.stderr                               # a line, not a stack through our code
+    assert 'adt_repro/core.py' not in done.stderr                            # a line, not a stack through our code
 
 BAD = [(dict(method='adt_expp'), "method='adt_expp': allowed is standard, at_pgd, adt_exp"), (dict(dataset='cifar'), "dataset='cifar': allowed is digits"),
        (dict(eps=0), 'eps=0: allowed is a number in (0, 1]'), (dict(eps=1.5), 'eps=1.5: allowed is a number in (0, 1]'),
