@@ -18,7 +18,7 @@ def sign_ascent(
     f,                    # takes the tensors `zs` to (N,) values, one an example
     zs: list,             # of tensors (N, ...): where to start
     *,
-    step: float,          # how far each entry moves in a step, in units of `zs`
+    step: float | list,   # how far each entry moves in a step, in units of `zs`; or a list of `steps` such sizes
     steps: int,           # number of steps, at least 1
     draws: int = 1,       # how often a random `f` is evaluated in a step; the gradients are added up
     momentum: float = 0., # share of the accumulated gradient that is kept; 0: none, 1: all (MIM, and ADT_EXP as released)
@@ -28,11 +28,11 @@ def sign_ascent(
 ) -> list: # the tensors after the last step, detached
     "Climb `f` by signed gradients, each example on its own"
     total = [0.]*len(zs)
-    for _ in range(steps):
+    for size in step if isinstance(step, list) else [step]*steps:
         zs = [z.detach().requires_grad_() for z in zs]
         grads = [sum(gs) for gs in zip(*(torch.autograd.grad(f(*zs).sum(), zs) for _ in range(draws)))]
         total = [momentum*t + norm(g) for t, g in zip(total, grads)]
-        zs = [project(z.detach() + step*sign(t)) for z, t in zip(zs, total)]
+        zs = [project(z.detach() + size*sign(t)) for z, t in zip(zs, total)]
     return zs
 
 # %% ../nbs/library/attacks.ipynb #ball
@@ -55,12 +55,14 @@ def pgd(
     step: float = None,     # size of a step in pixel values; None: eps/4
     loss=ce,                # what is climbed, see `adt_repro.losses`
     start=rand_unit,        # takes x to a start in [-1, 1] of the ball; `torch.zeros_like` starts at the clean image
+    clip_start: bool = False, # is the start clipped to [0, 1]?
     **ascent,               # further arguments of `sign_ascent`: momentum, norm, sign
 ) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
     "Projected gradient descent in the ℓ∞ ball: last iterate, one start"
+    x0 = x + eps*start(x)
     with eval_mode(model):
-        x_adv, = sign_ascent(loss(model, x, y), [x + eps*start(x)], step=eps/4 if step is None else step, steps=steps,
-                             project=linf_ball(x, eps), **ascent)
+        x_adv, = sign_ascent(loss(model, x, y), [x0.clamp(0, 1) if clip_start else x0], step=eps/4 if step is None else step,
+                             steps=steps, project=linf_ball(x, eps), **ascent)
     return x_adv
 
 # %% ../nbs/library/attacks.ipynb #fgsm

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Rule', 'find_root', 'ParameterError', 'refuse', 'one_of', 'number', 'whole', 'text', 'word', 'flag', 'maybe',
-           'check_params', 'pick_device', 'eval_mode', 'rand_unit', 'rand_normal', 'example_noise']
+           'several', 'check_params', 'pick_device', 'eval_mode', 'rand_unit', 'rand_normal', 'example_noise']
 
 # %% ../nbs/library/core.ipynb #imports
 import difflib, math, re
@@ -84,6 +84,12 @@ def maybe(
     "A parameter that may be left out: None stands for its default"
     return Rule(lambda v: v is None or rule.ok(v), rule.says + ', or None for the default')
 
+def several(
+    rule: Rule, # the rule for each item
+) -> Rule: # lists of them, an empty one too
+    "A list"
+    return Rule(lambda v: isinstance(v, list) and all(rule.ok(i) for i in v), 'a list, each item ' + rule.says)
+
 # %% ../nbs/library/core.ipynb #check-params
 _ipython_names = {'In', 'Out', 'exit', 'quit', 'get_ipython', 'open'}
 
@@ -119,12 +125,12 @@ def pick_device(
 # %% ../nbs/library/core.ipynb #eval-mode
 @contextmanager
 def eval_mode(
-    model: torch.nn.Module, # any network
-): # a context in which every submodule of `model` is in evaluation mode
+    *nets, # networks; anything else, such as an adversary without weights, is left alone
+): # a context in which every submodule of `nets` is in evaluation mode
     "Evaluation mode inside, the mode that each submodule had before outside"
-    was = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try: yield model
+    was = [(m, m.training) for net in nets if isinstance(net, torch.nn.Module) for m in net.modules()]
+    for m, _ in was: m.training = False
+    try: yield
     finally:
         for m, training in was: m.training = training
 

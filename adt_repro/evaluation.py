@@ -70,10 +70,10 @@ def percent(
 # %% ../nbs/library/evaluation.ipynb #read-runs
 def read_runs(
     folder: Path | str, # such as outputs/demo/runs
-) -> pd.DataFrame: # one row for each run and attack: run, dataset, arch, method, seed, attack, n, correct, accuracy, lo, hi
+) -> pd.DataFrame: # one row for each run and attack: run, dataset, arch, method, label, recipe, seed, attack, n, correct, accuracy, lo, hi
     "The results of all finished runs of a folder"
     rows = []
     for file in sorted(Path(folder).glob('*/run.json')):
         facts = json.loads(file.read_text(encoding='utf-8'))
-        rows += [{k: facts[k] for k in ('run', 'dataset', 'arch', 'method', 'seed')} | result for result in facts['results']]
-    return pd.DataFrame(rows, columns='run dataset arch method seed attack n correct accuracy lo hi'.split())
+        rows += [{k: facts[k] for k in ('run', 'dataset', 'arch', 'method', 'label', 'recipe', 'seed')} | result for result in facts['results']]
+    return pd.DataFrame(rows, columns='run dataset arch method label recipe seed attack n correct accuracy lo hi'.split())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat, pytest
 from packaging.requirements import Requirement
+from scipy.stats import t as student
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -86,6 +87,7 @@ def test_readme_repeats_the_recorded_numbers():
     import pandas as pd
     readme, table = (ROOT/'README.md').read_text(), pd.read_csv(ROOT/'outputs'/'demo'/'tables'/'digits_seeds.csv')
     assert set(table.seed) == set(range(5)) and (table.n == 360).all() and ((table.correct/table.n - table.accuracy).abs() < 1e-4).all()
-    for method, rows in table.groupby('method'):
-        cells = [f'{100*v.mean():.1f} % ({100*v.min():.1f} to {100*v.max():.1f})' for _, v in rows.sort_values('attack').groupby('attack').accuracy]
-        assert f"| `{method}` | {' | '.join(cells)} |" in readme
+    for (method, recipe), rows in table.groupby(['method', 'recipe']):
+        by = rows.groupby('attack').accuracy
+        cells = [f'{100*a.mean():.1f} ± {100*student.ppf(0.975, len(a) - 1)*a.std()/len(a)**0.5:.1f}' for a in map(by.get_group, ('natural', 'fgsm', 'pgd20'))]
+        assert f"| `{method}`{'' if recipe == 'paper2020' else f', {recipe}'} | {' | '.join(cells)} |" in readme
