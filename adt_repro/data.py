@@ -82,7 +82,7 @@ def _expected(name, root):
 
 # %% ../nbs/library/data.ipynb #find-files
 def _open(name, root, download):
-    "torchvision's train and test parts, or a `DataError`"
+    "torchvision's train and test parts, or whatever torchvision raises"
     kinds = [dict(split=s) for s in ('train', 'test')] if name == 'svhn' else [dict(train=t) for t in (True, False)]
     return [_CLASSES[name](str(root), download=download, **kind) for kind in kinds]
 
