@@ -71,7 +71,7 @@ def _at_fgsm(eps, shape, *, target='least_likely'):
     return Method(point(fgsm, eps=eps, loss=least_likely if target == 'least_likely' else ce), half_ce)
 
 def _rs_fgsm(eps, shape, *, inner_step=1.25):
-    return Method(point(pgd, eps=eps, steps=1, step=inner_step*eps))
+    return Method(point(pgd, eps=eps, steps=1, step=inner_step*eps, clip_start=True))
 
 def _at_pgd(eps, shape, *, inner_steps=7, inner_step=0.25):
     return Method(point(pgd, eps=eps, steps=inner_steps, step=inner_step*eps, clip_start=True))
