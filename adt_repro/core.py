@@ -38,8 +38,8 @@ def refuse(
     raise ParameterError(f'{name}={value!r}: allowed is {allowed}')
 
 # %% ../nbs/library/core.ipynb #rule
-Rule = namedtuple('Rule', 'ok says')
-Rule.__doc__ = "What a parameter may be: `ok`, a test of the value, and `says`, the same in words"
+Rule = namedtuple('Rule', 'ok says read', defaults=[lambda v: v])
+Rule.__doc__ = "What a parameter may be: `ok`, a test of the value; `says`, the same in words; and `read`, what stands for the value that was given"
 
 def one_of(
     *names: str, # the allowed values
@@ -74,15 +74,15 @@ def word() -> Rule: # satisfied by strings of letters, digits, - and _
     "A name that is safe as a folder's"
     return Rule(lambda v: isinstance(v, str) and re.fullmatch(r'[A-Za-z0-9_-]+', v) is not None, 'a name of letters, digits, - and _')
 
-def flag() -> Rule: # satisfied by True and False
+def flag() -> Rule: # satisfied by True and False, and by these words, which papermill's `-p` leaves as text
     "Yes or no"
-    return Rule(lambda v: isinstance(v, bool), 'true or false')
+    return Rule(lambda v: isinstance(v, bool), 'true or false', lambda v: {'true': True, 'false': False}.get(v, v) if isinstance(v, str) else v)
 
 def maybe(
     rule: Rule, # the rule for a value that was given
 ) -> Rule: # `rule`, or None
     "A parameter that may be left out: None stands for its default"
-    return Rule(lambda v: v is None or rule.ok(v), rule.says + ', or None for the default')
+    return Rule(lambda v: v is None or rule.ok(v), rule.says + ', or None for the default', rule.read)
 
 def several(
     rule: Rule, # the rule for each item
@@ -100,16 +100,17 @@ def _plain(name, value):
 def check_params(
     values: dict,  # a namespace: `dict(globals())` right after the parameters cell, before any import
     **rules: Rule, # a rule for each parameter
-) -> dict: # the parameters, in the order of `rules`
+) -> dict: # the parameters, in the order of `rules`, as their rules read them
     "Stop with one clear line at the first parameter that is unknown or not allowed"
     for name, value in values.items():
         if name in rules or not _plain(name, value): continue
         near = difflib.get_close_matches(name, rules, 1)
         raise ParameterError(f'{name}={value!r}: there is no such parameter' + (f", did you mean '{near[0]}'?" if near else '.')
                              + f' Allowed are {", ".join(rules)}')
+    read = {name: rule.read(values[name]) for name, rule in rules.items()}
     for name, rule in rules.items():
-        if not rule.ok(values[name]): refuse(name, values[name], rule.says)
-    return {name: values[name] for name in rules}
+        if not rule.ok(read[name]): refuse(name, values[name], rule.says)
+    return read
 
 # %% ../nbs/library/core.ipynb #pick-device
 def pick_device(

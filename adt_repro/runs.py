@@ -51,7 +51,7 @@ def resolve(
     "A run's parameters with nothing left open"
     config = _row(config)
     if config['method'] not in METHODS: refuse('method', config['method'], ', '.join(METHODS))
-    check_params(config, **RULES)
+    config = check_params(config, **RULES)
     spec, have = DATASETS[config['dataset']], method_options(config['method'])
     defaults = asdict(RECIPES[config['recipe']]) | {k: getattr(spec, k) for k in ('arch', 'eps', 'epochs', 'augment')} | have
     if 'n_mc' in have: defaults['n_mc'] = spec.n_mc
