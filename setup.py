@@ -14,5 +14,5 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0',
     keywords=cfg['keywords'].split(), python_requires='>=' + cfg['min_python'],
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    install_requires=cfg['requirements'].split(), extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'autoattack')},
     entry_points={'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]})   # nbdev's links between pages

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Rule', 'find_root', 'ParameterError', 'refuse', 'one_of', 'number', 'whole', 'text', 'word', 'flag', 'maybe',
-           'several', 'check_params', 'pick_device', 'eval_mode', 'rand_unit', 'rand_normal', 'example_noise']
+           'several', 'check_params', 'pick_device', 'eval_mode', 'rand_unit', 'rand_normal', 'zero_noise',
+           'example_noise']
 
 # %% ../nbs/library/core.ipynb #imports
 import difflib, math, re
@@ -150,6 +151,13 @@ def rand_normal(
 ) -> torch.Tensor: # (N, ...) standard normal
     "Standard normal noise in the shape of `x`"
     return torch.randn_like(x) if _source.get() is None else math.sqrt(2)*torch.erfinv(rand_unit(x))
+
+@contextmanager
+def zero_noise(): # a context in which `rand_unit` and `rand_normal` give zeros
+    "What a random thing does at the centre of its noise: a squashed Gaussian is at its mean"
+    token = _source.set(torch.zeros_like)
+    try: yield
+    finally: _source.reset(token)
 
 # %% ../nbs/library/core.ipynb #hash
 def _mix(h): # SplitMix64's finaliser on int64, whose products wrap and whose shifts have to be made logical

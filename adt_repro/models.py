@@ -10,6 +10,7 @@ import math, re
 from pathlib import Path
 
 import torch, torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -154,6 +155,11 @@ def load_weights(
     model: nn.Module, # a network of the same architecture
     path: Path | str, # a file of `save_weights`
 ) -> nn.Module: # the same network with the file's numbers
-    "Read a network's parameters and running statistics; every name and shape has to fit"
-    model.load_state_dict(load_file(path))
+    "Read a network's parameters and running statistics; where a name or a shape does not fit, one line says which"
+    try: found, want = load_file(path), model.state_dict()
+    except (OSError, SafetensorError) as e: raise ParameterError(f'weights={Path(path).name!r}: cannot be read as weights ({type(e).__name__})') from None
+    wrong = ([f'{k} is missing' for k in want if k not in found] + [f'{k} is too many' for k in found if k not in want]
+             + [f'{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}' for k, v in want.items() if k in found and found[k].shape != v.shape])
+    if wrong: raise ParameterError(f'weights={Path(path).name!r}: of another architecture, {wrong[0]}' + f' and {len(wrong) - 1} more'*(len(wrong) > 1))
+    model.load_state_dict(found)
     return model

@@ -148,7 +148,7 @@ def load_run(
 ) -> tuple: # (model in evaluation mode, config dict)
     "The trained network of a run, and its parameters"
     folder = Path(folder)
-    if not (folder/'run.json').exists(): raise FileNotFoundError(f'{folder.name} is not a finished run: it has no run.json')
+    if not (folder/'run.json').exists(): raise ParameterError(f'run={folder.name!r}: not a finished run, it has no run.json')
     config = yaml.safe_load((folder/'config.yaml').read_text(encoding='utf-8'))
     spec = DATASETS[config['dataset']]
     model = load_weights(build(config['arch'], spec.shape[0], spec.n_classes), folder/'weights.safetensors')

@@ -1,0 +1,91 @@
+"white_box.ipynb as its users run it: in a fresh project, on given runs, and with what cannot be used"
+import json, shutil, subprocess, sys
+from pathlib import Path
+
+import nbformat, pandas as pd, pytest, torch
+from safetensors.torch import load_file, save_file
+
+from adt_repro.core import ParameterError
+from adt_repro.evaluation import evaluate
+from adt_repro.data import load_data
+from adt_repro.models import build
+from adt_repro.records import SCHEMA, accuracies, load_records, robust
+from adt_repro.runs import load_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp('project')
+    (root/'nbs').mkdir(); (root/'outputs').mkdir()
+    for f in 'settings.ini', 'nbs/white_box.ipynb': shutil.copy(ROOT/f, root/f)
+    return root
+
+def papermill(project, out, **params):
+    given = [w for k, v in params.items() for w in (('-y', f'{k}: {json.dumps(v)}') if isinstance(v, list) else ('-p', k, str(v)))]
+    return subprocess.run([sys.executable, '-m', 'papermill', 'nbs/white_box.ipynb', out, *given],
+                          cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+@pytest.fixture(scope='module')
+def tiny(project):
+    "At its defaults, where there is nothing: two runs are trained and judged"
+    done = papermill(project, 'out.ipynb')
+    assert done.returncode == 0, done.stderr
+    return project/'outputs'/'tiny'
+
+def test_defaults(tiny):
+    rows = load_records(*sorted((tiny/'records').glob('*.parquet')))
+    assert list(rows.columns) == list(SCHEMA) and (rows.groupby(['run', 'attack']).size() == 100).all() and rows.attacked.all()
+    assert set(rows.attack) == {'natural', 'fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature', 'distribution'}
+    sums, rob = accuracies(rows), robust(rows)
+    for run, a in sums.groupby('run'): assert rob[rob.run == run].correct.item() <= a.correct.min()
+    table = pd.read_csv(tiny/'tables'/'white_box.csv')
+    for r in table[table.attack == 'rob+'].itertuples(): assert r.correct == rob[rob.run == r.run].correct.item()
+    assert set(pd.read_csv(tiny/'frames'/'distribution.csv').run) == set(pd.read_csv(tiny/'frames'/'soundness.csv').run) == set(rows.run)
+
+def test_the_notebook_shows_it(project, tiny):
+    text = json.dumps([c.get('outputs') for c in nbformat.read(project/'out.ipynb', 4).cells])
+    assert text.count('image/png') >= 2 and 'rob+' in text and 'Traceback' not in text and str(project) not in text
+
+def test_a_cascade_says_upper_bound(project, tiny):
+    shutil.copytree(tiny/'runs', project/'outputs'/'demo'/'runs')
+    name = 'digits-small_cnn-at_pgd-s0'
+    done = papermill(project, 'cascade.ipynb', runs=[name], attacks=['fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature'], cascade=True, sound=False, batch=33)
+    assert done.returncode == 0, done.stderr
+    chain, whole = (load_records(project/'outputs'/s/'records'/f'white_box-{name}.parquet') for s in ('demo', 'tiny'))
+    assert not chain.attacked.all() and robust(chain).correct.item() == robust(whole).correct.item()
+    assert '\\u2264' in json.dumps([c.get('outputs') for c in nbformat.read(project/'cascade.ipynb', 4).cells])
+
+def test_what_cannot_be_used(project, tiny, tmp_path):
+    "One line each, a non-zero exit where it is papermill's business, and nothing half-written"
+    done = papermill(project, 'bad.ipynb', scale='tiny', runs=['digits-small_cnn-alp-s0'])
+    assert done.returncode and "runs='digits-small_cnn-alp-s0': allowed is digits-small_cnn-at_pgd-s0, digits-small_cnn-standard-s0" in done.stderr
+    run = shutil.copytree(tiny/'runs'/'digits-small_cnn-at_pgd-s0', tmp_path/'run')
+    w = load_file(run/'weights.safetensors')
+    save_file({k: v for k, v in w.items() if k != 'fc.bias'}, run/'weights.safetensors')
+    with pytest.raises(ParameterError, match="weights='weights.safetensors': of another architecture, fc.bias is missing$"): load_run(run)
+    save_file(w | {'fc.weight': w['fc.weight'][:5].contiguous()}, run/'weights.safetensors')
+    with pytest.raises(ParameterError, match=r'fc.weight is \(5, 64\), not \(10, 64\)'): load_run(run)
+    (run/'weights.safetensors').unlink()
+    with pytest.raises(ParameterError, match='cannot be read as weights'): load_run(run)
+    (run/'run.json').unlink()
+    with pytest.raises(ParameterError, match='not a finished run'): load_run(run)
+
+def test_what_cannot_be_judged():
+    data, net = load_data('digits').head(10, 10), build('small_cnn', in_ch=1)
+    with pytest.raises(ParameterError, match=r'x: allowed are pixels in \[0, 1\], these go from 0 to 255'): evaluate(net, 255*data.x_test, data.y_test)
+    with pytest.raises(ParameterError, match='these go from nan to nan'): evaluate(net, data.x_test*float('nan'), data.y_test)
+    torch.nn.init.constant_(net.fc.weight, float('nan'))
+    with pytest.raises(ValueError, match='the network gave logits that are not finite, on images of the clean set'): evaluate(net, data.x_test, data.y_test)
+
+def test_autoattack_is_an_extra(project, tiny):
+    "Without the package a line says what to install; with it, it joins rob+ and its version is in the table"
+    try: import pyautoattack
+    except ImportError:
+        done = papermill(project, 'aa.ipynb', scale='tiny', autoattack=True, sound=False, draws=0, attacks=['fgsm'])
+        assert done.returncode and "autoattack=True: allowed where pyautoattack is installed: pip install 'adt_repro[autoattack]'" in done.stderr
+        return
+    done = papermill(project, 'aa.ipynb', scale='tiny', autoattack=True, sound=False, draws=0, attacks=['fgsm', 'pgd20'], n_test=20)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(project/'outputs'/'tiny'/'tables'/'white_box.csv')
+    assert {'rob', 'rob+', 'autoattack'} <= set(table.attack) and table.pyautoattack.notna().all()
