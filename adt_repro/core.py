@@ -79,6 +79,7 @@ def flag() -> Rule: # satisfied by True and False, and by these words, which pap
     "Yes or no"
     return Rule(lambda v: isinstance(v, bool), 'true or false', lambda v: {'true': True, 'false': False}.get(v, v) if isinstance(v, str) else v)
 
+# %% ../nbs/library/core.ipynb #rule-of
 def maybe(
     rule: Rule, # the rule for a value that was given
 ) -> Rule: # `rule`, or None

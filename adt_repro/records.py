@@ -100,6 +100,7 @@ def save_records(
     rows.to_parquet(part, index=False)
     part.replace(path)
 
+# %% ../nbs/library/records.ipynb #files-load
 def _fit(rows, name):
     if set(rows.columns) != set(SCHEMA): raise RecordError(f'{name}: its columns are {", ".join(rows.columns)}; allowed are {", ".join(SCHEMA)}')
     try: fitting = rows.astype(SCHEMA)

@@ -165,7 +165,7 @@ def gather(
     return {'clean': clean, 'starts': starts, 'PGD-20': starts[0], _best: _worst(starts),
             'FGSM': run(fgsm, eps=eps), 'PGD-100': run(partial(pgd, steps=100), eps=eps, seed=seed),
             'radii': {0.: clean} | {e: starts[0] if e == eps else run(pgd, eps=e, seed=seed) for e in sorted(radii)},
-            'zero': pd.Series(zero_gradients(model, x, y, batch)),
+            'zero': pd.Series(zero_gradients(model, x, y, batch).numpy()),
             **{_black + name: run(attack, eps=eps, seed=seed) for name, attack in black_box.items()}}
 
 # %% ../nbs/library/soundness.ipynb #panel

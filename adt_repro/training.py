@@ -54,8 +54,7 @@ class State:
         self.model, self.method, self.recipe, self.epoch, self.average = model, method, recipe, 0, None
         self.opts = [torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)]
         self.adversary = method.adversary if isinstance(method.adversary, torch.nn.Module) else torch.nn.Module()
-        if list(self.adversary.parameters()):
-            self.opts.append(self.adversary.to(next(model.parameters()).device).optimizer(recipe.gen_lr))
+        if list(self.adversary.parameters()): self.opts.append(self.adversary.to(next(model.parameters()).device).optimizer(recipe.gen_lr))
         if recipe.average:
             closer = lambda mean, p, n: mean + (1 - min(recipe.average, (1 + n.item())/(10 + n.item())))*(p - mean)
             self.average = AveragedModel(model, avg_fn=closer, use_buffers=True)
@@ -70,8 +69,7 @@ class State:
 
     def load_state_dict(self, saved):
         self.epoch = saved['epoch']
-        self.model.load_state_dict(saved['model']); self.adversary.load_state_dict(saved['adversary'])
-        if self.average: self.average.load_state_dict(saved['average'])
+        for k in ['model', 'adversary'] + ['average']*bool(self.average): getattr(self, k).load_state_dict(saved[k])
         for o, s in zip(self.opts, saved['opts'], strict=True): o.load_state_dict(s)
         torch.set_rng_state(saved['cpu'])
         if saved['cuda']: torch.cuda.set_rng_state_all(saved['cuda'])

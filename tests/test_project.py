@@ -65,7 +65,7 @@ def test_settings_ini_is_the_single_source():
     ini = configparser.ConfigParser(delimiters=['='], interpolation=None); ini.read(ROOT/'settings.ini')
     cfg, import_version = ini['DEFAULT'], (ROOT/'adt_repro'/'__init__.py').read_text()
     assert version('adt_repro') == cfg['version'] and f'"{cfg["version"]}"' in import_version
-    declared = {(r.name, str(r.specifier)) for r in map(Requirement, cfg['requirements'].split() + cfg['dev_requirements'].split())}
+    declared = {(r.name, str(r.specifier)) for r in map(Requirement, ' '.join(v for k, v in cfg.items() if k.endswith('requirements')).split())}
     assert {(r.name, str(r.specifier)) for r in map(Requirement, requires('adt_repro'))} == declared
     others = (ROOT/'pyproject.toml').read_text() + (ROOT/'environment.yml').read_text() + (ROOT/'setup.py').read_text()
     assert not [r for r, _ in declared if re.search(rf'\b{r}\b\s*[<>=~]=', others)]
@@ -91,3 +91,13 @@ def test_readme_repeats_the_recorded_numbers():
         by = rows.groupby('attack').accuracy
         cells = [f'{100*a.mean():.1f} ± {100*student.ppf(0.975, len(a) - 1)*a.std()/len(a)**0.5:.1f}' for a in map(by.get_group, ('natural', 'fgsm', 'pgd20'))]
         assert f"| `{method}`{'' if recipe == 'paper2020' else f', {recipe}'} | {' | '.join(cells)} |" in readme
+
+def test_readme_repeats_the_white_box_table():
+    import pandas as pd
+    readme, table = (ROOT/'README.md').read_text(), pd.read_csv(ROOT/'outputs'/'demo'/'tables'/'white_box.csv')
+    assert (table.n == 360).all() and ((table.correct/table.n - table.accuracy).abs() < 1e-4).all() and (table.n_targets == 10).all() and not table.bound.any()
+    for run, rows in table.groupby('run'):
+        if '-tuned' in run: continue
+        a = rows.set_index('attack').accuracy
+        cells = ' | '.join(f'{100*a[k]:.1f}' for k in 'natural fgsm pgd20 pgd100 mim cw feature rob'.split())
+        assert f"| `{run.split('-')[2]}` | {cells} |" in readme and a.rob <= a[list('natural fgsm pgd20 pgd100 mim cw feature'.split())].min()

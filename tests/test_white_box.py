@@ -50,7 +50,7 @@ def test_the_notebook_shows_it(project, tiny):
 def test_a_cascade_says_upper_bound(project, tiny):
     shutil.copytree(tiny/'runs', project/'outputs'/'demo'/'runs')
     name = 'digits-small_cnn-at_pgd-s0'
-    done = papermill(project, 'cascade.ipynb', runs=[name], attacks=['fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature'], cascade=True, sound=False, batch=33)
+    done = papermill(project, 'cascade.ipynb', scale='demo', runs=[name], attacks=['fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature'], cascade=True, sound=False, batch=33)
     assert done.returncode == 0, done.stderr
     chain, whole = (load_records(project/'outputs'/s/'records'/f'white_box-{name}.parquet') for s in ('demo', 'tiny'))
     assert not chain.attacked.all() and robust(chain).correct.item() == robust(whole).correct.item()
