@@ -137,7 +137,7 @@ def _unmoved(found):
     still = ~(found['starts'][0].loss > found['clean'].loss)
     return at_most(still) | dict(says=f'PGD-20 does not raise the loss of {_pc(still)} of the images')
 
-# %% ../nbs/library/soundness.ipynb #gather
+# %% ../nbs/library/soundness.ipynb #checks
 CHECKS = {
     'falls with ε': _falls,
     'chance at ε = 0.5': _chance,
@@ -148,6 +148,7 @@ CHECKS = {
     'loss increase': _unmoved,
 }
 
+# %% ../nbs/library/soundness.ipynb #gather
 def gather(
     model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
     x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
