@@ -165,7 +165,7 @@ def fea_attack(
     n_targets: int = 200,   # targets for each image
     steps: int = 50,        # gradient steps
     step: float = None,     # size of a step in pixel values; None: eps/8
-    group: int = 20,        # targets at a time; a matter of memory, not of results
+    group: int = 20,        # targets at a time, each a copy of every image in the batch; a matter of memory, not of results
 ) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
     "FeaAttack: towards the features of images of other classes"
     if not (hasattr(model, 'features') and hasattr(model, 'fc')):

@@ -148,16 +148,19 @@ def make_method(
 # %% ../nbs/library/methods.ipynb #count-passes
 @contextmanager
 def count_passes(
-    model: torch.nn.Module, # a network whose last layer `fc` is linear with a bias
+    model: torch.nn.Module, # a network
+    layer: torch.nn.Module = None, # a linear layer with a bias, or a convolution, that each image passes once; None: the network's `fc`
 ): # a context whose value is a dict of images: forward, input_grad, weight_grad
     "Count how many images go forward and backward through a network"
     passes = dict(forward=0, input_grad=0, weight_grad=0)
-    def backward(n, grad_inputs):    # of the bias, the input, the weight; None where nobody asked for it
-        for kind, g in zip(('input_grad', 'weight_grad'), grad_inputs[1:]): passes[kind] += n*(g is not None)
+    layer = model.fc if layer is None else layer
+    first = int(isinstance(layer, torch.nn.Linear))  # gradients come as (bias, input, weight), of a convolution as (input, weight, bias)
+    def backward(n, grads):                          # None where nobody asked for one
+        for kind, g in zip(('input_grad', 'weight_grad'), grads[first:]): passes[kind] += n*(g is not None)
     def forward(layer, args, out):
         n = len(out)
         passes['forward'] += n
         if out.grad_fn: out.grad_fn.register_hook(lambda grad_inputs, grad_outputs: backward(n, grad_inputs))
-    handle = model.fc.register_forward_hook(forward)
+    handle = layer.register_forward_hook(forward)
     try: yield passes
     finally: handle.remove()

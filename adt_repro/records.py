@@ -47,7 +47,7 @@ def run_suite(
 
 # %% ../nbs/library/records.ipynb #sums
 def _share(run, name, n, correct, bound=False):
-    return dict(run=run, attack=name) | share(correct, n) | dict(bound=bound)
+    return dict(run=run, attack=name) | share(correct, n) | (dict(lo=math.nan, hi=math.nan) if bound else {}) | dict(bound=bound)
 
 def accuracies(
     rows: pd.DataFrame, # records
@@ -67,6 +67,7 @@ def robust(
     out = []
     for run, g in rows[rows.attack.isin(attacks)].groupby('run', sort=False):
         fallen = (g.attacked & (g.pred != g.y)).groupby(g.i).any()
+        if absent := set(attacks) - set(g.attack): raise ParameterError(f'attacks={attacks!r}: allowed are those that {run} was judged under, {", ".join(absent)} is not among them')
         met = g[g.attacked].groupby('i').attack.nunique().reindex(fallen.index, fill_value=0)
         known = fallen | (met == len(set(attacks)))
         if known.any(): out.append(_share(run, name, int(known.sum()), int((known & ~fallen).sum())))
@@ -101,10 +102,16 @@ def save_records(
     part.replace(path)
 
 # %% ../nbs/library/records.ipynb #files-load
+_is = pd.api.types
+_KINDS = dict(str=lambda c: _is.is_string_dtype(c) or len(c) == 0, int64=_is.is_integer_dtype, float64=_is.is_float_dtype, bool=_is.is_bool_dtype)
+
 def _fit(rows, name):
     if set(rows.columns) != set(SCHEMA): raise RecordError(f'{name}: its columns are {", ".join(rows.columns)}; allowed are {", ".join(SCHEMA)}')
-    try: fitting = rows.astype(SCHEMA)
-    except (ValueError, TypeError) as e: raise RecordError(f'{name}: a column has another type than {SCHEMA} ({e})') from None
+    wrong = [k for k, kind in SCHEMA.items() if not _KINDS[kind](rows[k])]
+    if wrong: raise RecordError(f'{name}: {wrong[0]} is of type {rows[wrong[0]].dtype}, allowed is {SCHEMA[wrong[0]]}')
+    fitting = rows.astype(SCHEMA)
+    if (fitting.linf > fitting.eps + 1e-6).any(): raise RecordError(f'{name}: an image was moved by more than its ε')
+    if (fitting.attacked != (fitting.pred >= 0)).any(): raise RecordError(f'{name}: pred has to be a class where attacked, and -1 elsewhere')
     if fitting.duplicated(['run', 'attack', 'i', 'seed', 'eps']).any(): raise RecordError(f'{name}: an image has two rows for the same attack and seed')
     if fitting.loc[fitting.attacked, ['margin', 'loss', 'linf']].isna().any(axis=None): raise RecordError(f'{name}: a margin, loss or distance is not a number')
     return fitting[list(SCHEMA)]
@@ -113,6 +120,7 @@ def load_records(
     *paths: Path | str, # files of `save_records`
 ) -> pd.DataFrame: # columns of `SCHEMA`; all of one test set and one ε
     "Read records, or say what does not fit"
+    if not paths: raise RecordError('paths=(): allowed are files of records, at least one')
     parts = []
     for path in map(Path, paths):
         try: parts.append(_fit(pd.read_parquet(path), path.name))

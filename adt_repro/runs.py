@@ -41,6 +41,7 @@ def _row(config):
     if name not in METHODS and 'method' not in row: refuse('method', name, ', '.join([*METHODS, *(r for r in rows if r not in METHODS)]))
     for k in row:
         if k not in config or k in ('rows', 'seed', 'scale', 'device', 'data_root'): refuse(f'rows[{name!r}]', k, 'a parameter of the method or the recipe')
+    if config['recipe'] != 'paper2020': row = {k: v for k, v in row.items() if k == 'epochs' or k not in Recipe.__dataclass_fields__}
     full = {k: row.get(k) if v is None else v for k, v in config.items()} | dict(rows=None, method=row.get('method', name))
     if full['method'] != name and full['label'] is None: full['label'] = name
     return full
@@ -103,7 +104,7 @@ def run_name(
     config: dict, # of `resolve`
 ) -> str: # <dataset>-<arch>-<label, or method>[-<recipe>]-s<seed>
     "The name of a run"
-    what = config['label'] or config['method'] + f"-{config['recipe']}"*(config['recipe'] != 'paper2020')
+    what = (config['label'] or config['method']) + f"-{config['recipe']}"*(config['recipe'] != 'paper2020')
     return f"{config['dataset']}-{config['arch']}-{what}-s{config['seed']}"
 
 def run_folder(

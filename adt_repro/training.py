@@ -127,8 +127,9 @@ def _epoch(state, data, stop, on_batch):
             if not math.isfinite(value): stop(f'the {name} became {value} in epoch {at + 1}, step {i + 1} of {len(order)}')
         total, n = tuple(t + len(idx)*v for t, v in zip(total, out)), n + len(idx)
         on_batch(i + 1, len(order))
-    weights = [*state.result.parameters(), *state.adversary.parameters()]
-    if not all(w.isfinite().all() for w in weights): stop(f'weights are no longer finite after epoch {at + 1}')
+    with eval_mode(state.model, state.result), torch.no_grad(): sound = all(net(x).isfinite().all() for net in (state.model, state.result))
+    numbers = [v for net in (state.model, state.result, state.adversary) for v in net.state_dict().values() if v.is_floating_point()]
+    if not (sound and all(v.isfinite().all() for v in numbers)): stop(f'weights or logits are not finite after epoch {at + 1}, step {len(order)} of {len(order)}')
     state.epoch += 1
     return dict(epoch=state.epoch, lr=opt.param_groups[0]['lr'], loss=total[0]/n, entropy=total[1]/n)
 
