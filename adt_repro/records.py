@@ -116,6 +116,7 @@ def _fit(rows, name):
     if fitting.loc[fitting.attacked, ['margin', 'loss', 'linf']].isna().any(axis=None): raise RecordError(f'{name}: a margin, loss or distance is not a number')
     return fitting[list(SCHEMA)]
 
+# %% ../nbs/library/records.ipynb #files-read
 def load_records(
     *paths: Path | str, # files of `save_records`
 ) -> pd.DataFrame: # columns of `SCHEMA`; all of one test set and one ε
