@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'OPTIONS', 'Method', 'flip_grad', 'adt_loss', 'method_options', 'make_method', 'count_passes']
 
 # %% ../nbs/library/methods.ipynb #imports
-import inspect, math
+import inspect, math, sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -80,7 +80,7 @@ def _alp(eps, shape, *, inner_steps=7, inner_step=0.25, beta=0.5):
     return replace(_at_pgd(eps, shape, inner_steps=inner_steps, inner_step=inner_step), loss=partial(alp, beta=beta))
 
 def _feature_scatter(eps, shape, *, inner_steps=1, inner_step=1., smoothing=0.5):
-    return Method(point(pgd, eps=eps, steps=inner_steps, step=inner_step*eps, loss=scatter), partial(smooth_ce, smoothing=smoothing))
+    return Method(point(pgd, eps=eps, steps=inner_steps, step=inner_step*eps, loss=scatter, group=sys.maxsize), partial(smooth_ce, smoothing=smoothing))
 
 def _trades(eps, shape, *, inner_steps=10, inner_step=0.223125, beta=6.):
     near = lambda x: 0.001/eps*rand_normal(x)
