@@ -165,7 +165,7 @@ def recorded_black_boxes(
     rows: pd.DataFrame, # records of whole attacks, with at least one white-box attack for each run, see `adt_repro.records`
 ) -> pd.DataFrame: # as of `panel`, with a column run; one row for each run, black-box attack and source
     "Is no recorded black-box attack stronger than the white-box attacks?"
-    rows = rows[rows.attack != 'natural'].assign(right=rows.pred == rows.y)
+    rows = rows.assign(right=rows.pred == rows.y).query("attack != 'natural'").reset_index(drop=True)
     black, found = (rows.source != rows.run) | (rows.queries >= 0), []
     for run, g in rows[black].groupby('run', sort=False):
         white = rows[~black & (rows.run == run)]
