@@ -101,3 +101,15 @@ def test_readme_repeats_the_white_box_table():
         a = rows.set_index('attack').accuracy
         cells = ' | '.join(f'{100*a[k]:.1f}' for k in 'natural fgsm pgd20 pgd100 mim cw feature rob'.split())
         assert f"| `{run.split('-')[2]}` | {cells} |" in readme and a.rob <= a[list('natural fgsm pgd20 pgd100 mim cw feature'.split())].min()
+
+def test_readme_repeats_the_black_box_tables():
+    import pandas as pd
+    readme, transfer, spsa = (ROOT/'README.md').read_text(), *(pd.read_csv(ROOT/'outputs'/'demo'/'tables'/f'{k}.csv') for k in ('transfer', 'spsa'))
+    assert (transfer.n == 360).all() and (spsa.n == 50).all() and (spsa.steps == 20).all() and transfer.run.nunique() == 4
+    for run, rows in transfer[transfer.attack == 'pgd20'].groupby('run'):
+        own, other = (rows[(rows.source == run) == same].sort_values('accuracy').iloc[0] for same in (True, False))
+        asked = spsa[spsa.run == run].set_index('attack').accuracy
+        cells = [f'{100*own.accuracy:.1f}', f"{100*other.accuracy:.1f} (`{other.source.split('-')[2]}`)", *(f'{100*asked[k]:.0f}' for k in ('pgd20', 'spsa32', 'spsa256', 'square'))]
+        assert f"| `{run.split('-')[2]}` | {' | '.join(cells)} |" in readme
+    frames = [pd.read_csv(ROOT/'outputs'/'demo'/'frames'/f'soundness_{k}.csv') for k in ('transfer', 'spsa')]
+    assert all(f.passed.all() for f in frames) and len(frames[0]) == 32
