@@ -196,9 +196,8 @@ def fea_attack(
             starts = torch.stack([rand_unit(x) for _ in range(min(group, n_targets - at))], 1)
             live, k = (least >= 0).nonzero()[:, 0], starts.shape[1]
             xs, ys = x[live].repeat_interleave(k, 0), y[live].repeat_interleave(k)
-            if not len(live): continue
-            approach = partial(_approach, model, eps=eps, step=eps/8 if step is None else step, steps=steps)
-            found, m = in_groups(approach, xs, ys, goals[where[live, at:at + k].flatten()], (xs + eps*starts[live].flatten(0, 1)).clamp(0, 1))
+            found, m = in_groups(partial(_approach, model, eps=eps, step=eps/8 if step is None else step, steps=steps*bool(len(live))), xs, ys,
+                                 goals[where[live, at:at + k].flatten()], (xs + eps*starts[live].flatten(0, 1)).clamp(0, 1))
             found, m = _first_fallen(found.view(-1, k, *x.shape[1:]), m.view(-1, k))
             better = m < least[live]
             worst[live[better]], least[live[better]] = found[better], m[better]
