@@ -129,6 +129,7 @@ def data_folder(
     except (OSError, RuntimeError, ValueError) as e: raise DataError(f'data_root={shown(str(given))}: allowed is a folder ({type(e).__name__})') from None
     return folder
 
+# %% ../nbs/library/data.ipynb #load-tensors
 def _digits():
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images.reshape(-1, 1, 8, 8)/16, labels, test_size=360, stratify=labels, random_state=0)

@@ -162,6 +162,7 @@ def run_facts(
     facts = {k: v for k, v in config.items() if k not in ('device', 'data_root', 'rows')} | dict(device=data.x_train.device.type)
     return facts | dict(train_set=fingerprint(data.x_train, data.y_train), test_set=fingerprint(data.x_test, data.y_test))
 
+# %% ../nbs/library/runs.ipynb #take-up
 def take_up(
     folder: Path, # of `run_folder`, locked
     state: State, # as it is before the first step, with `run_facts`; where there is a checkpoint, it takes that on

@@ -142,7 +142,6 @@ class Progress:
         self.last, self.done = row, row['epoch']
         self._draw() if self.handle else print(self)
         return row
-
     def _draw(self): self.drawn = time.perf_counter(); self.handle.update(self)
 
     def __repr__(self):
