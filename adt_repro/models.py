@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch, torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -124,10 +124,10 @@ class WideResNet(nn.Module):
 def _wrn_size(arch):
     found = re.fullmatch(r'wrn-(\d+)-(\d+)', arch)
     depth, widen = map(int, found.groups()) if found else (0, 0)
-    return (depth, widen) if depth >= 10 and depth % 6 == 4 and widen >= 1 else None
+    return (depth, widen) if 10 <= depth <= 100 and depth % 6 == 4 and 1 <= widen <= 20 else None
 
 arch_rule = Rule(lambda v: isinstance(v, str) and (v in ('small_cnn', 'resnet18') or _wrn_size(v) is not None),
-                 'small_cnn, resnet18, or wrn-<depth>-<widen> with a depth of 6n+4 such as wrn-28-10')
+                 'small_cnn, resnet18, or wrn-<depth>-<widen> with a depth of 6n+4 up to 100 and a width up to 20 such as wrn-28-10')
 
 def build(
     arch: str,           # small_cnn, resnet18, or wrn-<depth>-<widen>
@@ -146,10 +146,7 @@ def save_weights(
     path: Path | str, # where to; the name appears when the file is complete
 ):
     "Write a network's parameters and running statistics"
-    path = Path(path)
-    part = path.with_name(path.name + '.part')
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part)
-    part.replace(path)
+    with replacing(path) as f: f.write(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
 
 def load_weights(
     model: nn.Module, # a network of the same architecture

@@ -6,13 +6,14 @@
 __all__ = ['digest', 'write_rows', 'in_parts']
 
 # %% ../nbs/library/parts.ipynb #imports
-import hashlib, json, os, uuid
+import hashlib, json, uuid
 from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd, torch
 
 import adt_repro
+from .core import *
 from .data import fingerprint
 
 # %% ../nbs/library/parts.ipynb #parts
@@ -49,13 +50,7 @@ def write_rows(
     "Write a Parquet file, whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        with part.open('wb') as f:
-            rows.to_parquet(f, index=False)
-            f.flush(); os.fsync(f.fileno())
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
+    with replacing(path) as f: rows.to_parquet(f, index=False)
 
 # %% ../nbs/library/parts.ipynb #in-parts
 def in_parts(

@@ -9,7 +9,7 @@ from adt_repro.data import load_data
 from adt_repro.evaluation import accuracy, evaluate
 from adt_repro.attacks import fgsm, pgd
 from adt_repro.methods import METHODS, OPTIONS, method_options
-from adt_repro.runs import RULES, load_method, load_run, resolve, start_run
+from adt_repro.runs import RULES, SESSION, load_method, load_run, resolve, start_run
 from adt_repro.training import RECIPES, Recipe, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def run(project):
     return project/'outputs'/'demo'/'runs'/'digits-small_cnn-adt_exp-s3'
 
 def test_a_run_is_complete(run):
-    assert sorted(p.name for p in run.iterdir()) == ['checkpoint.pt', 'config.yaml', 'history.csv', 'run.json', 'weights.safetensors']
+    assert sorted(p.name for p in run.iterdir() if p.name != '.lock') == ['checkpoint.pt', 'config.yaml', 'history.csv', 'run.json', 'weights.safetensors']
     config, facts = yaml.safe_load((run/'config.yaml').read_text()), json.loads((run/'run.json').read_text())
     assert (config['method'], config['n_mc'], config['eps'], config['n_train']) == ('adt_exp', 1, 0.15, 128)
     assert list(pd.read_csv(run/'history.csv').epoch) == [1, 2]
@@ -63,7 +63,7 @@ def test_its_config_repeats_it(project, run):
     before = {f: (run/f).read_bytes() for f in ('weights.safetensors', 'config.yaml')}
     history = pd.read_csv(run/'history.csv').drop(columns='seconds')
     config = shutil.copy(run/'config.yaml', project/'again.yaml')
-    assert papermill(project, 'outputs/demo/again.ipynb', '-f', str(config)).returncode == 0
+    assert papermill(project, 'outputs/demo/again.ipynb', '-f', str(config), fresh=True).returncode == 0
     assert {f: (run/f).read_bytes() for f in before} == before
     pd.testing.assert_frame_equal(pd.read_csv(run/'history.csv').drop(columns='seconds'), history)
 
@@ -93,7 +93,7 @@ def test_every_parameter_is_explained():
     done = subprocess.run([sys.executable, '-m', 'papermill', '--help-notebook', 'nbs/train.ipynb'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and 'Unknown' not in done.stdout
     assert {*OPTIONS, *Recipe.__dataclass_fields__} <= set(RULES)
-    for name in RULES: assert f'  {name}: ' in done.stdout, name
+    for name in RULES | SESSION: assert f'  {name}: ' in done.stdout, name
 
 TABLE1 = 'standard at_fgsm at_pgd_madry at_pgd alp feature_scatter adt_exp adt_exp_am adt_imp_am'.split()
 
