@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'SESSION', 'resolve', 'start_run', 'provenance', 'run_name', 'run_folder', 'save_run', 'lock_run',
-           'run_facts', 'take_up', 'load_run', 'load_method']
+           'run_facts', 'read_config', 'take_up', 'load_run', 'load_method']
 
 # %% ../nbs/library/runs.ipynb #imports
 import json, platform, subprocess
@@ -162,6 +162,26 @@ def run_facts(
     facts = {k: v for k, v in config.items() if k not in ('device', 'data_root', 'rows')} | dict(device=data.x_train.device.type)
     return facts | dict(train_set=fingerprint(data.x_train, data.y_train), test_set=fingerprint(data.x_test, data.y_test))
 
+# %% ../nbs/library/runs.ipynb #read-config
+def _parsed(path, parse):
+    "A file's dict; whatever else it is, or holds, is refused with one line"
+    try:
+        with path.open('rb') as f: found = parse(f.read(10**6).decode())
+    except Exception as e:   # a damaged file makes a parser raise almost anything
+        raise ParameterError(f'run={path.parent.name!r}: its {path.name} cannot be read ({type(e).__name__})') from None
+    if not (isinstance(found, dict) and all(isinstance(k, str) for k in found)): raise ParameterError(f'run={path.parent.name!r}: its {path.name} holds no table of names and values')
+    return found
+
+def read_config(
+    folder: Path | str, # of a run
+) -> dict: # as of `resolve`, and as much to be relied on
+    "A run's parameters from its `config.yaml`, of which nothing is executed"
+    config = dict.fromkeys(RULES) | _parsed(Path(folder)/'config.yaml', yaml.safe_load)
+    check_params(config, **RULES)
+    return resolve(config)
+
+def _facts(folder): return _parsed(folder/'run.json', json.loads)
+
 # %% ../nbs/library/runs.ipynb #take-up
 def take_up(
     folder: Path, # of `run_folder`, locked
@@ -172,7 +192,7 @@ def take_up(
     files = [folder/f for f in ('run.json', 'checkpoint.pt', 'config.yaml', 'history.csv', 'weights.safetensors', 'adversary.safetensors')]
     for f in files if fresh else []: f.unlink(missing_ok=True)
     finished, had = files[0].exists(), {}
-    if finished: had = yaml.safe_load(files[2].read_text(encoding='utf-8')) | json.loads(files[0].read_text(encoding='utf-8')) | dict(device=state.facts['device'])
+    if finished: had = read_config(folder) | _facts(folder) | dict(device=state.facts['device'])
     elif files[1].exists(): had = read_checkpoint(files[1]).get('facts', {})
     other = [k for k, v in state.facts.items() if k in had and had[k] != v]
     if other:
@@ -189,7 +209,7 @@ def load_run(
     "The trained network of a run, and its parameters"
     folder = Path(folder)
     if not (folder/'run.json').exists(): raise ParameterError(f'run={folder.name!r}: not a finished run, it has no run.json')
-    config = yaml.safe_load((folder/'config.yaml').read_text(encoding='utf-8'))
+    config = read_config(folder)
     spec = DATASETS[config['dataset']]
     model = load_weights(build(config['arch'], spec.shape[0], spec.n_classes), folder/'weights.safetensors')
     return model.to(device).eval(), config
@@ -199,6 +219,6 @@ def load_method(
     device: torch.device | str = 'cpu', # where to put a generator
 ) -> Method: # with the run's generator and encoder, in evaluation mode, where it has them
     "What a run was trained by"
-    method = _method(yaml.safe_load((Path(folder)/'config.yaml').read_text(encoding='utf-8')))
+    method = _method(read_config(folder))
     if isinstance(method.adversary, torch.nn.Module): load_weights(method.adversary, Path(folder)/'adversary.safetensors').to(device).eval()
     return method
