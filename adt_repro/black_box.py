@@ -74,6 +74,15 @@ def images_in(
         for h in hooks: h.remove()
     return max(1, int(mib*2**20/(4*largest + 6*x[:1].nbytes)))
 
+# %% ../nbs/library/black_box.ipynb #rules
+_positive = number(0, above=True)
+_rules = dict(eps=number(0, 1, above=True), samples=Rule(lambda v: type(v) is int and v >= 2 and v % 2 == 0, 'an even number of at least 2'),
+              steps=whole(1), budget=whole(1), first=number(0, 1, above=True), sigma=_positive, memory=_positive)
+
+def _check(**given):
+    for k, v in given.items():
+        if not _rules[k].ok(v): refuse(k, v, _rules[k].says)
+
 # %% ../nbs/library/black_box.ipynb #spsa
 def spsa(
     model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode, asked for no gradient
@@ -88,7 +97,7 @@ def spsa(
     memory: float = 256,    # MiB for the images that are in the network at a time, see `images_in`; not a matter of results
 ) -> tuple: # x_adv (N, C, H, W) in the ball and in [0, 1]; queries (N,) int64
     "The SPSA attack: Adam along estimated gradients, until the image falls"
-    if samples < 2 or samples % 2: refuse('samples', samples, 'an even number of at least 2')
+    _check(eps=eps, samples=samples, steps=steps, sigma=sigma, memory=memory)
     delta, project, asked, at_once = torch.zeros_like(x), linf_ball(x, eps), _asked(model, y), images_in(model, x, memory)
     adam = torch.optim.Adam([delta], lr=0.01*eps*255/8 if lr is None else lr)
     def step(t, live, z, _):
@@ -124,6 +133,7 @@ def square(
     first: float = 0.8,     # share of the pixels in the first square, in (0, 1]
 ) -> tuple: # x_adv (N, C, H, W) in the ball and in [0, 1], the clean image where nothing helped; queries (N,) int64
     "The Square attack: random squares of ±ε, kept when the margin falls, until the image falls"
+    _check(eps=eps, budget=budget, first=first)
     asked = _asked(model, y)
     def step(t, live, best, least):
         xs, side = x[live], max(1, round(min(x.shape[2:])*(first/2**bisect(_halved, t/budget))**0.5))

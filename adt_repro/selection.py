@@ -24,6 +24,7 @@ def chosen_runs(
 ) -> list: # names of finished runs, each once
     "The finished runs that fit"
     finished = sorted(f.parent.name for f in Path(folder).glob('runs/*/run.json'))
+    if patterns == []: refuse(name, patterns, 'at least one name or pattern')
     out = []
     for pattern in ['*'] if patterns is None else patterns:
         fits = fnmatch.filter(finished, pattern)

@@ -165,6 +165,7 @@ def recorded_black_boxes(
     rows: pd.DataFrame, # records of whole attacks, with at least one white-box attack for each run, see `adt_repro.records`
 ) -> pd.DataFrame: # as of `panel`, with a column run; one row for each run, black-box attack and source
     "Is no recorded black-box attack stronger than the white-box attacks?"
+    if not rows.attacked.all(): raise ParameterError('rows: allowed are whole records, this is a cascade')
     rows = rows.assign(right=rows.pred == rows.y).query("attack != 'natural'").reset_index(drop=True)
     black, found = (rows.source != rows.run) | (rows.queries >= 0), []
     for run, g in rows[black].groupby('run', sort=False):
@@ -177,4 +178,5 @@ def recorded_black_boxes(
             if after.isna().any(): raise ParameterError(f'rows: allowed are attacks on the same images, {run} has {name} on others than its white-box attacks')
             found.append(dict(run=run, check=_black + name) | no_gain(before, after.astype(bool))
                          | dict(says=f'{name} leaves {_pc(before)} right, {" and ".join(dict.fromkeys(white.attack))} {_pc(after)}'))
+    if not found: raise ParameterError('rows: allowed are records with a black-box attack, these have none')
     return _verdicts(found)
