@@ -68,9 +68,9 @@ print(peak() - before)
 '''
 
 def test_memory_stays_within_its_limit():
-    "Growth of the process for SPSA-2048, which at one go would need 0.32 MiB a sample; and the limit is really used"
-    grown = {mib: float(subprocess.run([sys.executable, '-c', MEMORY, str(mib)], capture_output=True, text=True, check=True).stdout) for mib in (48, 1000)}
-    assert grown[48] < 48 < grown[1000] < 1000, grown
+    "Growth of the process for SPSA-2048 in MiB, what PyTorch keeps for itself included; and the limit is what keeps it down"
+    grown = {mib: float(subprocess.run([sys.executable, '-c', MEMORY, str(mib)], capture_output=True, text=True, check=True).stdout) for mib in (128, 1000)}
+    assert grown[128] < 128 and grown[128] < 0.8*grown[1000] < 800, grown
 
 def test_square_is_as_strong_as_the_package(net):
     "AutoAttack's own Square with the same budget, where it is installed: accuracies within their paired interval"
