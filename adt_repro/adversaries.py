@@ -57,22 +57,23 @@ def distribution_stats(
     n: int = 20,            # draws for each image, at least 1
     seed: int = 0,          # of the noise
     batch: int = 256,       # images at a time; a matter of memory, not of results
-) -> dict: # shares in [0, 1]: centre, one_draw, worst_draw, p_wrong; expected_loss in nats; and n_images, draws
+) -> dict: # shares in [0, 1]: centre, one_draw, worst_draw, p_wrong; expected_loss in nats; entropy, the mean h; and n_images, draws
     "How an adversarial distribution does as an attack"
-    logits = []
+    logits, entropy = [], []
     for ids in torch.arange(len(x)).split(batch):
         xb, yb = x[ids.to(x.device)], y[ids.to(x.device)]
         with eval_mode(model, adversary), example_noise(ids, seed):
             p = adversary(model, xb, yb)
-            def draw(): return model((xb + p()[0]).clamp(0, 1))
             with torch.no_grad():
-                with zero_noise(): centre = draw()
-                logits.append(torch.stack([centre] + [draw() for _ in range(n)]))
+                with zero_noise(): draws = [p()]
+                draws += [p() for _ in range(n)]
+                logits.append(torch.stack([model((xb + delta).clamp(0, 1)) for delta, _ in draws]))
+                entropy.append(torch.stack([h for _, h in draws[1:]]))
     centre, z = torch.cat(logits, 1).split([1, n])
     at_centre, wrong = centre[0].argmax(1) != y, z.argmax(2) != y
     loss = -z.log_softmax(2).gather(2, y.expand(n, -1)[..., None])
     share = dict(centre=at_centre, one_draw=wrong[0], worst_draw=wrong.any(0), p_wrong=wrong)
-    return {k: v.float().mean().item() for k, v in share.items()} | dict(expected_loss=loss.mean().item(), n_images=len(x), draws=n)
+    return {k: v.float().mean().item() for k, v in share.items()} | dict(expected_loss=loss.mean().item(), entropy=torch.cat(entropy, 1).mean().item(), n_images=len(x), draws=n)
 
 # %% ../nbs/library/adversaries.ipynb #exp-adversary
 def exp_adversary(

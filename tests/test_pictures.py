@@ -1,0 +1,89 @@
+"landscape.ipynb, diversity.ipynb and ablation.ipynb as their users run them: what they leave, what they take up again, and what they refuse"
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import nbformat, numpy as np, pandas as pd, pytest, torch
+
+from adt_repro.core import ParameterError
+from adt_repro.data import load_data
+from adt_repro.runs import load_run
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = 'landscape', 'diversity', 'ablation'
+QUICK = dict(train=True, scale='quick', lbd=[0, 10], n_mc=[], inner_steps=[], inner_momentum=[0, 1], rho=[], u_max=[0.9], seeds=2, epochs=1, n_train=100, n_test=40, draws=3)
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp('project')
+    (root/'nbs').mkdir(); (root/'outputs').mkdir()
+    for f in 'settings.ini', *(f'nbs/{n}.ipynb' for n in NOTEBOOKS): shutil.copy(ROOT/f, root/f)
+    return root
+
+def command(notebook, out, **params):
+    given = [w for k, v in params.items() for w in (('-y', f'{k}: {json.dumps(v)}') if isinstance(v, (list, dict)) else ('-p', k, str(v)))]
+    return [sys.executable, '-m', 'papermill', f'nbs/{notebook}.ipynb', str(out), *given]
+
+def papermill(project, notebook, out='out.ipynb', **params):
+    return subprocess.run(command(notebook, out, **params), cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+def figures(folder): return {f.stem for f in folder.glob('figures/*.svg')} & {f.stem for f in folder.glob('figures/*.png')} & {f.stem for f in folder.glob('frames/*.csv')}
+
+def test_landscape_leaves_figures_and_their_numbers(project):
+    done = papermill(project, 'landscape', grid=5, n_images=3, n_samples=20, n_curvature=8, image=2)
+    assert done.returncode == 0, done.stderr
+    tiny = project/'outputs'/'tiny'
+    assert figures(tiny) == {'landscape', 'landscape_plane', 'coverage', 'curvature'}
+    surface, data = pd.read_csv(tiny/'frames'/'landscape.csv'), load_data('digits')
+    for name, rows in surface.groupby('run'):                # the origin is the clean loss of a plain forward pass, and the grid goes to ten times ε
+        model, _ = load_run(tiny/'runs'/name)
+        with torch.no_grad(): clean = torch.nn.functional.cross_entropy(model(data.x_test[2:3]), data.y_test[2:3]).item()
+        assert np.isclose(rows[(rows.a == 0) & (rows.b == 0)].loss.item(), clean, rtol=1e-4, atol=1e-6) and len(rows) == 25 and rows.a.max() == 10
+    coverage = pd.read_csv(tiny/'frames'/'coverage.csv')
+    assert (coverage.groupby(['run', 'cloud', 'attack']).size() == 3).all() and coverage.cloud.nunique() == coverage.attack.nunique() == 5
+    assert len(pd.read_csv(tiny/'frames'/'curvature.csv')) == 3*8
+    before = {f: f.stat().st_mtime_ns for f in tiny.glob('records/parts/*')}
+    numbers = {f.name: f.read_bytes() for f in tiny.glob('frames/*.csv')}
+    pictures = {f.name: f.read_bytes() for f in tiny.glob('figures/*')}
+    again = papermill(project, 'landscape', grid=5, n_images=3, n_samples=20, n_curvature=8, image=2)
+    assert again.returncode == 0 and before and {f: f.stat().st_mtime_ns for f in tiny.glob('records/parts/*')} == before
+    assert {f.name: f.read_bytes() for f in tiny.glob('frames/*.csv')} == numbers      # and the same bytes come out
+    assert {f.name: f.read_bytes() for f in tiny.glob('figures/*')} == pictures
+
+def test_diversity_leaves_figures_and_their_numbers(project):
+    done = papermill(project, 'diversity', n_images=3, n_samples=10, runs=['*adt_exp-s0'] if (project/'outputs'/'tiny'/'runs').exists() else None)
+    assert done.returncode == 0, done.stderr
+    tiny = project/'outputs'/'tiny'
+    assert {f for f in figures(tiny) if f.startswith('diversity')} == {f'diversity_{k}' for k in ('samples', 'measures', 'classes', 'map')}
+    rows, seen = pd.read_csv(tiny/'frames'/'diversity_measures.csv'), pd.read_csv(tiny/'frames'/'diversity_classes.csv')
+    assert set(rows.kind) == {'distribution', 'restarts'} and (rows.groupby(['run', 'kind']).size() == 3).all() and rows.cosine.between(-1, 1).all() and rows.distance.between(0, 2.01).all()
+    assert np.allclose(seen.groupby(['run', 'kind']).share.sum(), 1)
+
+def test_ablation_goes_on_where_it_was_killed(project):
+    quick, runs = project/'outputs'/'quick', project/'outputs'/'quick'/'ablation'/'runs'
+    with open(project/'killed.log', 'w') as log: process = subprocess.Popen(command('ablation', 'killed.ipynb', **QUICK), cwd=project, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    begin = time.monotonic()
+    while len(list(runs.glob('*/run.json'))) < 2 and time.monotonic() - begin < 120 and process.poll() is None: time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL); process.wait()
+    made = {f: f.stat().st_mtime_ns for f in runs.glob('*/run.json')}
+    assert len(made) >= 2, (project/'killed.log').read_text()
+    done = papermill(project, 'ablation', **QUICK)
+    assert done.returncode == 0, done.stderr
+    assert {f: f.stat().st_mtime_ns for f in made} == made                                # what was finished is left alone
+    assert len(list(runs.glob('*/run.json'))) == 2*7 and {'ablation_frontier', 'ablation_options', 'ablation_hinge'} == figures(quick)
+    results = pd.read_csv(quick/'frames'/'ablation.csv')
+    assert len(results) == 2*(2 + 2 + 1 + 2) and results.seed.nunique() == 2 and (results.robust <= results.natural + 1e-9).all()
+    assert results[results.option == 'inner_momentum'].groupby('value').run.first()[1].endswith('base-s0')
+    entropy = results[results.option == 'lbd'].groupby('value').entropy.mean()
+    assert entropy[0] < entropy[10] < np.log(2) and results[results.method == 'noise'].entropy.sub(np.log(2)).abs().max() < 1e-5
+    shown = papermill(project, 'ablation', 'shown.ipynb', scale='quick')                   # and without training it shows what is there
+    assert shown.returncode == 0 and json.dumps([c.get('outputs') for c in nbformat.read(project/'shown.ipynb', 4).cells]).count('image/png') == 3
+
+@pytest.mark.parametrize('notebook, params, line', [
+    ('landscape', dict(grid=4), 'grid=4: allowed is an odd whole number'), ('landscape', dict(k=9, n_samples=9), 'k=9: allowed is less than n_samples=9'),
+    ('landscape', dict(n_imges=3), "n_imges=3: there is no such parameter, did you mean 'n_images'"), ('diversity', dict(runs=['nothing-*']), "runs='nothing-*': allowed is"),
+    ('ablation', dict(train=True, rho=[-30]), 'rho=-30: allowed is'), ('ablation', dict(train=True, base=dict(lbd=1)), "base='lbd': allowed is"), ('ablation', dict(train=True, attacks=[]), 'attacks=[]: allowed is at least one'),
+    ('ablation', dict(scale='absent'), 'train=False: allowed is true, since outputs/absent/frames/ablation.csv is not there yet'), ('ablation', dict(seeds=1), 'seeds=1: allowed is')])
+def test_one_line_for_what_cannot_be_used(project, notebook, params, line):
+    before = sorted(project.glob('outputs/*/*'))
+    done = papermill(project, notebook, **params)
+    assert done.returncode == 1 and line in done.stderr and 'Traceback' not in done.stderr.split('ParameterError')[-1] and sorted(project.glob('outputs/*/*')) == before
