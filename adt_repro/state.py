@@ -66,21 +66,13 @@ class State:
             self.average = AveragedModel(model, avg_fn=closer, use_buffers=True)
 
     @property
-    def result(self):
-        "The network that training leaves: the averaged one where there is an average"
-        return self.average.module if self.average else self.model
+    def result(self): "The network that training leaves: the averaged one where there is an average"; return self.average.module if self.average else self.model
     @property
-    def device(self):
-        "Where the network is"
-        return next(self.model.parameters()).device
+    def device(self): "Where the network is"; return next(self.model.parameters()).device
     @property
-    def nets(self):
-        "Name to network, of all whose weights are kept"
-        return dict(model=self.model, adversary=self.adversary) | (dict(average=self.average) if self.average else {})
+    def nets(self): "Name to network, of all whose weights are kept"; return dict(model=self.model, adversary=self.adversary) | (dict(average=self.average) if self.average else {})
     @property
-    def place(self):
-        "How far training has come, in words"
-        return f'after epoch {self.epoch}' if self.step == 0 else f'after step {self.step} of epoch {self.epoch + 1}'
+    def place(self): "How far training has come, in words"; return f'after epoch {self.epoch}' if self.step == 0 else f'after step {self.step} of epoch {self.epoch + 1}'
 
 # %% ../nbs/library/state.ipynb #state-saved
 def _saved(state):
