@@ -73,6 +73,11 @@ def public_names(cell, shown):
     methods = lambda t: [f'{t.name}.{n.name}, title_level=4' for n in members(t) if n.name[0] != '_' and ast.get_docstring(n)]
     return [name for t in tops for name in [t.name, *methods(t)]][::-1]
 
+def darkened(site):
+    "Bootstrap's own dark colours for the dark theme: the light theme's fonts and sizes, and nothing from elsewhere"
+    light, dark = (next((site/'site_libs'/'themes').glob(f'{name}*.css')) for name in ('default', 'darkly'))
+    dark.write_text(light.read_text(encoding='utf-8').replace('[data-bs-theme=dark]', ':is(:root,[data-bs-theme=dark])'), encoding='utf-8')
+
 def self_contained(page, text, ids):
     "A page with MathML for its TeX, nothing from a CDN, and relative links to the pages beside it"
     tex2mathml = LatexToMathML(fancy_error=False, allow_unreliable_rendering=True).convert_with_global_state
@@ -99,6 +104,7 @@ if __name__ == '__main__':
     pages = {p.relative_to(site).as_posix(): p.read_text(encoding='utf-8') for p in site.rglob('*.html')}
     ids = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in pages.items()}
     for page, text in pages.items(): (site/page).write_text(self_contained(page, text.replace(TICK, '`'), ids), encoding='utf-8')
+    darkened(site)
     index = site/'search.json'
     index.write_text(index.read_text(encoding='utf-8').replace(TICK, '`'), encoding='utf-8')
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
