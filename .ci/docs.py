@@ -76,10 +76,10 @@ def public_names(cell, shown):
 def darkened(site):
     "Bootstrap's own dark colours for the dark theme: the light theme's fonts and sizes, and nothing from elsewhere"
     light, dark = (next((site/'site_libs'/'themes').glob(f'{name}*.css')) for name in ('default', 'darkly'))
-    dark.write_text(light.read_text(encoding='utf-8').replace('[data-bs-theme=dark]', ':is(:root,[data-bs-theme=dark])'), encoding='utf-8')
+    dark.write_text(light.read_text(encoding='utf-8').replace('[data-bs-theme=light]', ':root').replace('[data-bs-theme=dark]', ':is(:root,[data-bs-theme=dark])'), encoding='utf-8')
 
 def self_contained(page, text, ids):
-    "A page with MathML for its TeX, nothing from a CDN, and relative links to the pages beside it"
+    "A page with MathML for its TeX, nothing from a CDN, relative links to the pages beside it, and sections that keys open"
     tex2mathml = LatexToMathML(fancy_error=False, allow_unreliable_rendering=True).convert_with_global_state
     def math(m):
         try: return f'<span class="math {m[1]}">{tex2mathml(html.unescape(m[2]), displaystyle=m[1] == "display")}</span>'
@@ -90,6 +90,7 @@ def self_contained(page, text, ids):
         return f'href="{posixpath.relpath(target, posixpath.dirname(page) or ".")}{"#" + anchor if anchor else ""}"'
     text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', math, text, flags=re.S)
     text = re.sub(r'<(script|link)\b[^>]*\b(src|href)="(https?:)?//[^>]*>(</script>)?', '', text)
+    text = re.sub(r'(<a class="sidebar-item-[^>]*data-bs-target="(#[^"]*)") role="navigation"', r'\1 href="\2" role="button"', text)   # else no key reaches it
     return re.sub(rf'href="{re.escape(cfg.doc_host + cfg.doc_baseurl)}/?([^"#]*)#?([^"]*)"', link, text)
 
 if __name__ == '__main__':
