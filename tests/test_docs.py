@@ -221,6 +221,14 @@ def focus_and_press(browser, css, key):
     browser.execute_script('arguments[0].focus()', browser.find_element(By.CSS_SELECTOR, css))
     ActionChains(browser).send_keys(key).perform()
 
+def test_a_section_of_the_sidebar_closes_by_a_key(browser, url):
+    resize(browser, 1280)
+    browser.get(url + 'index.html')
+    inside = browser.find_element(By.CSS_SELECTOR, '#quarto-sidebar a[href$="glossary.html"]')
+    assert inside.is_displayed()
+    focus_and_press(browser, 'a.sidebar-item-text', Keys.ENTER)
+    WebDriverWait(browser, 10).until(lambda b: not inside.is_displayed())
+
 def test_keyboard_on_a_phone(browser, url):
     "The menu and the list of pages open by a key, and what is in them can be used"
     resize(browser, 390)
