@@ -73,8 +73,13 @@ def public_names(cell, shown):
     methods = lambda t: [f'{t.name}.{n.name}, title_level=4' for n in members(t) if n.name[0] != '_' and ast.get_docstring(n)]
     return [name for t in tops for name in [t.name, *methods(t)]][::-1]
 
+def darkened(site):
+    "Bootstrap's own dark colours for the dark theme: the light theme's fonts and sizes, and nothing from elsewhere"
+    light, dark = (next((site/'site_libs'/'themes').glob(f'{name}*.css')) for name in ('default', 'darkly'))
+    dark.write_text(light.read_text(encoding='utf-8').replace('[data-bs-theme=light]', ':root').replace('[data-bs-theme=dark]', ':is(:root,[data-bs-theme=dark])'), encoding='utf-8')
+
 def self_contained(page, text, ids):
-    "A page with MathML for its TeX, nothing from a CDN, and relative links to the pages beside it"
+    "A page with MathML for its TeX, nothing from a CDN, relative links to the pages beside it, and sections that keys open"
     tex2mathml = LatexToMathML(fancy_error=False, allow_unreliable_rendering=True).convert_with_global_state
     def math(m):
         try: return f'<span class="math {m[1]}">{tex2mathml(html.unescape(m[2]), displaystyle=m[1] == "display")}</span>'
@@ -85,6 +90,7 @@ def self_contained(page, text, ids):
         return f'href="{posixpath.relpath(target, posixpath.dirname(page) or ".")}{"#" + anchor if anchor else ""}"'
     text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', math, text, flags=re.S)
     text = re.sub(r'<(script|link)\b[^>]*\b(src|href)="(https?:)?//[^>]*>(</script>)?', '', text)
+    text = re.sub(r'(<a class="sidebar-item-[^>]*data-bs-target="(#[^"]*)") role="navigation"', r'\1 href="\2" role="button"', text)   # else no key reaches it
     return re.sub(rf'href="{re.escape(cfg.doc_host + cfg.doc_baseurl)}/?([^"#]*)#?([^"]*)"', link, text)
 
 if __name__ == '__main__':
@@ -99,6 +105,7 @@ if __name__ == '__main__':
     pages = {p.relative_to(site).as_posix(): p.read_text(encoding='utf-8') for p in site.rglob('*.html')}
     ids = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in pages.items()}
     for page, text in pages.items(): (site/page).write_text(self_contained(page, text.replace(TICK, '`'), ids), encoding='utf-8')
+    darkened(site)
     index = site/'search.json'
     index.write_text(index.read_text(encoding='utf-8').replace(TICK, '`'), encoding='utf-8')
     shutil.rmtree(cfg.doc_path, ignore_errors=True)

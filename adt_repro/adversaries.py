@@ -81,14 +81,14 @@ def exp_adversary(
     x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,        # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values
-    steps: int = 7,         # ascent steps T
-    step: float | list = 0.3, # size of a step in μ and ρ, or a list of `steps` sizes
-    n_mc: int = 5,          # draws k for the gradient of a step
-    lbd: float = 0.01,      # weight λ of the entropy, a mean over pixels
-    momentum: float = 1.,   # 1: gradients accumulate over the steps, as released; 0: as the paper writes it
-    rho: float = 0.,        # start of ρ
-    tol: float = 64e-8,     # size of an example's gradient below which its step shrinks
+    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    steps: int = 7,         # ascent steps T, at least 1
+    step: float | list = 0.3, # size of a step in units of μ and ρ, or a list of `steps` sizes
+    n_mc: int = 5,          # draws k for the gradient of a step, at least 1
+    lbd: float = 0.01,      # weight λ of the entropy, a mean over pixels, at least 0
+    momentum: float = 1.,   # in [0, 1]; 1: gradients accumulate over the steps, as released; 0: as the paper writes it
+    rho: float = 0.,        # start of ρ; in units of u = artanh(δ/ε), σ starts at softplus(rho)
+    tol: float = 64e-8,     # size of an example's gradient, in nats for a unit of μ or ρ, below which its step shrinks
     loss=ce,                # what is climbed, see `adt_repro.losses`
 ) -> partial: # of `tanh_gaussian`; its `args` are μ, ρ (both (N, C, H, W), detached) and ε
     "Fit a squashed Gaussian to each example (the paper's section on ADT_EXP)"
@@ -105,7 +105,7 @@ def image_only(
     model: torch.nn.Module, # the network; not needed
     x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,        # (N,) labels; not needed
-    eps: float,             # radius of the ℓ∞ ball; not needed
+    eps: float,             # radius of the ℓ∞ ball in pixel values; not needed
 ) -> torch.Tensor: # (N, C, H, W) the images
     "What the poster's generator sees"
     return x
@@ -142,7 +142,12 @@ class ExpAM(torch.nn.Module):
         "Adam as the authors set it"
         return torch.optim.Adam(self.generator.parameters(), lr, betas=(0.5, 0.999))
 
-    def forward(self, model, x, y):
+    def forward(self,
+        model: torch.nn.Module, # the network, in evaluation mode
+        x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
+        y: torch.Tensor,        # (N,) labels
+    ) -> partial: # of `tanh_gaussian`, with a gradient to the generator's weights
+        "Each example's distribution"
         mu, rho = self.generator(self.see(model, x, y, self.eps)).chunk(2, 1)
         return partial(tanh_gaussian, mu, rho, self.eps)
 
@@ -153,7 +158,7 @@ class ImpAM(torch.nn.Module):
         generator: torch.nn.Module, # takes (N, C', H, W) and z (N, z_dim) to (N, C, H, W), before tanh
         encoder: torch.nn.Module,   # takes δ/ε (N, C, H, W) to (N, 2·z_dim)
         eps: float,                 # radius of the ℓ∞ ball in pixel values
-        z_dim: int = 64,            # latent dimensions
+        z_dim: int = 64,            # latent dimensions, at least 1
         see=image_and_gradients,    # (model, x, y, eps) to the generator's input
     ):
         super().__init__()
@@ -165,7 +170,12 @@ class ImpAM(torch.nn.Module):
         "Adam as the authors set it, for each of the two"
         return torch.optim.Adam([dict(params=self.generator.parameters(), betas=(0.5, 0.999)), dict(params=self.encoder.parameters())], lr)
 
-    def forward(self, model, x, y):
+    def forward(self,
+        model: torch.nn.Module, # the network, in evaluation mode
+        x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
+        y: torch.Tensor,        # (N,) labels
+    ) -> partial: # of `implicit`, with a gradient to the weights of generator and encoder
+        "Each example's distribution"
         return partial(implicit, self.see(model, x, y, self.eps), self.generator, self.encoder, self.eps, self.z_dim)
 
 # %% ../nbs/library/adversaries.ipynb #amortise

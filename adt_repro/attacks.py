@@ -25,8 +25,8 @@ def sign_ascent(
     *,
     step: float | list,   # how far each entry moves in a step, in units of `zs`; or a list of `steps` such sizes
     steps: int,           # number of steps, at least 1
-    draws: int = 1,       # how often a random `f` is evaluated in a step; the gradients are added up
-    momentum: float = 0., # share of the accumulated gradient that is kept; 0: none, 1: all (MIM, and ADT_EXP as released)
+    draws: int = 1,       # evaluations of a random `f` in a step, at least 1; the gradients are added up
+    momentum: float = 0., # share of the accumulated gradient that is kept, in [0, 1]; 0: none, 1: all (MIM, and ADT_EXP as released)
     norm=_same,           # a gradient before it is accumulated; MIM divides by its mean size per image
     sign=torch.sign,      # the accumulated gradient to a direction within [-1, 1]
     project=_same,        # a tensor back into its feasible set, after each step
@@ -57,9 +57,9 @@ def _near(x):
 
 def in_groups(
     f,                     # takes tensors of n examples to a tensor, or several, of n
-    *tensors: torch.Tensor, # each of N examples
+    *tensors: torch.Tensor, # each (N, ...), of the same N examples
     group: int = None,     # examples at a time; None: 64 images of 32 × 32 on a CPU, all on anything else
-) -> torch.Tensor | tuple: # what `f` gives for all N, in PyTorch's usual layout
+) -> torch.Tensor | tuple: # (N, ...), what `f` gives for all, in PyTorch's usual layout
     "A function of a batch, evaluated on a few examples at a time"
     first = tensors[0]
     group = group or (max(1, CPU_GROUP//first.shape[2:].numel()) if first.device.type == 'cpu' else max(1, len(first)))
@@ -74,7 +74,7 @@ def pgd(
     y: torch.Tensor,        # (N,) labels
     *,
     eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    steps: int = 20,        # gradient steps
+    steps: int = 20,        # gradient steps, at least 1
     step: float = None,     # size of a step in pixel values; None: eps/4
     loss=ce,                # what is climbed, see `adt_repro.losses`
     start=rand_unit,        # takes x to a start in [-1, 1] of the ball; `torch.zeros_like` starts at the clean image
@@ -114,7 +114,7 @@ def mim(
     y: torch.Tensor,        # (N,) labels
     *,
     eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    decay: float = 1.,      # share of the accumulated gradient that is kept
+    decay: float = 1.,      # share of the accumulated gradient that is kept, in [0, 1]
     **options,              # further arguments of `pgd`
 ) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
     "Momentum iterative method with Table 1's settings: 20 steps of eps/4, uniform start"
@@ -135,7 +135,7 @@ def worst_of(
     return attack
 
 def targeted(
-    n: int = 9, # how many of the wrong classes, the likeliest first
+    n: int = 9, # how many of the wrong classes, the likeliest first; at most all of them
     **options,  # further arguments of `pgd`
 ): # an attack
     "PGD towards each of the likeliest wrong classes, the best of them for each image"
@@ -180,12 +180,12 @@ def fea_attack(
     *,
     eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
     pool: tuple,            # (images, labels) from which targets are drawn
-    n_targets: int = 200,   # targets for each image
+    n_targets: int = 200,   # targets for each image, at least 1
     steps: int = 50,        # gradient steps
     step: float = None,     # size of a step in pixel values; None: eps/8
     group: int = 20,        # targets at a time, each a copy of every image in the batch; a matter of memory, not of results
 ) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
-    "FeaAttack: towards the features of images of other classes"
+    "FeaAttack: towards the features of images of other classes; a `ParameterError` where the network has no features, or the pool one class alone"
     if not (hasattr(model, 'features') and hasattr(model, 'fc')):
         raise ParameterError(f'model={type(model).__name__}: FeaAttack needs a network with features(x), the input of its last layer, and that layer as fc')
     worst, least = x.clone(), x.new_full((len(x),), math.inf)
@@ -219,7 +219,7 @@ def auto_attack(
     attacks: list = None,   # of apgd-ce, apgd-t, apgd-dlr, fab-t, fab, square; None: the standard four
     seed: int = 0,          # of its noise
 ) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
-    "AutoAttack by the package pyautoattack"
+    "AutoAttack by the package pyautoattack; a `ParameterError` says what to install where it is missing"
     autoattack_version()
     from pyautoattack import AutoAttack
     own = dict(version='custom', attacks=attacks) if attacks else dict(version='standard')

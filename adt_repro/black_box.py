@@ -42,8 +42,8 @@ def spsa_gradient(
     f,                    # takes points (M, ...) and the example that each belongs to, (M,) int64, to (M,) values
     z: torch.Tensor,      # (N, ...) where the gradients are wanted
     *,
-    pairs: int,           # of points for each example; 2·`pairs` queries
-    sigma: float = 1e-3,  # distance of a point from `z` in each entry
+    pairs: int,           # of points for each example, at least 1; 2·`pairs` queries
+    sigma: float = 1e-3,  # distance of a point from `z` in each entry, in units of `z`, above 0
     at_once: int = 1024,  # points at a time, at least one pair of each example; a matter of memory, not of results
 ) -> torch.Tensor: # (N, ...) estimates of ∇f, each example's from its own noise
     "Gradients by simultaneous perturbation, from values of `f` alone"
@@ -91,13 +91,13 @@ def spsa(
     y: torch.Tensor,        # (N,) labels
     *,
     eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    samples: int = 2048,    # queries for one gradient, an even number
-    steps: int = 100,       # of Adam, at most
+    samples: int = 2048,    # queries for one gradient, an even number, at least 2
+    steps: int = 100,       # steps of Adam, at most; at least 1
     lr: float = None,       # Adam's, in pixel values; None: 0.01 at ε = 8/255, and in proportion
-    sigma: float = 1e-3,    # distance of a query from the current point in each pixel
+    sigma: float = 1e-3,    # distance of a query from the current point in each pixel, in pixel values, above 0
     memory: float = 256,    # MiB for the images that are in the network at a time, see `images_in`; not a matter of results
 ) -> tuple: # x_adv (N, C, H, W) in the ball and in [0, 1]; queries (N,) int64
-    "The SPSA attack: Adam along estimated gradients, until the image falls"
+    "The SPSA attack: Adam along estimated gradients, until the image falls; a `ParameterError` where a setting is out of range"
     _check(eps=eps, samples=samples, steps=steps, sigma=sigma, memory=memory)
     delta, project, asked, at_once = torch.zeros_like(x), linf_ball(x, eps), _asked(model, y), images_in(model, x, memory)
     adam = torch.optim.Adam([delta], lr=0.01*eps*255/8 if lr is None else lr)
@@ -133,7 +133,7 @@ def square(
     budget: int = 5000,     # perturbed images that are tried for each image at most, at least 1
     first: float = 0.8,     # share of the pixels in the first square, in (0, 1]
 ) -> tuple: # x_adv (N, C, H, W) in the ball and in [0, 1], the clean image where nothing helped; queries (N,) int64
-    "The Square attack: random squares of ±ε, kept when the margin falls, until the image falls"
+    "The Square attack: random squares of ±ε, kept when the margin falls, until the image falls; a `ParameterError` where a setting is out of range"
     _check(eps=eps, budget=budget, first=first)
     asked = _asked(model, y)
     def step(t, live, best, least):
@@ -150,7 +150,7 @@ def query_curve(
     rows: pd.DataFrame, # records or rows of `evaluate` for one network and one attack that counts: y, pred, queries
     at: list = None,    # numbers of queries, in any order; None: each at which an image fell, and the largest
 ) -> pd.DataFrame: # one row for each, in order: queries, n, correct, accuracy, lo, hi (95 %)
-    "Accuracy against an attack that is stopped after so many queries"
+    "Accuracy against an attack that is stopped after so many queries; a `ParameterError` where it does not count them"
     if (rows.queries < 0).any(): raise ParameterError('rows: allowed are those of an attack that counts its queries, here queries=-1')
     fell = rows.queries[rows.pred != rows.y]
     stops = sorted({*fell, int(rows.queries.max())}) if at is None else sorted(at)

@@ -61,8 +61,8 @@ def one_of(
     return Rule(lambda v: isinstance(v, str) and v in names, ', '.join(names))
 
 def number(
-    lo: float = -math.inf,  # smallest value
-    hi: float = math.inf,   # largest value, itself allowed
+    lo: float = -math.inf,  # smallest value, in units of the parameter
+    hi: float = math.inf,   # largest value, itself allowed, in units of the parameter
     above: bool = False,    # is `lo` itself excluded?
 ) -> Rule: # satisfied by finite ints and floats of the interval, never by a bool
     "A finite number in an interval"
@@ -130,7 +130,7 @@ def check_params(
 def pick_device(
     name: str = 'auto', # auto, cpu, cuda, cuda:<n> or mps; auto: the first GPU if there is one
 ) -> torch.device: # a device that was seen to hold a tensor
-    "The torch device of a name, tried before anything depends on it"
+    "The torch device of a name, tried before anything depends on it; a `ParameterError` names those that this machine has"
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         if re.fullmatch(r'cpu|mps|cuda(:\d{1,3})?', name): return torch.zeros(1, device=name).device
@@ -210,9 +210,9 @@ def _mix(h): # SplitMix64's finaliser on int64, whose products wrap and whose sh
 @contextmanager
 def example_noise(
     ids: torch.Tensor, # (N,) int64: which example each row of the batch is
-    seed: int = 0,     # another seed, another set of numbers
+    seed: int = 0,     # any whole number; another seed, another set of numbers
 ): # a context in which `rand_unit` and `rand_normal` depend on the example, not on the batch
-    "Random numbers that are the same for an example in any batch, in any order and on any device"
+    "Random numbers that are the same for an example in any batch, in any order and on any device; a `ValueError` where as many rows are not asked for"
     draws = count()
     def draw(x):
         if len(x) != len(ids): raise ValueError(f'noise for {len(x)} rows was asked for among {len(ids)} example ids')

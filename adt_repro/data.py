@@ -22,10 +22,10 @@ from .core import *
 class Data:
     "A data set in memory: images (N, C, H, W) float32 in [0, 1], labels (N,) int64"
     name: str               # one of `DATASETS`
-    x_train: torch.Tensor   # training images
-    y_train: torch.Tensor   # their labels
-    x_test: torch.Tensor    # test images
-    y_test: torch.Tensor    # their labels
+    x_train: torch.Tensor   # training images (N, C, H, W)
+    y_train: torch.Tensor   # their labels (N,)
+    x_test: torch.Tensor    # test images (M, C, H, W)
+    y_test: torch.Tensor    # their labels (M,)
     classes: tuple          # the classes' names, in the labels' order
 
     def to(self,
@@ -47,7 +47,7 @@ class Data:
 class Spec:
     "What a run gets from its data set, unless told otherwise"
     shape: tuple       # of an image (C, H, W)
-    n_classes: int     # number of classes
+    n_classes: int     # classes, at least 2
     eps: float         # radius of the ℓ∞ ball, in pixel values of [0, 1]
     arch: str          # network, see `adt_repro.models.build`
     augment: bool      # random crop (4 pixels of padding) and horizontal flip?
@@ -121,7 +121,7 @@ def check_data(
 def data_folder(
     data_root: str | Path = None, # folder as given by the user; None: $ADT_DATA, else data/ in the project
 ) -> Path: # absolute path, which may not exist yet
-    "Where the data sets' files are"
+    "Where the data sets' files are; a `DataError` where that cannot be a folder"
     given = data_root or os.environ.get('ADT_DATA') or find_root()/'data'
     try:
         folder = Path(given).expanduser().resolve()
@@ -167,7 +167,7 @@ def fingerprint(
 # %% ../nbs/library/data.ipynb #crop-flip
 def crop_flip(
     x: torch.Tensor, # (N, C, H, W)
-    pad: int = 4,    # zeros on each side before the crop
+    pad: int = 4,    # pixels of zeros on each side before the crop, at least 0
 ) -> torch.Tensor: # (N, C, H, W), each image shifted by up to ±`pad` pixels each way, half of them mirrored
     "Random crop with padding, and random horizontal flip, for each image on its own"
     n, c, h, w = x.shape

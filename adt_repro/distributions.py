@@ -44,7 +44,7 @@ def implicit(
     generator,              # takes (features, z) to (N, C, H, W), before tanh
     encoder,                # takes (N, C, H, W) in [-1, 1] to (N, 2·z_dim): mean, and variance before softplus
     eps: float,             # radius of the ℓ∞ ball in pixel values
-    z_dim: int = 64,        # latent dimensions
+    z_dim: int = 64,        # latent dimensions, at least 1
 ) -> tuple: # (delta, h): (N, C, H, W) in the ball, and (N,) mean of log q(z|δ) per latent dimension, the authors' -U
     "A generator's perturbation from uniform latent noise, and a variational bound of its entropy (the paper's implicit distribution)"
     z = rand_unit(features.new_empty(len(features), z_dim))

@@ -41,12 +41,12 @@ def evaluate_on(
     y: torch.Tensor,         # (N,) labels
     attack=None,             # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks`; None: the clean images
     *,
-    eps: float = None,       # radius of the ℓ∞ ball in pixel values; given to the attack, and checked
+    eps: float = None,       # radius of the ℓ∞ ball in pixel values, in (0, 1]; given to the attack, and checked
     batch: int = 256,        # images at a time; a matter of memory, not of results
     seed: int = 0,           # of the attack's noise
     ids=None,                # which images, as indices; None: all. Each keeps the noise that it has among all
 ) -> pd.DataFrame: # N rows for each target: run (its name), i, y, pred, margin (negative: wrong), loss in nats, linf, queries, seed
-    "What several networks make of each image after an attack on one network"
+    "What several networks make of each image after an attack on one network; a `ValueError` where the attack leaves the ball or [0, 1]"
     if attack is not None and eps is None: refuse('eps', eps, 'a number in (0, 1] where there is an attack')
     if len(x) == 0: raise ValueError('there are no images to evaluate on')
     if not (x.min() >= 0 and x.max() <= 1): raise ParameterError(f'x: allowed are pixels in [0, 1], these go from {x.min():.4g} to {x.max():.4g}')
@@ -71,9 +71,9 @@ def evaluate(
 
 # %% ../nbs/library/evaluation.ipynb #accuracy
 def share(
-    correct: int,             # of them
+    correct: int,             # right ones, at most `n`
     n: int,                   # all, at least 1
-    confidence: float = 0.95, # of the interval
+    confidence: float = 0.95, # of the interval, in (0, 1)
 ) -> dict: # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
     "A share with Wilson's interval"
     ci = binomtest(correct, n).proportion_ci(confidence, method='wilson')
@@ -81,7 +81,7 @@ def share(
 
 def accuracy(
     rows: pd.DataFrame,       # of `evaluate`
-    confidence: float = 0.95, # of the interval
+    confidence: float = 0.95, # of the interval, in (0, 1)
 ) -> dict: # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
     "Share of right predictions with Wilson's interval"
     return share(int((rows.pred == rows.y).sum()), len(rows), confidence)

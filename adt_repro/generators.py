@@ -25,6 +25,11 @@ class _Residual(nn.Module):
 
     def forward(self, x): return F.relu(self.shortcut(x) + self.body(x))
 
+def _init_generator(m):
+    if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.normal_(m.weight, 0, 0.02)
+    if isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, 0.02)
+    if isinstance(m, nn.Linear): nn.init.zeros_(m.bias)
+
 # %% ../nbs/library/generators.ipynb #generator
 class Generator(nn.Module):
     "A residual network from what is known of an image, and noise, to maps of the image's size"
@@ -44,14 +49,13 @@ class Generator(nn.Module):
             nn.Conv2d(width, out_ch, 3, padding=1, bias=False))
         self.apply(_init_generator)
 
-    def forward(self, features, z=None):
+    def forward(self,
+        features: torch.Tensor, # (N, in_ch, H, W)
+        z: torch.Tensor = None, # (N, z_dim) in [-1, 1], where there is noise
+    ) -> torch.Tensor: # (N, out_ch, H, W), before tanh
+        "What is known of images, to maps of their size"
         if self.z_map: features = torch.cat([features, self.z_map(z).view(len(z), 1, *self.size)], 1)
         return self.body(features)
-
-def _init_generator(m):
-    if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.normal_(m.weight, 0, 0.02)
-    if isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, 0.02)
-    if isinstance(m, nn.Linear): nn.init.zeros_(m.bias)
 
 # %% ../nbs/library/generators.ipynb #encoder
 class Encoder(nn.Module):
@@ -71,7 +75,11 @@ class Encoder(nn.Module):
             if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, 0, math.sqrt(2/(m.kernel_size[0]**2*m.out_channels)))
             if isinstance(m, nn.Linear): nn.init.zeros_(m.bias)
 
-    def forward(self, t): return self.body(t)
+    def forward(self,
+        t: torch.Tensor, # (N, in_ch, H, W) perturbations divided by ε, in [-1, 1]
+    ) -> torch.Tensor: # (N, 2·z_dim) mean, and variance before softplus
+        "Perturbations to a Gaussian of the noise"
+        return self.body(t)
 
 # %% ../nbs/library/generators.ipynb #width
 def forward_macs(

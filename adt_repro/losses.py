@@ -60,9 +60,9 @@ def cw(
     return lambda x_adv: -(margin(model(x_adv), y) + kappa).clamp(min=0)
 
 def toward(
-    rank: int, # 0: the likeliest wrong class at the clean image, 1: the next one
+    rank: int, # 0: the likeliest wrong class at the clean image, 1: the next one; at most the number of classes less 2
 ): # a loss: (model, x, y) to a function of x_adv that gives (N,) logits of that class minus the label's
-    "Targeted margin: climb towards one wrong class"
+    "Targeted margin: climb towards one wrong class; the loss raises a `ValueError` where there are not as many classes"
     def loss(model, x, y):
         with torch.no_grad(): z = model(x)
         if rank >= z.shape[1] - 1: raise ValueError(f'rank={rank}: allowed is 0 to {z.shape[1] - 2}, the other classes')
@@ -96,7 +96,7 @@ def alp(
     model: torch.nn.Module, # images to logits
     x: torch.Tensor,        # (N, C, H, W) clean images
     y: torch.Tensor,        # (N,) labels
-    beta: float = 0.5,      # weight of the pairing
+    beta: float = 0.5,      # weight of the pairing, at least 0
 ): # a function of x_adv (N, C, H, W) that gives (N,) losses
     "Adversarial logit pairing: `half_ce`, and the mean squared difference of the logits"
     clean = model(x)
@@ -110,7 +110,7 @@ def trades(
     model: torch.nn.Module, # images to logits
     x: torch.Tensor,        # (N, C, H, W) clean images
     y: torch.Tensor,        # (N,) labels
-    beta: float = 6.,       # weight of the divergence, TRADES' 1/λ
+    beta: float = 6.,       # weight of the divergence, TRADES' 1/λ, at least 0
 ): # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
     "Cross-entropy of the clean image, and `beta` times the divergence of the adversarial prediction from it"
     z = model(x)

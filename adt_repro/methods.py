@@ -28,7 +28,7 @@ class Method:
     adversary: Callable   # (model, x, y) to each example's adversarial distribution
     loss: Callable = ce   # what the network descends on a draw, see `adt_repro.losses`
     lbd: float = 0.       # weight λ of the entropy where the distribution has parameters of its own that climb it
-    cap: float = math.inf # entropy above which nothing is gained (the implicit method's hinge)
+    cap: float = math.inf # entropy, in nats, above which nothing is gained (the implicit method's hinge)
     climb: float = 1.     # factor of the reversed gradient that reaches those parameters
     name: str = 'method'  # as it is called in the table and in messages
 
@@ -43,9 +43,9 @@ class _Flip(torch.autograd.Function):
     def backward(ctx, g): return -ctx.scale*g, None
 
 def flip_grad(
-    x: torch.Tensor,   # any tensor
+    x: torch.Tensor,   # (...) of any shape
     scale: float = 1., # factor of the gradient, before its sign is turned
-) -> torch.Tensor: # the same values; the gradient that passes back is multiplied by -scale
+) -> torch.Tensor: # (...) the same values; the gradient that passes back is multiplied by -scale
     "Gradient reversal: what lies before climbs what lies behind"
     return _Flip.apply(x, scale)
 
@@ -138,7 +138,7 @@ def make_method(
     shape: tuple = (3, 32, 32),    # of an image (C, H, W); a generator is built for it, from PyTorch's random state
     **options, # of `method_options(name)`; None stands for the default
 ) -> Method: # ready for `adt_loss`
-    "A training method by its name"
+    "A training method by its name; a `ParameterError` where there is no such method, or it has no such option"
     if name not in METHODS: refuse('method', name, ', '.join(METHODS))
     have, given = method_options(name), {k: v for k, v in options.items() if v is not None}
     for k, v in given.items():

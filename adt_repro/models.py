@@ -41,7 +41,11 @@ class SmallCNN(nn.Module):
         "What the last linear layer sees"
         return self.body(x)
 
-    def forward(self, x): return self.fc(self.features(x))
+    def forward(self,
+        x: torch.Tensor, # (N, C, H, W) images in [0, 1]
+    ) -> torch.Tensor: # (N, n_classes) logits
+        "Images to logits"
+        return self.fc(self.features(x))
 
 # %% ../nbs/library/models.ipynb #resnet
 class CifarResNet(ResNet):
@@ -63,7 +67,11 @@ class CifarResNet(ResNet):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
 
-    def forward(self, x): return self.fc(self.features(x))
+    def forward(self,
+        x: torch.Tensor, # (N, C, H, W) images in [0, 1]
+    ) -> torch.Tensor: # (N, n_classes) logits
+        "Images to logits"
+        return self.fc(self.features(x))
 
 # %% ../nbs/library/models.ipynb #count
 def n_params(
@@ -118,7 +126,11 @@ class WideResNet(nn.Module):
         "What the last linear layer sees"
         return F.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(x)))))).mean((2, 3))
 
-    def forward(self, x): return self.fc(self.features(x))
+    def forward(self,
+        x: torch.Tensor, # (N, C, H, W) images in [0, 1]
+    ) -> torch.Tensor: # (N, n_classes) logits
+        "Images to logits"
+        return self.fc(self.features(x))
 
 # %% ../nbs/library/models.ipynb #build
 def _wrn_size(arch):
@@ -134,7 +146,7 @@ def build(
     in_ch: int = 3,      # channels of an image
     n_classes: int = 10, # logits
 ) -> nn.Module: # the network with fresh weights, from PyTorch's random state
-    "A network by its name"
+    "A network by its name; a `ParameterError` where there is none"
     if not arch_rule.ok(arch): refuse('arch', arch, arch_rule.says)
     if arch == 'small_cnn': return SmallCNN(in_ch, n_classes)
     if arch == 'resnet18': return CifarResNet(in_ch, n_classes)

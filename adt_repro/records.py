@@ -89,7 +89,7 @@ def robust(
     attacks: list = None,  # which attacks count, besides the clean image; None: all there are
     name: str = 'rob',     # of the column
 ) -> pd.DataFrame: # one row for each run: run, attack (the name), n, correct, accuracy, lo, hi, bound (False)
-    "A_rob: the share of images that withstand every listed attack made on the network itself"
+    "A_rob: the share of images that withstand every listed attack made on the network itself; a `ParameterError` where a run was not judged under one"
     rows = rows[rows.source == rows.run]
     attacks = list(rows.attack.unique()) if attacks is None else ['natural', *attacks]
     out = []
@@ -105,7 +105,7 @@ def robust(
 def killers(
     rows: pd.DataFrame, # records of whole suites
 ) -> pd.DataFrame: # one row for each run and attack: run, attack, n (clean images that are right), felled, alone (felled by no other attack)
-    "How many images each attack fells, and how many it alone"
+    "How many images each attack fells, and how many it alone; a `ParameterError` for a cascade"
     if not rows.attacked.all(): raise ParameterError('rows: allowed are whole records, this is a cascade')
     rows = rows[rows.source == rows.run]
     wide = (rows.pred != rows.y).groupby([rows.run, rows.i, rows.attack]).any().unstack('attack')
@@ -122,7 +122,7 @@ def save_records(
     rows: pd.DataFrame, # columns of `SCHEMA`
     path: Path | str,   # where to; the name appears when the file is complete
 ):
-    "Write records"
+    "Write records; a `RecordError` says what does not fit"
     path = Path(path)
     _fit(rows, path.name)
     write_rows(rows, path)
@@ -146,7 +146,7 @@ def _fit(rows, name):
 def load_records(
     *paths: Path | str, # files of `save_records`
 ) -> pd.DataFrame: # columns of `SCHEMA`; all of one test set and one ε
-    "Read records, or say what does not fit"
+    "Read records; a `RecordError` says what does not fit"
     if not paths: raise RecordError('paths=(): allowed are files of records, at least one')
     parts = []
     for path in map(Path, paths):

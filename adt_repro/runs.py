@@ -52,7 +52,7 @@ def _row(config):
 def resolve(
     config: dict, # a run's parameters, all of `RULES`; None stands for a default
 ) -> dict: # the same keys, with every default filled in; None is left where the method has no such option
-    "A run's parameters with nothing left open"
+    "A run's parameters with nothing left open; a `ParameterError` at the first that cannot be used"
     config = _row(config)
     if config['method'] not in METHODS: refuse('method', config['method'], ', '.join(METHODS))
     config = check_params(config, **RULES)
@@ -75,7 +75,7 @@ def start_run(
     config: dict,         # of `resolve`
     device: torch.device, # where everything will be
 ) -> tuple: # (data, model, method, recipe), ready for `train`
-    "What a run needs, made from its parameters"
+    "What a run needs, made from its parameters; a `ParameterError` where the data are too few for them"
     set_deterministic(bool(config['deterministic']))
     data = load_data(config['dataset'], config['data_root'])
     for k, x in ('n_train', data.x_train), ('n_test', data.x_test):
@@ -115,7 +115,7 @@ def run_folder(
     config: dict,             # of `resolve`
     outputs: Path | str = None, # None: outputs/ in the project
 ) -> Path: # an existing folder that can be written to
-    "Where a run is kept, made and tried before any work"
+    "Where a run is kept, made and tried before any work; a `ParameterError` where nothing can be written"
     folder = Path(outputs or find_root()/'outputs')/config['scale']/'runs'/run_name(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def save_run(
 def lock_run(
     folder: Path, # of `run_folder`
 ) -> FileLock: # held as long as it is referred to, and no longer than the process lives
-    "Keep other processes out of a run's folder"
+    "Keep other processes out of a run's folder; a `ParameterError` where one has it already"
     lock = FileLock(folder/'.lock', timeout=0)
     try: lock.acquire()
     except Timeout: raise ParameterError(f'run={folder.name!r}: another process is training it, allowed is one at a time') from None
@@ -175,7 +175,7 @@ def _parsed(path, parse):
 def read_config(
     folder: Path | str, # of a run
 ) -> dict: # as of `resolve`, and as much to be relied on
-    "A run's parameters from its `config.yaml`, of which nothing is executed"
+    "A run's parameters from its `config.yaml`, of which nothing is executed; a `ParameterError` where it cannot be used"
     config = dict.fromkeys(RULES) | _parsed(Path(folder)/'config.yaml', yaml.safe_load)
     check_params(config, **RULES)
     return resolve(config)
@@ -206,7 +206,7 @@ def load_run(
     folder: Path | str, # a finished run
     device: torch.device | str = 'cpu', # where to put the network
 ) -> tuple: # (model in evaluation mode, config dict)
-    "The trained network of a run, and its parameters"
+    "The trained network of a run, and its parameters; a `ParameterError` where it is not finished or damaged"
     folder = Path(folder)
     if not (folder/'run.json').exists(): raise ParameterError(f'run={folder.name!r}: not a finished run, it has no run.json')
     config = read_config(folder)
@@ -218,7 +218,7 @@ def load_method(
     folder: Path | str, # a finished run
     device: torch.device | str = 'cpu', # where to put a generator
 ) -> Method: # with the run's generator and encoder, in evaluation mode, where it has them
-    "What a run was trained by"
+    "What a run was trained by; a `ParameterError` where its files cannot be used"
     method = _method(read_config(folder))
     if isinstance(method.adversary, torch.nn.Module): load_weights(method.adversary, Path(folder)/'adversary.safetensors').to(device).eval()
     return method

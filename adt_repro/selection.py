@@ -24,7 +24,7 @@ def chosen_runs(
     patterns: list,     # names, or patterns as of a shell; None: all
     name: str = 'runs', # of the parameter, for the message
 ) -> list: # names of finished runs, each once
-    "The finished runs that fit"
+    "The finished runs that fit; a `ParameterError` where a pattern fits none"
     finished = sorted(f.parent.name for f in Path(folder).glob('runs/*/run.json'))
     if patterns == []: refuse(name, patterns, 'at least one name or pattern')
     out = []
@@ -61,7 +61,7 @@ def load_runs(
     names: list,          # of its runs, at least one
     device: torch.device, # where the networks go
 ) -> tuple: # name to network; and the first run's parameters, whose dataset and eps all share
-    "Several runs' networks"
+    "Several runs' networks; a `ParameterError` where their data sets or radii differ"
     loaded = {name: load_run(Path(folder)/'runs'/name, device) for name in names}
     first = loaded[names[0]][1]
     for name, (_, c) in loaded.items():
@@ -89,10 +89,10 @@ def short_name(
 
 def first_images(
     config: dict,         # of `load_runs`
-    n: int,               # how many
+    n: int,               # images, at least 1
     device: torch.device, # where they go
 ) -> tuple: # the data set, on the CPU; images (n, C, H, W) and labels (n,)
-    "The first test images"
+    "The first test images; a `ParameterError` where there are fewer"
     data = load_data(config['dataset'], config['data_root'])
     if n > len(data.x_test): refuse('n_test', n, f'at most {len(data.x_test)}, which is all of {data.name}')
     return data, data.x_test[:n].to(device), data.y_test[:n].to(device)

@@ -152,7 +152,7 @@ def panel(
     batch: int = 256,       # images at a time; a matter of memory, not of results
     black_box: dict = None, # name to attack, see `adt_repro.attacks`: without the network's gradients, besides Square
 ) -> pd.DataFrame: # a row for each check: check, value and limit in shares of the images, passed (value ≤ limit), reason ('' where passed), n
-    "Is the evaluation of this network sound?"
+    "Is the evaluation of this network sound? A `ParameterError` where a setting is out of range"
     for name, given, rule in ('eps', eps, number(0, 1, above=True)), ('n_restarts', n_restarts, whole(2)):
         if not rule.ok(given): refuse(name, given, rule.says)
     found = gather(model, x, y, eps=eps, n_restarts=n_restarts, seed=seed, batch=batch,
@@ -164,7 +164,7 @@ def panel(
 def recorded_black_boxes(
     rows: pd.DataFrame, # records of whole attacks, with at least one white-box attack for each run, see `adt_repro.records`
 ) -> pd.DataFrame: # as of `panel`, with a column run; one row for each run, black-box attack and source
-    "Is no recorded black-box attack stronger than the white-box attacks?"
+    "Is no recorded black-box attack stronger than the white-box attacks? A `ParameterError` where the records cannot tell"
     if not rows.attacked.all(): raise ParameterError('rows: allowed are whole records, this is a cascade')
     rows = rows.assign(right=rows.pred == rows.y).query("attack != 'natural'").reset_index(drop=True)
     black, found = (rows.source != rows.run) | (rows.queries >= 0), []

@@ -25,12 +25,12 @@ class Recipe:
     epochs: int = 76            # passes over the training images
     batch: int = 64             # images in a step
     lr: float = 0.1             # largest learning rate of SGD
-    momentum: float = 0.9       # of SGD
-    weight_decay: float = 2e-4  # on every parameter, batch normalisation's too
+    momentum: float = 0.9       # of SGD, in [0, 1)
+    weight_decay: float = 2e-4  # factor of SGD's pull to 0, on every parameter, batch normalisation's too
     schedule: str = 'step'      # step, or one_cycle: up from 0 for 30 % of the run, then down to 0
     drops: tuple = (-2,)        # of step: epochs before which the rate falls to a tenth; negative: counted from the end; never the first
     augment: bool = True        # random crop and flip?
-    average: float = 0.         # decay of a moving average of the weights, which is then the result; 0: none
+    average: float = 0.         # decay in [0, 1) of a moving average of the weights, which is then the result; 0: none
     gen_lr: float = 2e-4        # learning rate of a generator and an encoder, constant
 
     def lr_at(self,
@@ -43,9 +43,10 @@ class Recipe:
 
 RECIPES = dict(paper2020=Recipe(), tuned=Recipe(batch=128, weight_decay=5e-4, schedule='one_cycle', average=0.999))
 
-# %% ../nbs/library/state.ipynb #state
+# %% ../nbs/library/state.ipynb #place
 PLACE = dict(epoch=0, step=0, sums=[0., 0., 0], seconds=0., history=[])   # finished epochs; and of the current one: steps, sums, seconds
 
+# %% ../nbs/library/state.ipynb #state
 class State:
     "All that training changes: network, adversary, their optimisers, the average of the weights, and the place that was reached"
     def __init__(self,
@@ -65,13 +66,13 @@ class State:
             self.average = AveragedModel(model, avg_fn=closer, use_buffers=True)
 
     @property
-    def result(self): return self.average.module if self.average else self.model
+    def result(self): "The network that training leaves: the averaged one where there is an average"; return self.average.module if self.average else self.model
     @property
-    def device(self): return next(self.model.parameters()).device
+    def device(self): "Where the network is"; return next(self.model.parameters()).device
     @property
-    def nets(self): return dict(model=self.model, adversary=self.adversary) | (dict(average=self.average) if self.average else {})
+    def nets(self): "Name to network, of all whose weights are kept"; return dict(model=self.model, adversary=self.adversary) | (dict(average=self.average) if self.average else {})
     @property
-    def place(self): return f'after epoch {self.epoch}' if self.step == 0 else f'after step {self.step} of epoch {self.epoch + 1}'
+    def place(self): "How far training has come, in words"; return f'after epoch {self.epoch}' if self.step == 0 else f'after step {self.step} of epoch {self.epoch + 1}'
 
 # %% ../nbs/library/state.ipynb #state-saved
 def _saved(state):
@@ -149,7 +150,7 @@ def load_checkpoint(
     state: State,     # of the same network, method and recipe; takes on the file's numbers
     path: Path | str, # a file of `save_checkpoint`
 ) -> State: # the same
-    "Go on from a file: the state of training, PyTorch's random states with it"
+    "Go on from a file: the state of training, PyTorch's random states with it; a `ParameterError` where it is of another network, method or recipe"
     saved = read_checkpoint(path)
     wrong = _wrong(saved, state)
     try: wrong or _load(state, saved)

@@ -99,8 +99,8 @@ def train(
     monitor=None,           # takes the network after an epoch to a dict of further columns
     on_batch=None,          # called with (epoch from 0, batches done, batches in an epoch)
     checkpoint: Path | str = None, # file for the state after each epoch
-    minutes: float = math.inf, # and within an epoch, so long after the last one; above 0
-    until: float = math.inf, # `time.monotonic()` at which to stop, after the step that is being made
+    minutes: float = math.inf, # and within an epoch, so many minutes after the last one; above 0
+    until: float = math.inf, # `time.monotonic()`, in seconds, at which to stop, after the step that is being made
     state: State = None,    # a state to go on from; None: from the start
 ): # a generator of dicts, one an epoch: epoch (from 1), lr, loss, entropy, seconds, and the monitor's columns
     "Train, one row of history after each epoch; a `TrainingError` where the loss is not finite"
@@ -125,8 +125,8 @@ def _clock(seconds): return f'{int(seconds)//3600}:{int(seconds)//60%60:02}:{int
 class Progress:
     "A bar over a run's epochs with the time left; give it to `train` as `on_batch` and each row to `row`"
     def __init__(self,
-        epochs: int,      # in the whole run
-        begun: float = 0., # of them, what was done before
+        epochs: int,      # epochs in the whole run
+        begun: float = 0., # epochs of them that were done before
     ):
         self.epochs, self.done, self.start, self.drawn, self.last, self.begun = epochs, begun, time.perf_counter(), 0., {}, begun
         self.handle = display(self, display_id=True)

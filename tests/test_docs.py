@@ -10,7 +10,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,6 +184,135 @@ def test_search(browser, pages, url):
     hit.click()
     WebDriverWait(browser, 10).until(lambda b: b.current_url.startswith(url + 'library/core.html'))
 
+# Without a mouse, on a phone, in the dark
+
+NAMED = ['index.html', 'guides/one_image.html', 'guides/glossary.html', 'library/attacks.html', 'white_box.html']   # one of each kind
+
+OPEN = """// what can be operated and is on the screen or can be scrolled to
+const seen = e => e.getClientRects().length && getComputedStyle(e).visibility === 'visible' && e.checkVisibility();
+window.operable = [...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]')].filter(e => seen(e) && !e.disabled);
+const look = s => [s.outlineStyle, s.outlineWidth, s.outlineColor, s.boxShadow, s.backgroundColor, s.borderColor, s.textDecorationLine].join();
+window.before = new Map(operable.map(e => [e, look(getComputedStyle(e))])); window.reached = new Set(); window.unmarked = new Set();
+window.note = () => { const e = document.activeElement; reached.add(e); if (before.has(e) && look(getComputedStyle(e)) === before.get(e)) unmarked.add(e); };
+return operable.length;"""
+NAMES = "return [...arguments[0] === 'missed' ? operable.filter(e => !reached.has(e)) : unmarked].map(e => `${e.tagName} ${e.getAttribute('aria-label') || e.textContent.trim().slice(0, 40)}`)"
+MOUSE_ONLY = """// looks as if it could be clicked, and no key gets there
+return [...document.querySelectorAll('body *')].filter(e => getComputedStyle(e).cursor === 'pointer' && e.checkVisibility()
+    && !e.closest('a[href], button, input, label, summary, select, [tabindex="0"], .code-copy-button')).map(e => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`);"""
+
+def unreached(browser):
+    "What Tab does not get to, what it gets to without a sign of it, and what only a mouse can use"
+    n = browser.execute_script(OPEN)
+    for _ in range(3*n + 30):       # boxes that scroll are stations of their own
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        browser.execute_script('note()')
+        if browser.execute_script('return operable.every(e => reached.has(e))'): break
+    yield from (f'not reached: {e}' for e in browser.execute_script(NAMES, 'missed'))
+    yield from (f'no visible focus: {e}' for e in browser.execute_script(NAMES, 'unmarked'))
+    yield from (f'mouse only: {e}' for e in browser.execute_script(MOUSE_ONLY))
+
+@pytest.mark.parametrize('page', NAMED)
+def test_keyboard(page, browser, url):
+    resize(browser, 1280)
+    browser.get(url + page)
+    assert not list(unreached(browser))
+
+def focus_and_press(browser, css, key):
+    browser.execute_script('arguments[0].focus()', browser.find_element(By.CSS_SELECTOR, css))
+    ActionChains(browser).send_keys(key).perform()
+
+def test_a_section_of_the_sidebar_closes_by_a_key(browser, url):
+    resize(browser, 1280)
+    browser.get(url + 'index.html')
+    inside = browser.find_element(By.CSS_SELECTOR, '#quarto-sidebar a[href$="glossary.html"]')
+    assert inside.is_displayed()
+    focus_and_press(browser, 'a.sidebar-item-text', Keys.ENTER)
+    WebDriverWait(browser, 10).until(lambda b: not inside.is_displayed())
+
+def test_keyboard_on_a_phone(browser, url):
+    "The menu and the list of pages open by a key, and what is in them can be used"
+    resize(browser, 390)
+    browser.get(url + 'index.html')
+    page_link = browser.find_element(By.CSS_SELECTOR, '#quarto-sidebar a[href$="glossary.html"]')
+    on_screen = lambda e: browser.execute_script('const r = arguments[0].getBoundingClientRect(); return r.left >= 0 && r.right <= innerWidth && r.width > 0', e)
+    assert not on_screen(page_link)
+    focus_and_press(browser, '.quarto-btn-toggle', Keys.ENTER)
+    WebDriverWait(browser, 10).until(lambda b: on_screen(page_link))
+    browser.get(url + 'index.html')
+    search = browser.find_element(By.CSS_SELECTOR, 'input[type=search]')
+    assert not search.is_displayed()
+    focus_and_press(browser, '.navbar-toggler', Keys.ENTER)
+    WebDriverWait(browser, 10).until(lambda b: search.is_displayed() and b.execute_script('return !document.querySelector(".collapsing")'))
+    search.send_keys('tanh_gaussian')
+    hits = WebDriverWait(browser, 10).until(lambda b: b.find_elements(By.CSS_SELECTOR, '#quarto-search a'))
+    assert any('tanh_gaussian' in h.text for h in hits)
+
+WIDE_INSIDE = 'return [document.documentElement.scrollWidth, innerWidth]'
+
+@pytest.mark.parametrize('page', NAMED)
+def test_a_phone_scrolls_down_only(page, browser, url):
+    "Wide tables and code scroll in boxes of their own, and a box that scrolls can be reached by keyboard"
+    resize(browser, 390)
+    browser.get(url + page)
+    width, window = browser.execute_script(WIDE_INSIDE)
+    assert width <= window, page
+    boxes = browser.execute_script("""return [...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(e).overflowX) && e.checkVisibility())
+        .map(e => { e.focus(); return [e.tagName + '.' + e.className, document.activeElement === e || !!e.querySelector('a[href], button')] })""")
+    assert boxes and all(can for _, can in boxes), boxes
+
+def luminance(rgb):
+    "Relative luminance as WCAG defines it, of '(r, g, b' in 0 to 255"
+    parts = [int(v)/255 for v in re.findall(r'[\d.]+', rgb)[:3]]
+    return sum(w*(c/12.92 if c <= 0.04045 else ((c + 0.055)/1.055)**2.4) for w, c in zip((0.2126, 0.7152, 0.0722), parts))
+
+CONTRAST = """// each colour of text with the colour that it stands on, once
+const flat = (top, below) => { const [a, b] = [top, below].map(c => c.match(/[\\d.]+/g).map(Number)), w = a.length > 3 ? a[3] : 1; return `rgb(${[0, 1, 2].map(i => Math.round(w*a[i] + (1 - w)*b[i]))})` };
+const ground = e => { if (!e) return 'rgb(255, 255, 255)'; const c = getComputedStyle(e).backgroundColor; return flat(c, /, 0\\)$/.test(c) || /rgba/.test(c) ? ground(e.parentElement) : c) };
+const pairs = new Map();
+for (const e of document.querySelectorAll('main *, nav *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || !e.checkVisibility()) continue;
+    const under = ground(e), over = flat(getComputedStyle(e).color, under);
+    if (!pairs.has(over + under)) pairs.set(over + under, [over, under, `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 30)}`]);
+}
+return [...pairs.values()];"""
+
+def faint(browser):
+    "Text that is hard to read: below a contrast of 4.5"
+    for over, under, where in browser.execute_script(CONTRAST):
+        light, dark = sorted(map(luminance, (over, under)), reverse=True)
+        if (light + 0.05)/(dark + 0.05) < 4.5: yield f'{where}: {over} on {under}, {(light + 0.05)/(dark + 0.05):.1f}'
+
+def ground(browser): return luminance(browser.execute_script('return getComputedStyle(document.body).backgroundColor'))
+
+@pytest.fixture
+def prefers(browser):
+    def ask(scheme): browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=scheme)]))
+    yield ask
+    browser.execute_script('localStorage.clear()'); ask('light')
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_light_and_dark(scheme, browser, url, prefers):
+    "The system's choice at first, the reader's from then on, and everything readable in both"
+    resize(browser, 1280); prefers(scheme)
+    for page in NAMED:
+        browser.get(url + page)
+        WebDriverWait(browser, 10).until(lambda b: (ground(b) < 0.1) == (scheme == 'dark'))
+        assert not list(faint(browser)), page
+    focus_and_press(browser, '.quarto-color-scheme-toggle', Keys.ENTER)
+    WebDriverWait(browser, 10).until(lambda b: (ground(b) < 0.1) == (scheme == 'light'))
+    browser.get(url + 'index.html')
+    WebDriverWait(browser, 10).until(lambda b: (ground(b) < 0.1) == (scheme == 'light'))
+
+def test_outline_and_pictures(pages):
+    "One title, no level of headings left out, and a text for every picture"
+    wrong = []
+    for page, soup in pages.items():
+        levels = [int(h.name[1]) for h in soup.main.select('h1, h2, h3, h4, h5, h6')]
+        if levels.count(1) != 1 or levels[0] != 1 or any(b > a + 1 for a, b in zip(levels, levels[1:])): wrong.append(f'{page}: headings {levels}')
+        wrong += [f'{page}: a picture without a text' for img in soup.select('img') if len(img.get('alt', '')) < 15]
+        wrong += [f'{page}: {tag.name} without a name' for tag in soup.select('button, input, a[href]') if not (tag.get_text(strip=True) or tag.get('aria-label') or tag.get('title') or tag.find('img'))]
+    assert not wrong and sum(len(soup.select('img')) for soup in pages.values()) > 30
+
 # The checks themselves
 
 @pytest.fixture
@@ -203,3 +334,12 @@ def test_a_bad_page_is_found_in_a_browser(browser, bad_site):
     with served(bad_site) as url: found = '\n'.join(complaints(browser, url, 'b.html'))
     for sign in 'undefined_function', 'missing.png - Failed', 'no image', 'too wide DIV', 'loads https://example.invalid/s.js':
         assert sign in found, sign
+
+def test_a_page_for_mice_only_is_found(browser, tmp_path):
+    (tmp_path/'a.html').write_text('''<link rel="icon" href="data:,"><style>a:focus, button:focus { outline: none }</style><main><a href="#p" id="p">no sign</a>
+        <button tabindex="-1">out of the way</button><div style="cursor: pointer">pretends</div><p style="color: #999; background: #fff">faint</p></main>''')
+    resize(browser, 1280)
+    with served(tmp_path) as url:
+        browser.get(url + 'a.html')
+        assert sorted(unreached(browser)) == ['mouse only: DIV. pretends', 'no visible focus: A no sign', 'not reached: BUTTON out of the way']
+        assert [f.split(':')[0] for f in faint(browser)] == ['P. faint']
