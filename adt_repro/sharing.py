@@ -27,11 +27,11 @@ def measured(
     "A run's accuracies, as recorded"
     run, out = Path(run), []
     for file in (run.parent.parent/'records'/f'{kind}-{run.name}.parquet' for kind in ('white_box', 'spsa')):
-        if not file.exists(): continue
+        if not file.exists() or file.stat().st_mtime < (run/'weights.safetensors').stat().st_mtime: continue
         rows = load_records(file)
         rows = rows[(rows.run == run.name) & (rows.source == run.name)]
         known = set(rows.attack)
-        out += [accuracies(rows)] + ([robust(rows, list(SUITE), 'A_rob')] if set(SUITE) <= known else []) + ([robust(rows, name='worst')] if len(known) > 2 else [])
+        out += [accuracies(rows)] + ([robust(rows, list(SUITE), 'A_rob')] if set(SUITE) <= known else []) + ([robust(rows, name='worst')] if known - {'natural'} != set(SUITE) and len(known) > 2 else [])
         for sums in out: sums['record'] = sums.get('record', file.name)
     columns = 'attack n correct accuracy lo hi bound record'.split()
     if not out: return pd.DataFrame(read_facts(run).get('results') or [], columns=columns).assign(bound=False, record='run.json')
@@ -115,6 +115,14 @@ def _percent(s):
     "Accuracy and interval, as two cells of a table"
     return f"{'≤ '*bool(s.bound)}{100*s.accuracy:.2f}", '' if pd.isna(s.lo) else f'{100*s.lo:.2f} – {100*s.hi:.2f}'
 
+def _targets(run, sums):
+    "How many target images FeaAttack had: the table beside the records knows, if it is of the same evaluation"
+    fea, table = sums[sums.attack == 'feature'], run.parent.parent/'tables'/'white_box.csv'
+    if fea.empty: return ''
+    rows = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=['run', 'attack', 'n', 'correct', 'n_targets'])
+    rows = rows[(rows.run == run.name) & (rows.attack == 'feature') & (rows.n == fea.n.iloc[0]) & (rows.correct == fea.correct.iloc[0])]
+    return ' FeaAttack drew ' + (f'{rows.n_targets.iloc[0]} target images for each image.' if len(rows) else 'a number of target images that was not recorded.') + ' In Table 1 it draws 200.'
+
 # %% ../nbs/library/sharing.ipynb #card
 def model_card(
     run: Path | str,          # folder of a finished run
@@ -131,7 +139,7 @@ def model_card(
     unused = ['`sub_block1` is a stage that the original class defines and never calls. Its values here are zeros, and ones where batch normalisation starts with ones; they change nothing.', '']*sub_block1
     return '\n'.join([f'# {name}', '', f"{architecture(config['arch'])} for {config['dataset']}, method `{config['method']}`, ℓ∞ radius ε = {eps_text(config['eps'])} of pixels in [0, 1]. {_whose(config, facts)}", '',
                       '## Use', '', '```python', _use(config, facts, name, sub_block1), '```', '', *unused,
-                      '## Measured', '', 'Wilson intervals over the test images; A_rob: all six attacks of the paper\'s Table 1; worst: everything in that record.' if rows else '', '', *table, '',
+                      '## Measured', '', 'Wilson intervals over the test images; A_rob: all six attacks of the paper\'s Table 1; worst: everything in that record.' + _targets(run, sums) if rows else '', '', *table, '',
                       '## Not run', '', *('- ' + w for w in not_run(config, sums)), '',
                       '## Parameters', '', block({k: v for k, v in config.items() if v is not None and k not in ('data_root', 'device', 'scale')}), '', block(made), ''])
 
