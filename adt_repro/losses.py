@@ -150,10 +150,12 @@ def smooth_ce(
     model: torch.nn.Module, # images to logits
     x: torch.Tensor,        # (N, C, H, W) clean images; not needed by this loss
     y: torch.Tensor,        # (N,) labels
-    smoothing: float = 0.5, # mass that the other classes share, in [0, 1)
+    smoothing: float = 0.5, # mass that the other classes share, at least 0, less than 1 - 1/classes
 ): # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
     "Cross-entropy with part of the label's mass on the other classes"
     def bound(x_adv):
         z = model(x_adv)
-        return F.cross_entropy(z, y, reduction='none', label_smoothing=smoothing*z.shape[1]/(z.shape[1] - 1))
+        over_all = smoothing*z.shape[1]/max(1, z.shape[1] - 1)
+        if not 0 <= over_all < 1: refuse('smoothing', smoothing, f'at least 0 and less than {1 - 1/z.shape[1]:.3g} with {z.shape[1]} classes, else the label is no likelier than the others')
+        return F.cross_entropy(z, y, reduction='none', label_smoothing=over_all)
     return bound

@@ -75,9 +75,8 @@ def load_adversary(
     device: torch.device, # where a generator goes
 ): # an adversary whose distribution is no single point: the run's own where it was trained by one, else ADT_EXP's, fitted to the network as it is
     "The adversarial distribution to show for a run"
-    method = load_method(Path(folder)/'runs'/name, device)
-    if method.name.startswith('adt_'): return method.adversary
     config = read_config(Path(folder)/'runs'/name)
+    if config['method'].startswith('adt_'): return load_method(Path(folder)/'runs'/name, device).adversary
     return partial(exp_adversary, eps=config['eps'], n_mc=DATASETS[config['dataset']].n_mc)
 
 def short_name(

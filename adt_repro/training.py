@@ -15,6 +15,7 @@ from IPython.display import display
 from .core import *
 from .data import *
 from .methods import *
+from .models import check_model
 from .state import *
 
 # %% ../nbs/library/training.ipynb #train-step
@@ -105,7 +106,8 @@ def train(
 ): # a generator of dicts, one an epoch: epoch (from 1), lr, loss, entropy, seconds, and the monitor's columns
     "Train, one row of history after each epoch; a `TrainingError` where the loss is not finite"
     if state is None: torch.manual_seed(seed); state = State(model, method, recipe)
-    keeper = _Keeper(state, checkpoint, minutes, until, check_data(data))
+    check_model(model, check_data(data).x_train, len(data.classes))
+    keeper = _Keeper(state, checkpoint, minutes, until, data)
     def settle():
         if state.average and state.epoch == recipe.epochs: model.load_state_dict(state.average.module.state_dict())
     settle()
