@@ -1,7 +1,7 @@
 """What other libraries make of an exported run, in an environment of their own:
 
     uv venv .venv-peers
-    uv pip install -p .venv-peers/bin/python torch torchvision safetensors robustbench 'setuptools<81' torchattacks foolbox pyautoattack
+    uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack
 
 tests/test_interop.py starts this file with that environment's Python, which needs nothing of this project:
 

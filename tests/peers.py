@@ -1,7 +1,7 @@
 """PGD by other libraries, in an environment of their own (their requirements do not go with ours):
 
     uv venv .venv-peers
-    uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox adversarial-robustness-toolbox
+    uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack
 
 tests/test_peers.py and nbs/benchmark.ipynb start this file with that environment's Python and exchange files with it:
 

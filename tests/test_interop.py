@@ -79,11 +79,15 @@ def test_round_trip(trained, exported):
     assert read_config(run)['arch'] == 'wrn-10-1' and read_facts(run)['dropped'] == 'sub_block1'
 
 @pytest.fixture(scope='module')
-def others(trained, exported):
-    "RobustBench's network with the exported weights, and what torchattacks, Foolbox and AutoAttack do to it"
+def peers():
+    "An environment with RobustBench, torchattacks, Foolbox and pyautoattack"
     if not (ROOT/PYTHON).exists(): pytest.skip(f'no {PYTHON}; tests/exported.py says how to make it')
     has = json.loads(subprocess.run([ROOT/PYTHON, ROOT/'tests'/'exported.py', 'have'], capture_output=True, text=True, check=True).stdout)
     if len(has) < 5: pytest.skip(f'{PYTHON} has only {", ".join(has)}; tests/exported.py says what belongs there')
+
+@pytest.fixture(scope='module')
+def others(trained, exported, peers):
+    "RobustBench's network with the exported weights, and what torchattacks, Foolbox and AutoAttack do to it"
     _, x, y = trained
     return in_robustbench(exported[1], x[:16], y[:16], 10, 1, EPS)
 
@@ -115,7 +119,7 @@ def test_their_attacks_run_on_it(others, trained):
     assert all(abs(right[k] - own['mim' if 'mim' in k else 'pgd']) <= 2 for k in right if k != 'autoattack') and right['autoattack'] <= min(right.values())
 
 @pytest.mark.slow
-def test_the_papers_network(tmp_path, others):
+def test_the_papers_network(tmp_path, peers):
     "WRN-28-10 itself, 36 million numbers, all the way round"
     torch.manual_seed(0)
     net, x = build('wrn-28-10'), torch.rand(2, 3, 32, 32)
