@@ -11,14 +11,15 @@ import pandas as pd, torch
 from .attacks import in_groups
 from .core import *
 
-# %% ../nbs/library/coverage.ipynb #clouds
+# %% ../nbs/library/coverage.ipynb #reaching
 def reaching(
     x: torch.Tensor,     # (N, C, H, W) clean images in [0, 1]
     delta: torch.Tensor, # (..., N, C, H, W) perturbations
-) -> torch.Tensor: # as `delta`: what is left of it after x + delta was clipped to [0, 1]
+) -> torch.Tensor: # (..., N, C, H, W): what is left of `delta` after x + delta was clipped to [0, 1]
     "The part of a perturbation that reaches the network"
     return (x + delta).clamp(0, 1) - x
 
+# %% ../nbs/library/coverage.ipynb #draws
 def draws_of(
     adversary,              # (model, x, y) to a distribution, see `adt_repro.adversaries`
     model: torch.nn.Module, # images to logits; seen in evaluation mode
@@ -34,6 +35,7 @@ def draws_of(
         p = adversary(model, x, y)
         with torch.no_grad(): return torch.stack([p()[0] for _ in range(n)])
 
+# %% ../nbs/library/coverage.ipynb #restarts
 def restarts_of(
     attack,                 # (model, x, y, *, eps) to x_adv, see `adt_repro.attacks`
     model: torch.nn.Module, # images to logits; seen in evaluation mode
@@ -56,11 +58,11 @@ def restarts_of(
 
 # %% ../nbs/library/coverage.ipynb #recall
 def covered(
-    points: torch.Tensor, # (m, D) what may be covered
-    cloud: torch.Tensor,  # (n, D) samples, more than `k`
-    k: int = 3,           # neighbours that set a sample's radius
-) -> torch.Tensor: # (m,) bool
-    "Which points lie within the k-nearest-neighbour ball of a sample (recall of Kynkäänniemi et al. 2019)"
+    points: torch.Tensor, # (N, D) what may be covered
+    cloud: torch.Tensor,  # (n, D) samples
+    k: int = 3,           # how many neighbours set a sample's radius, in [1, n - 1]
+) -> torch.Tensor: # (N,) bool
+    "Which points lie within the k-nearest-neighbour ball of a sample (recall of Kynkäänniemi et al. 2019); a `ParameterError` where k is out of range"
     if not 0 < k < len(cloud): refuse('k', k, f'from 1 to {len(cloud) - 1}, one less than the {len(cloud)} samples')
     exact = dict(compute_mode='donot_use_mm_for_euclid_dist')
     radius = torch.cdist(cloud, cloud, **exact).kthvalue(k + 1, dim=1).values        # the nearest is the sample itself
@@ -68,10 +70,10 @@ def covered(
 
 # %% ../nbs/library/coverage.ipynb #marginal
 def marginal_share(
-    points: torch.Tensor, # (m, D)
+    points: torch.Tensor, # (N, D) what is asked about
     cloud: torch.Tensor,  # (n, D) samples
     level: float = 0.95,  # middle share of the samples, in (0, 1)
-) -> torch.Tensor: # (m,) shares in [0, 1]
+) -> torch.Tensor: # (N,) shares in [0, 1]
     "Share of a point's coordinates that lie within the middle of the cloud's, each coordinate on its own"
     tail = (1 - level)/2
     few = max(1, 10**7//len(cloud))                                                  # as many coordinates as torch.quantile takes at a time
@@ -107,7 +109,7 @@ def coverage(
     *,
     eps: float,             # radius of the ℓ∞ ball in pixel values
     ids: torch.Tensor,      # (N,) which images these are
-    k: int = 3,             # neighbours, see `covered`
+    k: int = 3,             # neighbours, in [1, n - 1], see `covered`
 ) -> pd.DataFrame: # a row for each image, cloud and attack: i, cloud, attack, pixels and features (covered there?), marginal (share in [0, 1])
     "Which clouds hold what other attacks find"
     points, rows = torch.stack([*ends.values()]), []

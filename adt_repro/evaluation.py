@@ -95,7 +95,7 @@ def percent(
 # %% ../nbs/library/evaluation.ipynb #mean
 def mean_interval(
     values,                   # (n,) numbers, at least 1; those that are not finite are an error of whoever made them
-    confidence: float = 0.95, # of the interval
+    confidence: float = 0.95, # of the interval, in (0, 1)
 ) -> dict: # n, mean, lo, hi; of a single value, lo and hi are nan
     "A mean with Student's interval"
     v = np.asarray(values, dtype=float)

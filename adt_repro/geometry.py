@@ -68,7 +68,7 @@ def on_axes(
     return torch.linalg.solve(d @ d.mT, inner[..., None])[..., 0]
 
 def diamond(
-    eps: float, # radius of the ball
+    eps: float, # radius of the ℓ∞ ball, in any unit
 ) -> tuple: # (a, b): five corners each, the last is the first
     "The ε-ball as it is seen on the plane"
     return [eps, 0, -eps, 0, eps], [0, eps, 0, -eps, 0]
@@ -79,15 +79,16 @@ def _unit(v):
     return v/size.view(-1, *[1]*(v.ndim - 1))
 
 def _power(product, v, steps, tol):
-    "Eigenvalues largest in size, the length of what is left of the equation, and the products it took"
-    for n in range(1, steps + 1):
+    "Eigenvalues largest in size, and the length of what is left of the equation"
+    for _ in range(steps):
         w = product(v)
         top = (v*w).flatten(1).sum(1)
         left = (w - top.view(-1, *[1]*(v.ndim - 1))*v).flatten(1).norm(dim=1)
         if (left <= tol*top.abs()).all(): break
         v = _unit(w)
-    return top, left, n
+    return top, left
 
+# %% ../nbs/library/geometry.ipynb #top-curvature
 def top_curvature(
     model: torch.nn.Module, # images to logits; seen in evaluation mode
     x: torch.Tensor,        # (N, C, H, W) images
@@ -103,9 +104,9 @@ def top_curvature(
         g, = torch.autograd.grad(loss(model, x, y)(at).sum(), at, create_graph=True)
         product = lambda v: torch.autograd.grad(g, at, v, retain_graph=True)[0]
         start = _unit(rand_normal(x))
-        top, left, _ = _power(product, start, steps, tol)
+        top, left = _power(product, start, steps, tol)
         if (below := top.clamp(max=0)).any():
             shift = below.view(-1, *[1]*(x.ndim - 1))
-            again, left_again, _ = _power(lambda v: product(v) - shift*v, start, steps, tol)
+            again, left_again = _power(lambda v: product(v) - shift*v, start, steps, tol)
             top, left = torch.where(below < 0, again + below, top), torch.where(below < 0, left_again, left)
     return top.detach(), left.detach()

@@ -50,7 +50,7 @@ def experiment_runs(
     patterns: list,     # see `chosen_runs`; None: all finished runs, or at scale tiny those of `tiny`
     tiny: tuple = ('standard', 'at_pgd'), # methods whose tiny runs are made where they are missing
 ) -> list: # names of finished runs, at least one
-    "The runs of an experiment"
+    "The runs of an experiment; a `ParameterError` where there is none"
     scale = Path(folder).name
     if patterns is None and scale == 'tiny': return [tiny_run(folder, m) for m in tiny]
     return chosen_runs(folder, patterns) or refuse('scale', scale, f'one with finished runs, outputs/{scale}/runs has none')
@@ -69,6 +69,7 @@ def load_runs(
             if c[k] != first[k]: refuse('runs', name, f'runs of one {k}: it has {c[k]}, {names[0]} has {first[k]}')
     return {name: model for name, (model, _) in loaded.items()}, first
 
+# %% ../nbs/library/selection.ipynb #load-adversary
 def load_adversary(
     folder: Path | str,   # of a scale, such as outputs/demo
     name: str,            # of a finished run
@@ -86,6 +87,7 @@ def short_name(
     "A run's name for a figure whose title says the rest"
     return name.removeprefix(f"{config['dataset']}-").removeprefix(f"{config['arch']}-")
 
+# %% ../nbs/library/selection.ipynb #first-images
 def first_images(
     config: dict,         # of `load_runs`
     n: int,               # images, at least 1

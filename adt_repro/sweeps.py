@@ -49,7 +49,7 @@ def finish_runs(
     jobs: int = 1,              # runs at a time; more than one share the processor's cores evenly
     fresh: bool = False,        # start all of them over?
 ): # a generator of folders, in the order in which they are finished
-    "Train several runs to their ends"
+    "Train several runs to their ends; a `ParameterError` where two have one name, before any is begun"
     names = [(c['scale'], run_name(c)) for c in configs]
     if twice := [n for s, n in names if names.count((s, n)) > 1]: refuse('configs', twice[0], 'runs of different names')
     if jobs == 1 or len(configs) < 2:
