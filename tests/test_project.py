@@ -113,3 +113,19 @@ def test_readme_repeats_the_black_box_tables():
         assert f"| `{run.split('-')[2]}` | {' | '.join(cells)} |" in readme
     frames = [pd.read_csv(ROOT/'outputs'/'demo'/'frames'/f'soundness_{k}.csv') for k in ('transfer', 'spsa')]
     assert all(f.passed.all() for f in frames) and len(frames[0]) == 32
+
+def test_readme_repeats_the_numbers_of_the_pictures():
+    import pandas as pd
+    from adt_repro.evaluation import mean_interval
+    def pm(values, digits): m = mean_interval(values); return f"{m['mean']:.{digits}f} ± {m['mean'] - m['lo']:.{digits}f}"
+    readme, frames = (ROOT/'README.md').read_text(), ROOT/'outputs'/'demo'/'frames'
+    rows = pd.read_csv(frames/'coverage.csv')
+    rows = rows[rows.run.str.contains('-adt_exp-s0')]
+    assert rows.i.nunique() == 20 and rows.attack.nunique() == 5
+    for cloud, d in rows.groupby('cloud'):
+        assert f"| {cloud.replace('_', ' ')} | " + ' | '.join(pm(100*d.groupby('i')[m].mean(), 0) for m in ('pixels', 'features', 'marginal')) + ' |' in readme
+    rows = pd.read_csv(frames/'ablation.csv')
+    assert (rows.n_test == 360).all() and set(rows.seed) == {0, 1, 2} and (rows[rows.option == 'lbd'].groupby('value').size() == 3).all()
+    for lbd, d in rows[rows.option == 'lbd'].groupby('value'):
+        assert f'| {lbd:g} | {d.entropy.mean():.2f} | {pm(100*d.natural, 1)} | {pm(100*d.robust, 1)} |' in readme
+    assert f"`at_pgd` has {pm(100*rows[rows.method == 'at_pgd'].robust, 1)} %" in readme
