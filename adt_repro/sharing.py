@@ -78,6 +78,7 @@ def architecture(
     "A network's usual name"
     return arch.replace('wrn', 'WideResNet') if arch.startswith('wrn-') else dict(resnet18='ResNet-18').get(arch, arch)
 
+# %% ../nbs/library/sharing.ipynb #whose
 def _whose(config, facts):
     version = facts.get('versions', {}).get('adt_repro', '')
     if config['method'] == IMPORTED: return f"The weights of {facts['source']} (SHA-256 {facts['sha256'][:12]}…), evaluated by adt_repro {version}; how they were trained is not known here."
@@ -143,12 +144,13 @@ def model_card(
                       '## Not run', '', *('- ' + w for w in not_run(config, sums)), '',
                       '## Parameters', '', block({k: v for k, v in config.items() if v is not None and k not in ('data_root', 'device', 'scale')}), '', block(made), ''])
 
-# %% ../nbs/library/sharing.ipynb #export
+# %% ../nbs/library/sharing.ipynb #unused
 def _unused(state):
     "A first stage under the name that nothing calls, at nought"
     ones = lambda k: k.endswith(('running_var', 'bn1.weight', 'bn2.weight'))
     return {'sub_' + k: torch.ones_like(v) if ones(k) else torch.zeros_like(v) for k, v in state.items() if k.startswith('block1.')}
 
+# %% ../nbs/library/sharing.ipynb #export
 def export(
     run: Path | str,          # folder of a finished run
     folder: Path | str,       # where the files go; made where it is missing
