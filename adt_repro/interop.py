@@ -130,7 +130,7 @@ def load_authors(
     if facts['arch'] != arch: raise ParameterError(f"weights={facts['source']!r}: a {facts['arch']}, the {of} networks are {arch}; allowed for others is load_network")
     return model
 
-# %% ../nbs/library/interop.ipynb #import-run
+# %% ../nbs/library/interop.ipynb #which-data
 def _dataset(name, facts):
     fits = [k for k, s in DATASETS.items() if (s.shape[0], s.n_classes) == (facts['in_ch'], facts['n_classes'])]
     sizes = f"{facts['in_ch']} channels and {facts['n_classes']} classes"
@@ -138,6 +138,7 @@ def _dataset(name, facts):
     if name not in (None, *fits): refuse('dataset', name, f"{', '.join(fits)}, which have the {sizes} of {facts['source']}")
     return name or fits[0]
 
+# %% ../nbs/library/interop.ipynb #import-run
 def import_run(
     path: Path | str,       # a file of weights, see `load_network`
     folder: Path | str,     # of a scale, such as outputs/demo; the run is made in its runs/

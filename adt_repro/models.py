@@ -206,6 +206,7 @@ def save_weights(
     "Write a network's parameters and running statistics"
     with replacing(path) as f: f.write(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
 
+# %% ../nbs/library/models.ipynb #misfits
 def _misfits(found, want):
     "What is wrong with a state dict, the first two of each kind, and how many more"
     kinds = ([f'{k} is missing' for k in want if k not in found], [f'{k} is too many' for k in found if k not in want],
@@ -225,6 +226,7 @@ def fit_weights(
     model.load_state_dict(found)
     return model
 
+# %% ../nbs/library/models.ipynb #load-weights
 def load_weights(
     model: nn.Module, # a network of the same architecture
     path: Path | str, # a file of `save_weights`

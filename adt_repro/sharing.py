@@ -78,6 +78,7 @@ def architecture(
     "A network's usual name"
     return arch.replace('wrn', 'WideResNet') if arch.startswith('wrn-') else dict(resnet18='ResNet-18').get(arch, arch)
 
+# %% ../nbs/library/sharing.ipynb #whose
 def _whose(config, facts):
     version = facts.get('versions', {}).get('adt_repro', '')
     if config['method'] == IMPORTED: return f"The weights of {facts['source']} (SHA-256 {facts['sha256'][:12]}…), evaluated by adt_repro {version}; how they were trained is not known here."
@@ -89,12 +90,12 @@ def model_info(
 ) -> dict: # RobustBench's keys
     "A run in RobustBench's words"
     config, facts, sums = read_config(run), read_facts(run), measured(run)
-    whole = sums[(sums.n == TEST_IMAGES[config['dataset']]) & (sums.bound == False)].drop_duplicates('attack').set_index('attack')
-    share = lambda *names: next((f'{100*whole.accuracy[k]:.2f}' for k in names if k in whole.index), None)
+    whole = sums[(sums.n == TEST_IMAGES[config['dataset']]) & (sums.bound == False)]
+    def share(*names): found = whole.accuracy[whole.attack.isin(names)]; return f'{100*found.min():.2f}' if len(found) else None
     link, name, authors, venue = PAPERS.get(config['method'], (None, None, None, ''))
     seen = f" It expects (x - mean)/std with mean, std = {facts['inputs']}." if facts.get('inputs') else ''
     info = dict(link=link, name=name, authors=authors, additional_data=None if config['method'] == IMPORTED else False, number_forward_passes=1, dataset=config['dataset'], venue=venue,
-                architecture=architecture(config['arch']), eps=eps_text(config['eps']), clean_acc=share('natural'), reported=share('worst', 'A_rob'), autoattack_acc=share('autoattack'), footnote=_whose(config, facts) + seen)
+                architecture=architecture(config['arch']), eps=eps_text(config['eps']), clean_acc=share('natural'), reported=share('A_rob', 'worst', 'autoattack'), autoattack_acc=share('autoattack'), footnote=_whose(config, facts) + seen)
     for k in own:
         if k not in info: refuse(k, own[k], "one of RobustBench's entries: " + ', '.join(info))
     return info | own
@@ -115,13 +116,21 @@ def _percent(s):
     "Accuracy and interval, as two cells of a table"
     return f"{'≤ '*bool(s.bound)}{100*s.accuracy:.2f}", '' if pd.isna(s.lo) else f'{100*s.lo:.2f} – {100*s.hi:.2f}'
 
-def _targets(run, sums):
-    "How many target images FeaAttack had: the table beside the records knows, if it is of the same evaluation"
-    fea, table = sums[sums.attack == 'feature'], run.parent.parent/'tables'/'white_box.csv'
-    if fea.empty: return ''
-    rows = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=['run', 'attack', 'n', 'correct', 'n_targets'])
-    rows = rows[(rows.run == run.name) & (rows.attack == 'feature') & (rows.n == fea.n.iloc[0]) & (rows.correct == fea.correct.iloc[0])]
-    return ' FeaAttack drew ' + (f'{rows.n_targets.iloc[0]} target images for each image.' if len(rows) else 'a number of target images that was not recorded.') + ' In Table 1 it draws 200.'
+def _title(attack): return TITLES.get(attack, attack.replace('spsa', 'SPSA-'))
+
+def _setting(run, sums, attack, kind, column):
+    "A setting that records do not hold: the table beside them knows, if it is of the same evaluation"
+    mine, table = sums[sums.attack.str.startswith(attack)], run.parent.parent/'tables'/f'{kind}.csv'
+    if mine.empty or not table.exists(): return None
+    rows = pd.read_csv(table)
+    rows = rows[(rows.run == run.name)].merge(mine[['attack', 'n', 'correct']])
+    return rows[column].iloc[0] if column in rows and len(rows) == len(mine) else None
+
+def _settings(run, sums):
+    said = lambda found, words: words if found is None else words.replace('an unrecorded number of', str(found))
+    fea, spsa = sums.attack.eq('feature').any(), sums.attack.str.startswith('spsa').any()
+    out = [said(_setting(run, sums, 'feature', 'white_box', 'n_targets'), ' FeaAttack drew an unrecorded number of target images for each image, where Table 1 has 200.')]*bool(fea)
+    return ''.join(out + [said(_setting(run, sums, 'spsa', 'spsa', 'steps'), ' SPSA made an unrecorded number of steps, each of so many samples, where the paper has 100.')]*bool(spsa))
 
 # %% ../nbs/library/sharing.ipynb #card
 def model_card(
@@ -132,23 +141,24 @@ def model_card(
     "What a stranger should know about a network before using it"
     run = Path(run)
     config, facts, sums, name = read_config(run), read_facts(run), measured(run), name or run.name
-    rows = [f'| {TITLES.get(s.attack, s.attack)} | {" | ".join(_percent(s))} | {s.n} | {s.record} |' for s in sums.itertuples()]
+    rows = [f'| {_title(s.attack)} | {" | ".join(_percent(s))} | {s.n} | {s.record} |' for s in sums.itertuples()]
     table = ['| attack | accuracy, % | 95 % interval | n | record |', '|---|---|---|---|---|', *rows] if rows else ['Nothing has been recorded.']
     made = {k: facts[k] for k in ('git_commit', 'versions', 'device', 'platform', 'test_set', 'source', 'sha256', 'inputs') if facts.get(k) is not None}
     block = lambda d: '```yaml\n' + yaml.safe_dump(d, sort_keys=False, allow_unicode=True, default_flow_style=None) + '```'
     unused = ['`sub_block1` is a stage that the original class defines and never calls. Its values here are zeros, and ones where batch normalisation starts with ones; they change nothing.', '']*sub_block1
     return '\n'.join([f'# {name}', '', f"{architecture(config['arch'])} for {config['dataset']}, method `{config['method']}`, ℓ∞ radius ε = {eps_text(config['eps'])} of pixels in [0, 1]. {_whose(config, facts)}", '',
                       '## Use', '', '```python', _use(config, facts, name, sub_block1), '```', '', *unused,
-                      '## Measured', '', 'Wilson intervals over the test images; A_rob: all six attacks of the paper\'s Table 1; worst: everything in that record.' + _targets(run, sums) if rows else '', '', *table, '',
+                      '## Measured', '', 'Wilson intervals over the test images; A_rob: all six attacks of the paper\'s Table 1; worst: everything in that record.' + _settings(run, sums) if rows else '', '', *table, '',
                       '## Not run', '', *('- ' + w for w in not_run(config, sums)), '',
                       '## Parameters', '', block({k: v for k, v in config.items() if v is not None and k not in ('data_root', 'device', 'scale')}), '', block(made), ''])
 
-# %% ../nbs/library/sharing.ipynb #export
+# %% ../nbs/library/sharing.ipynb #unused
 def _unused(state):
     "A first stage under the name that nothing calls, at nought"
     ones = lambda k: k.endswith(('running_var', 'bn1.weight', 'bn2.weight'))
     return {'sub_' + k: torch.ones_like(v) if ones(k) else torch.zeros_like(v) for k, v in state.items() if k.startswith('block1.')}
 
+# %% ../nbs/library/sharing.ipynb #export
 def export(
     run: Path | str,          # folder of a finished run
     folder: Path | str,       # where the files go; made where it is missing
