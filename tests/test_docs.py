@@ -226,7 +226,7 @@ def test_a_section_of_the_sidebar_closes_by_a_key(browser, url):
     browser.get(url + 'index.html')
     inside = browser.find_element(By.CSS_SELECTOR, '#quarto-sidebar a[href$="glossary.html"]')
     assert inside.is_displayed()
-    focus_and_press(browser, 'a.sidebar-item-text', Keys.ENTER)
+    focus_and_press(browser, 'a.sidebar-item-text[data-bs-toggle]', Keys.ENTER)
     WebDriverWait(browser, 10).until(lambda b: not inside.is_displayed())
 
 def test_keyboard_on_a_phone(browser, url):
