@@ -2,9 +2,8 @@
 import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
-import nbformat, numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 
-from adt_repro.core import ParameterError
 from adt_repro.data import load_data
 from adt_repro.runs import load_run
 
@@ -75,14 +74,10 @@ def test_ablation_goes_on_where_it_was_killed(project):
     assert results[results.option == 'inner_momentum'].groupby('value').run.first()[1].endswith('base-s0')
     entropy = results[results.option == 'lbd'].groupby('value').entropy.mean()
     assert entropy[0] < entropy[10] < np.log(2) and results[results.method == 'noise'].entropy.sub(np.log(2)).abs().max() < 1e-5
-    shown = papermill(project, 'ablation', 'shown.ipynb', scale='quick')                   # and without training it shows what is there
-    assert shown.returncode == 0 and json.dumps([c.get('outputs') for c in nbformat.read(project/'shown.ipynb', 4).cells]).count('image/png') == 3
 
 @pytest.mark.parametrize('notebook, params, line', [
-    ('landscape', dict(grid=4), 'grid=4: allowed is an odd whole number'), ('landscape', dict(k=9, n_samples=9), 'k=9: allowed is less than n_samples=9'),
-    ('landscape', dict(n_imges=3), "n_imges=3: there is no such parameter, did you mean 'n_images'"), ('diversity', dict(runs=['nothing-*']), "runs='nothing-*': allowed is"),
-    ('ablation', dict(train=True, rho=[-30]), 'rho=-30: allowed is'), ('ablation', dict(train=True, base=dict(lbd=1)), "base='lbd': allowed is"), ('ablation', dict(train=True, attacks=[]), 'attacks=[]: allowed is at least one'),
-    ('ablation', dict(scale='absent'), 'train=False: allowed is true, since outputs/absent/frames/ablation.csv is not there yet'), ('ablation', dict(seeds=1), 'seeds=1: allowed is')])
+    ('landscape', dict(grid=4), 'grid=4: allowed is an odd whole number'), ('diversity', dict(runs=['nothing-*']), "runs='nothing-*': allowed is"),
+    ('ablation', dict(train=True, rho=[-30]), 'rho=-30: allowed is'), ('ablation', dict(scale='absent'), 'train=False: allowed is true, since outputs/absent/frames/ablation.csv is not there yet')])
 def test_one_line_for_what_cannot_be_used(project, notebook, params, line):
     before = sorted(project.glob('outputs/*/*'))
     done = papermill(project, notebook, **params)

@@ -129,3 +129,7 @@ def test_readme_repeats_the_numbers_of_the_pictures():
     for lbd, d in rows[rows.option == 'lbd'].groupby('value'):
         assert f'| {lbd:g} | {d.entropy.mean():.2f} | {pm(100*d.natural, 1)} | {pm(100*d.robust, 1)} |' in readme
     assert f"`at_pgd` has {pm(100*rows[rows.method == 'at_pgd'].robust, 1)} %" in readme
+    spread = pd.read_csv(frames/'diversity_measures.csv').groupby(['run', 'kind']).variance.mean()
+    for method in 'adt_exp', 'adt_exp_am', 'adt_imp_am':
+        a, b = (spread[f'digits-small_cnn-{method}-s0'][k] for k in ('distribution', 'restarts'))
+        assert f'({a:.2f} against {b:.2f}' in readme and (a > b) == (method == 'adt_exp')
