@@ -31,7 +31,9 @@ class Data:
     classes: tuple          # the classes' names, in the labels' order
 
     @property
-    def shape(self): return tuple(self.x_train.shape[1:])   # of an image, (C, H, W)
+    def shape(self) -> tuple: # (C, H, W)
+        "An image's size"
+        return tuple(self.x_train.shape[1:])
 
     def to(self,
         device: torch.device | str, # where to

@@ -29,7 +29,7 @@ def _unreadable(name, e):
 
 def read_weights(
     path: Path | str, # .safetensors, or a PyTorch file: a state dict, or a dict that has one under one of `WRAPPERS`
-) -> dict: # name to tensor, on the CPU, as the file has them
+) -> dict: # name to tensor, on the CPU, as the file has them; a `ParameterError` says why it cannot be read
     "The state dict in a file, of which nothing is executed"
     path = Path(path).expanduser()
     try: found = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
@@ -66,7 +66,7 @@ def plain_names(
 def infer_arch(
     found: dict, # of `plain_names`
     name: str,   # of the file, for the message
-) -> tuple: # (arch as of `build`, channels of an image, classes)
+) -> tuple: # (arch as of `build`, channels of an image, classes); a `ParameterError` where it belongs to none
     "The network that a state dict belongs to"
     size = lambda k, axis, default: found[k].shape[axis] if k in found and found[k].ndim > axis else default
     if 'block1.layer.0.conv1.weight' in found:
@@ -89,8 +89,8 @@ inputs_rule = Rule(lambda v: _range(v) or _pair(v), 'a range such as [-1, 1], or
 
 def mean_std(
     inputs: list,  # a range [lo, hi], or [means, deviations]; the text of one is read too
-    channels: int, # of an image
-) -> list: # [means, deviations], one number for each channel; None for [0, 1]
+    channels: int, # of an image, at least 1
+) -> list: # [means, deviations], one number for each channel; None for [0, 1]; a `ParameterError` says what may be given
     "What takes [0, 1] to the numbers that a network expects"
     v = inputs_rule.read(inputs)
     if not inputs_rule.ok(v): refuse('inputs', inputs, inputs_rule.says)
@@ -103,7 +103,7 @@ def mean_std(
 def load_network(
     path: Path | str,    # see `read_weights`
     inputs: list = None, # what the network expects, see `mean_std`; None: what the file gives away, else [0, 1]
-) -> tuple: # (network in evaluation mode, images in [0, 1] to logits; facts: source, sha256, arch, in_ch, n_classes, prefix, dropped, inputs)
+) -> tuple: # (network in evaluation mode, images in [0, 1] to logits; facts: source, sha256, arch, in_ch, n_classes, prefix, dropped, inputs); a `ParameterError` names what does not fit
     "The network in a file of weights"
     path = Path(path).expanduser()
     found, facts = plain_names(read_weights(path))
@@ -122,7 +122,7 @@ LAYOUTS = dict(adt=('wrn-28-10', None), trades=('wrn-34-10', None), feature_scat
 def load_authors(
     path: Path | str, # a file that these authors published, or that their code wrote
     of: str = 'adt',  # whose: one of `LAYOUTS`
-) -> torch.nn.Module: # in evaluation mode, images (N, 3, 32, 32) in [0, 1] to logits
+) -> torch.nn.Module: # in evaluation mode, images (N, 3, 32, 32) in [0, 1] to logits; a `ParameterError` names what does not fit
     "A network that the authors of ADT, TRADES or feature scattering published"
     if of not in LAYOUTS: refuse('of', of, ', '.join(LAYOUTS))
     arch, inputs = LAYOUTS[of]
@@ -147,7 +147,7 @@ def import_run(
     inputs: list = None,    # what the network expects, see `mean_std`; None: what the file gives away, else [0, 1]
     label: str = None,      # the run's name after data set and network; None: the file's name
     data_root: str = None,  # folder of the data set's files; None: $ADT_DATA, else data/ in the project
-) -> str: # the run's name
+) -> str: # the run's name; a `ParameterError` names what does not fit, or that another run has the name
     "Make a run of a file of weights; one that is there already is kept"
     model, facts = load_network(path, inputs)
     dataset, folder = _dataset(dataset, facts), Path(folder)
@@ -175,7 +175,7 @@ def asked_runs(
     weights: str = None, # a file to make a run of
     tiny: tuple = (),    # see `experiment_runs`; without it, every scale is alike
     **how,               # dataset, data_root, eps, inputs, as of `import_run`; without weights all None
-) -> list: # names of finished runs, each once, the file's first
+) -> list: # names of finished runs, each once, the file's first; a `ParameterError` names what does not fit
     "The runs that a notebook was asked for, with a file's among them"
     if weights is None:
         for k, v in how.items():

@@ -152,7 +152,7 @@ def smooth_ce(
     y: torch.Tensor,        # (N,) labels
     smoothing: float = 0.5, # mass that the other classes share, at least 0, less than 1 - 1/classes
 ): # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
-    "Cross-entropy with part of the label's mass on the other classes"
+    "Cross-entropy with part of the label's mass on the other classes; so much that the label is no likelier than they are is refused"
     def bound(x_adv):
         z = model(x_adv)
         over_all = smoothing*z.shape[1]/max(1, z.shape[1] - 1)

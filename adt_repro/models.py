@@ -133,6 +133,12 @@ class WideResNet(nn.Module):
         "Images to logits"
         return self.fc(self.features(x))
 
+# %% ../nbs/library/models.ipynb #scale
+def _check_scale(mean, std):
+    several = lambda v, **kw: isinstance(v, (list, tuple)) and len(v) > 0 and all(number(**kw).ok(i) for i in v)
+    if not (several(mean) and several(std, lo=0, above=True) and len(mean) == len(std)):
+        raise ParameterError(f'mean={shown(mean)}, std={shown(std)}: allowed are two lists of one number for each channel, std above 0')
+
 # %% ../nbs/library/models.ipynb #normalized
 class Normalized(nn.Module):
     "A network that expects (x − mean)/std, as one that takes x in [0, 1]"
@@ -142,30 +148,32 @@ class Normalized(nn.Module):
         std: list,      # likewise, above 0
     ):
         super().__init__()
-        rule = lambda v, **kw: isinstance(v, (list, tuple)) and v and all(number(**kw).ok(i) for i in v)
-        if not (rule(mean) and rule(std, lo=0, above=True) and len(mean) == len(std)):
-            raise ParameterError(f'mean={shown(mean)}, std={shown(std)}: allowed are two lists of one number for each channel, std above 0')
+        _check_scale(mean, std)
         self.net = net
         for k, v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.tensor(v, dtype=torch.float32).view(-1, 1, 1))
 
-    def scaled(self,
+    def _scaled(self, x): return (x - self.mean)/self.std
+    def forward(self,
         x: torch.Tensor, # (N, C, H, W) images in [0, 1]
-    ) -> torch.Tensor: # (N, C, H, W) what the network sees
-        "Rescale"
-        return (x - self.mean)/self.std
-
-    def forward(self, x): return self.net(self.scaled(x))
+    ) -> torch.Tensor: # (N, classes) logits
+        "What the network says about the rescaled images"
+        return self.net(self._scaled(x))
 
     @property
-    def features(self): inner = self.net.features; return lambda x: inner(self.scaled(x))
+    def features(self): # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
+        "What the network's last layer sees"
+        inner = self.net.features
+        return lambda x: inner(self._scaled(x))
     @property
-    def fc(self): return self.net.fc
+    def fc(self) -> nn.Module: # an AttributeError where the network has none
+        "The network's last layer"
+        return self.net.fc
 
 # %% ../nbs/library/models.ipynb #check-model
 def check_model(
     model: nn.Module, # as it is about to be trained
     x: torch.Tensor,  # (N, C, H, W) some of its images, on its device
-    n_classes: int,   # how many there are
+    n_classes: int,   # number of classes, at least 1
 ) -> nn.Module: # the same
     "Stop with one line where a network does not take these images to logits"
     name = type(model).__name__

@@ -87,7 +87,7 @@ def _whose(config, facts):
 def model_info(
     run: Path | str, # folder of a finished run
     **own,           # entries of one's own, such as authors or link
-) -> dict: # RobustBench's keys
+) -> dict: # RobustBench's keys; a `ParameterError` where one of your own is none of them
     "A run in RobustBench's words"
     config, facts, sums = read_config(run), read_facts(run), measured(run)
     whole = sums[(sums.n == TEST_IMAGES[config['dataset']]) & (sums.bound == False)]
@@ -116,6 +116,7 @@ def _percent(s):
     "Accuracy and interval, as two cells of a table"
     return f"{'≤ '*bool(s.bound)}{100*s.accuracy:.2f}", '' if pd.isna(s.lo) else f'{100*s.lo:.2f} – {100*s.hi:.2f}'
 
+# %% ../nbs/library/sharing.ipynb #card-settings
 def _title(attack): return TITLES.get(attack, attack.replace('spsa', 'SPSA-'))
 
 def _setting(run, sums, attack, kind, column):
@@ -165,7 +166,7 @@ def export(
     name: str = None,         # of the files; None: the run's
     sub_block1: bool = False, # add the block that nothing uses, for code that insists on it
     **info,                   # entries of `model_info` of one's own, such as authors
-) -> dict: # suffix to path: .pt (state dict), .json (RobustBench's model_info), .md (the card)
+) -> dict: # suffix to path: .pt (state dict), .json (RobustBench's model_info), .md (the card); a `ParameterError` before anything is written
     "Write a run for RobustBench, torchattacks, Foolbox and people"
     run, folder = Path(run), Path(folder)
     model, config = load_run(run)
