@@ -82,7 +82,8 @@ def pgd(
     group: int = None,      # images at a time, see `in_groups`; a loss that compares images needs the whole batch, `group=len(x)` or more
     **ascent,               # further arguments of `sign_ascent`: momentum, norm, sign
 ) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
-    "Projected gradient descent in the ℓ∞ ball: last iterate, one start"
+    "Projected gradient descent in the ℓ∞ ball: last iterate, one start; a `ParameterError` where eps is no such radius"
+    if not (rule := number(0, 1)).ok(eps): refuse('eps', eps, rule.says)
     x0 = x + eps*start(x)
     def climb(x, y, x0):
         return sign_ascent(loss(model, x, y), [x0], step=eps/4 if step is None else step, steps=steps, project=linf_ball(x, eps), **ascent)[0]

@@ -160,7 +160,7 @@ def import_run(
     if any((into/f).exists() for f in ('run.json', 'checkpoint.pt')):
         had = read_config(into) | read_facts(into) if (into/'run.json').exists() else {}
         if other := [k for k in ('method', 'dataset', 'arch', 'eps', 'sha256', 'inputs') if had.get(k) != (config | facts)[k]]:
-            raise ParameterError(f"weights={facts['source']!r}: {into.name} is there already, with another {', '.join(other)}; allowed is the same, another label, or to delete it")
+            raise ParameterError(f"weights={facts['source']!r}: {into.name} is there already, with another {', '.join(other)}; allowed is the same, a copy of the file under another name, or to delete it")
         return into.name
     save_run(into, model.net if isinstance(model, Normalized) else model, None, config, None, results=[], **facts, **provenance(torch.device('cpu')))
     return into.name

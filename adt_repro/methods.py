@@ -138,8 +138,9 @@ def make_method(
     shape: tuple = (3, 32, 32),    # of an image (C, H, W); a generator is built for it, from PyTorch's random state
     **options, # of `method_options(name)`; None stands for the default
 ) -> Method: # ready for `adt_loss`
-    "A training method by its name; a `ParameterError` where there is no such method, or it has no such option"
+    "A training method by its name; a `ParameterError` where there is no such method, radius or option"
     if name not in METHODS: refuse('method', name, ', '.join(METHODS))
+    if not (rule := number(0, 1, above=True)).ok(eps): refuse('eps', eps, rule.says)
     have, given = method_options(name), {k: v for k, v in options.items() if v is not None}
     for k, v in given.items():
         if k not in have: raise ParameterError(f'{k}={v!r}: method {name} has no such option. Allowed are {", ".join(have) or "none"}')

@@ -6,7 +6,7 @@
 __all__ = ['finish_run', 'finish_runs', 'one_by_one']
 
 # %% ../nbs/library/sweeps.ipynb #imports
-import math, multiprocessing
+import math, multiprocessing, os, threading, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -41,7 +41,13 @@ def finish_run(
     return folder
 
 # %% ../nbs/library/sweeps.ipynb #many
-def _begin(threads): torch.set_num_threads(threads)
+def _begin(threads, parent):
+    "What a worker does first: take its share of the cores, and end when its parent does, however that ended"
+    def watch():
+        while os.getppid() == parent: time.sleep(0.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+    torch.set_num_threads(threads)
 
 def finish_runs(
     configs: list,              # of `resolve`
@@ -56,7 +62,7 @@ def finish_runs(
         for c in configs: yield finish_run(c, outputs, fresh)
         return
     threads = max(1, torch.get_num_threads()//jobs)
-    with ProcessPoolExecutor(min(jobs, len(configs)), multiprocessing.get_context('spawn'), _begin, (threads,)) as pool:
+    with ProcessPoolExecutor(min(jobs, len(configs)), multiprocessing.get_context('spawn'), _begin, (threads, os.getpid())) as pool:
         begun = [pool.submit(finish_run, c, outputs, fresh) for c in configs]
         try:
             for done in as_completed(begun): yield done.result()
