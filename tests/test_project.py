@@ -133,3 +133,6 @@ def test_readme_repeats_the_numbers_of_the_pictures():
     for method in 'adt_exp', 'adt_exp_am', 'adt_imp_am':
         a, b = (spread[f'digits-small_cnn-{method}-s0'][k] for k in ('distribution', 'restarts'))
         assert f'({a:.2f} against {b:.2f}' in readme and (a > b) == (method == 'adt_exp')
+    median = pd.read_csv(frames/'curvature.csv').groupby('run').eigenvalue.median()
+    said = [f'{median[f"digits-small_cnn-{m}-s0"]:.2g}' for m in ('standard', 'at_pgd', 'adt_exp', 'feature_scatter')]
+    assert f'(median {said[0]}, against {said[1]} for `at_pgd`, {said[2]} for `adt_exp` and {said[3]} for `feature_scatter`)' in readme and median.idxmin().endswith('-standard-s0')
