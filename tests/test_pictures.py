@@ -82,3 +82,26 @@ def test_one_line_for_what_cannot_be_used(project, notebook, params, line):
     before = sorted(project.glob('outputs/*/*'))
     done = papermill(project, notebook, **params)
     assert done.returncode == 1 and line in done.stderr and 'Traceback' not in done.stderr.split('ParameterError')[-1] and sorted(project.glob('outputs/*/*')) == before
+
+LONG = """
+from adt_repro.runs import RULES, resolve
+from adt_repro.sweeps import finish_runs
+if __name__ == '__main__':
+    blank = dict.fromkeys(RULES) | dict(method='adt_exp', dataset='digits', recipe='paper2020', device='cpu', scale='long', epochs=1000)
+    list(finish_runs([resolve(blank | dict(seed=s)) for s in range(3)], 'outputs', jobs=2))
+"""
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='looks for processes in /proc')
+def test_workers_end_with_their_parent(project):
+    (project/'long.py').write_text(LONG)
+    process = subprocess.Popen([sys.executable, 'long.py'], cwd=project)
+    children = lambda: [int(p.name) for p in Path('/proc').glob('[0-9]*') if (p/'stat').exists() and (p/'stat').read_text().rsplit(')', 1)[1].split()[1] == str(process.pid)]
+    begin = time.monotonic()
+    while len(list(project.glob('outputs/long/runs/*/checkpoint.pt'))) < 2 and time.monotonic() - begin < 120 and process.poll() is None: time.sleep(0.1)
+    workers = children()
+    process.send_signal(signal.SIGKILL); process.wait()
+    assert len(workers) >= 2
+    begin = time.monotonic()
+    while any(Path(f'/proc/{p}').is_dir() for p in workers) and time.monotonic() - begin < 20: time.sleep(0.1)
+    assert not [p for p in workers if Path(f'/proc/{p}').is_dir()]
