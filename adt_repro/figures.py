@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
-import matplotlib as mpl, matplotlib.pyplot as plt, pandas as pd
+import matplotlib as mpl, pandas as pd
 from matplotlib.figure import Figure
 
 from .core import *

@@ -6,14 +6,16 @@
 __all__ = ['landscape_axes', 'loss_surface', 'on_axes', 'diamond', 'top_curvature']
 
 # %% ../nbs/library/geometry.ipynb #imports
-import math
-
 import torch
 
 from .core import *
 from .losses import *
 
 # %% ../nbs/library/geometry.ipynb #axes
+def _each(v, like):
+    "(N,) values in a shape that goes with (N, ...)"
+    return v.view(-1, *[1]*(like.ndim - 1))
+
 def _signs(model, x, y):
     "The sign of each image's loss gradient, also where the loss is too small for one"
     def grad(loss):
@@ -21,7 +23,7 @@ def _signs(model, x, y):
         return torch.autograd.grad(loss(model, x, y)(at).sum(), at)[0].sign()
     g = grad(ce)
     flat = (g == 0).flatten(1).all(1)
-    return torch.where(flat.view(-1, *[1]*(x.ndim - 1)), grad(neg_margin), g) if flat.any() else g
+    return torch.where(_each(flat, x), grad(neg_margin), g) if flat.any() else g
 
 def landscape_axes(
     model: torch.nn.Module, # images to logits; seen in evaluation mode
@@ -76,14 +78,14 @@ def diamond(
 # %% ../nbs/library/geometry.ipynb #curvature
 def _unit(v):
     size = v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny)
-    return v/size.view(-1, *[1]*(v.ndim - 1))
+    return v/_each(size, v)
 
 def _power(product, v, steps, tol):
     "Eigenvalues largest in size, and the length of what is left of the equation"
     for _ in range(steps):
         w = product(v)
         top = (v*w).flatten(1).sum(1)
-        left = (w - top.view(-1, *[1]*(v.ndim - 1))*v).flatten(1).norm(dim=1)
+        left = (w - _each(top, v)*v).flatten(1).norm(dim=1)
         if (left <= tol*top.abs()).all(): break
         v = _unit(w)
     return top, left
@@ -106,7 +108,6 @@ def top_curvature(
         start = _unit(rand_normal(x))
         top, left = _power(product, start, steps, tol)
         if (below := top.clamp(max=0)).any():
-            shift = below.view(-1, *[1]*(x.ndim - 1))
-            again, left_again = _power(lambda v: product(v) - shift*v, start, steps, tol)
+            again, left_again = _power(lambda v: product(v) - _each(below, v)*v, start, steps, tol)
             top, left = torch.where(below < 0, again + below, top), torch.where(below < 0, left_again, left)
     return top.detach(), left.detach()

@@ -6,7 +6,7 @@
 __all__ = ['finish_run', 'finish_runs', 'one_by_one']
 
 # %% ../nbs/library/sweeps.ipynb #imports
-import math, multiprocessing, os, threading, time
+import multiprocessing, os, threading, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 PEERS = 'torch', 'robustbench', 'torchattacks', 'foolbox', 'pyautoattack'
 
-def have():
+def have(names=PEERS):
     "The peers that this interpreter has, with their versions"
     found = {}
-    for name in PEERS:
+    for name in names:
         try: found[name] = version(name)
         except PackageNotFoundError: pass
     return found

@@ -10,11 +10,12 @@ tests/test_peers.py and nbs/benchmark.ipynb start this file with that environmen
 """
 import copy, json, sys, time
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from unittest import mock
 
 import torch
+
+from exported import have
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from adt_repro.attacks import pgd
@@ -58,14 +59,6 @@ def by_art(model, x, y, *, eps, steps, step, random, offset=None):
 
 PEERS = {'torchattacks': by_torchattacks, 'foolbox': by_foolbox, 'adversarial-robustness-toolbox': by_art}
 
-def have():
-    "The peers that this interpreter has, with their versions"
-    found = {}
-    for name in PEERS:
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass
-    return found
-
 # What is asked for
 
 def attack(folder, job):
@@ -75,7 +68,7 @@ def attack(folder, job):
     x, y, offset = (data[k] for k in ('x', 'y', 'offset'))
     net = load_weights(build(job['arch'], x.shape[1]), folder/'weights.safetensors').eval()
     out, starts = {}, dict(random=dict(random=True, offset=offset), clean=dict(random=False))
-    for name in have():
+    for name in have(PEERS):
         for start, how in starts.items(): out[f'{name}, {start}'] = PEERS[name](copy.deepcopy(net), x, y, **job['pgd'], **how).contiguous()
     save_file(out, folder/'x_adv.safetensors')
     return {}
@@ -92,7 +85,7 @@ def times(folder, job):
     torch.manual_seed(0)
     model = build(job['arch']).eval().to(job['device'])
     x, y = torch.rand(job['batch'], 3, 32, 32, device=job['device']), torch.randint(10, (job['batch'],), device=job['device'])
-    libs = {'adt_repro': ours} | {name: PEERS[name] for name in have()}
+    libs = {'adt_repro': ours} | {name: PEERS[name] for name in have(PEERS)}
     nets = {name: copy.deepcopy(model) for name in libs}
     def run(name, **other): return libs[name](nets[name], x, y, **job['pgd'] | other, random=True)
     for name in libs: run(name, steps=2)                                       # to warm up
@@ -105,4 +98,4 @@ def times(folder, job):
 if __name__ == '__main__':
     what, folder = sys.argv[1], Path(sys.argv[2])
     result = dict(attack=attack, time=times)[what](folder, json.loads((folder/'job.json').read_text()))
-    (folder/'result.json').write_text(json.dumps(result | dict(versions={'torch': torch.__version__} | have())))
+    (folder/'result.json').write_text(json.dumps(result | dict(versions={'torch': torch.__version__} | have(PEERS))))
