@@ -25,7 +25,7 @@ def chosen_runs(
     name: str = 'runs', # of the parameter, for the message
 ) -> list: # names of finished runs, each once
     "The finished runs that fit; a `ParameterError` where a pattern fits none"
-    finished = sorted(f.parent.name for f in Path(folder).glob('runs/*/run.json'))
+    finished = sorted(f.parent.name for f in Path(folder).glob('runs/*/run.json') if (f.parent/'weights.safetensors').exists())
     if patterns == []: refuse(name, patterns, 'at least one name or pattern')
     out = []
     for pattern in ['*'] if patterns is None else patterns:

@@ -22,7 +22,7 @@ from .training import *
 def finish_run(
     config: dict,              # of `resolve`
     outputs: Path | str = None, # the run goes to <outputs>/<scale>/runs/; None: outputs/ in the project
-    fresh: bool = False,       # start over, and delete what is there of this run?
+    fresh: bool | str = False, # start over, and delete what is there of this run? 'changed': only if it was begun with other parameters
 ) -> Path: # its folder, with a `run.json`
     "Train a run to its end, from wherever it is"
     device = pick_device(config['device'])
@@ -53,7 +53,7 @@ def finish_runs(
     configs: list,              # of `resolve`
     outputs: Path | str = None, # see `finish_run`
     jobs: int = 1,              # runs at a time; more than one share the processor's cores evenly
-    fresh: bool = False,        # start all of them over?
+    fresh: bool | str = False,  # start all of them over? 'changed': those that were begun with other parameters
 ): # a generator of folders, in the order in which they are finished
     "Train several runs to their ends; a `ParameterError` where two have one name, before any is begun"
     names = [(c['scale'], run_name(c)) for c in configs]

@@ -85,7 +85,7 @@ def test_readme_says_the_two_commands():
 
 def test_readme_repeats_the_recorded_numbers():
     import pandas as pd
-    readme, table = (ROOT/'README.md').read_text(), pd.read_csv(ROOT/'outputs'/'demo'/'tables'/'digits_seeds.csv')
+    readme, table = (ROOT/'README.md').read_text(), pd.read_csv(ROOT/'outputs'/'digits'/'tables'/'digits_seeds.csv')
     assert set(table.seed) == set(range(5)) and (table.n == 360).all() and ((table.correct/table.n - table.accuracy).abs() < 1e-4).all()
     for (method, recipe), rows in table.groupby(['method', 'recipe']):
         by = rows.groupby('attack').accuracy
@@ -94,7 +94,7 @@ def test_readme_repeats_the_recorded_numbers():
 
 def test_readme_repeats_the_white_box_table():
     import pandas as pd
-    readme, table = (ROOT/'README.md').read_text(), pd.read_csv(ROOT/'outputs'/'demo'/'tables'/'white_box.csv')
+    readme, table = (ROOT/'README.md').read_text(), pd.read_csv(ROOT/'outputs'/'digits'/'tables'/'white_box.csv')
     assert (table.n == 360).all() and ((table.correct/table.n - table.accuracy).abs() < 1e-4).all() and (table.n_targets == 10).all() and not table.bound.any()
     for run, rows in table.groupby('run'):
         if '-tuned' in run: continue
@@ -104,21 +104,21 @@ def test_readme_repeats_the_white_box_table():
 
 def test_readme_repeats_the_black_box_tables():
     import pandas as pd
-    readme, transfer, spsa = (ROOT/'README.md').read_text(), *(pd.read_csv(ROOT/'outputs'/'demo'/'tables'/f'{k}.csv') for k in ('transfer', 'spsa'))
+    readme, transfer, spsa = (ROOT/'README.md').read_text(), *(pd.read_csv(ROOT/'outputs'/'digits'/'tables'/f'{k}.csv') for k in ('transfer', 'spsa'))
     assert (transfer.n == 360).all() and (spsa.n == 50).all() and (spsa.steps == 20).all() and transfer.run.nunique() == 4
     for run, rows in transfer[transfer.attack == 'pgd20'].groupby('run'):
         own, other = (rows[(rows.source == run) == same].sort_values('accuracy').iloc[0] for same in (True, False))
         asked = spsa[spsa.run == run].set_index('attack').accuracy
         cells = [f'{100*own.accuracy:.1f}', f"{100*other.accuracy:.1f} (`{other.source.split('-')[2]}`)", *(f'{100*asked[k]:.0f}' for k in ('pgd20', 'spsa32', 'spsa256', 'square'))]
         assert f"| `{run.split('-')[2]}` | {' | '.join(cells)} |" in readme
-    frames = [pd.read_csv(ROOT/'outputs'/'demo'/'frames'/f'soundness_{k}.csv') for k in ('transfer', 'spsa')]
+    frames = [pd.read_csv(ROOT/'outputs'/'digits'/'frames'/f'soundness_{k}.csv') for k in ('transfer', 'spsa')]
     assert all(f.passed.all() for f in frames) and len(frames[0]) == 32
 
 def test_readme_repeats_the_numbers_of_the_pictures():
     import pandas as pd
     from adt_repro.evaluation import mean_interval
     def pm(values, digits): m = mean_interval(values); return f"{m['mean']:.{digits}f} ± {m['mean'] - m['lo']:.{digits}f}"
-    readme, frames = (ROOT/'README.md').read_text(), ROOT/'outputs'/'demo'/'frames'
+    readme, frames = (ROOT/'README.md').read_text(), ROOT/'outputs'/'digits'/'frames'
     rows = pd.read_csv(frames/'coverage.csv')
     rows = rows[rows.run.str.contains('-adt_exp-s0')]
     assert rows.i.nunique() == 20 and rows.attack.nunique() == 5

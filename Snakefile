@@ -1,0 +1,141 @@
+"Every run, record, table and figure of a scale, each by one call of one notebook: snakemake --cores 2 --config scale=demo"
+import json, os, subprocess, sys
+from pathlib import Path
+
+import yaml
+
+os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'   # this environment's papermill, however Snakemake was started
+
+def stop(line): raise WorkflowError(line)
+
+# What is asked for: nbs/scales/<scale>.yaml
+
+SCALE = str(config.get('scale', 'demo'))
+FILE = Path('nbs/scales')/f'{SCALE}.yaml'
+EXPERIMENTS = 'white_box', 'transfer', 'spsa', 'landscape', 'diversity', 'ablation'
+if other := sorted(set(config) - {'scale'}): stop(f'--config {other[0]}: there is no such setting, allowed is scale')
+if not FILE.is_file(): stop(f'scale={SCALE!r}: allowed are the files of nbs/scales/, {", ".join(sorted(p.stem for p in FILE.parent.glob("*.yaml")))}')
+BASE = yaml.safe_load(FILE.read_text(encoding='utf-8'))
+ASKED, ROWS, OUT = BASE.pop('experiments', None) or {}, BASE.pop('rows', None) or {}, f'outputs/{SCALE}'
+if BASE.get('scale') != SCALE: stop(f'{FILE}: scale={BASE.get("scale")!r}, allowed is the name of the file, {SCALE!r}')
+if not (ASKED.get('methods') and ASKED.get('seeds')): stop(f'{FILE}: experiments: allowed is a table with at least methods and seeds')
+if other := sorted(set(ASKED) - {'methods', 'seeds', 'rate', 'threads', 'paper', *EXPERIMENTS}): stop(f'{FILE}: experiments: {other[0]!r}, allowed are methods, seeds, rate, threads, {", ".join(EXPERIMENTS)}, paper')
+
+def run_of(row, seed):
+    "The folder of a run, as adt_repro.runs names it (which would import PyTorch; tests/test_snakefile.py compares the two)"
+    p = ROWS.get(row, {}) | {k: v for k, v in BASE.items() if v is not None}
+    recipe = p.get('recipe', 'paper2020')
+    return f"{p['dataset']}-{p['arch']}-{p.get('label') or row}" + f'-{recipe}'*(recipe != 'paper2020') + f'-s{seed}'
+
+RUNS = {run_of(m, s): dict(method=m, seed=s, rows={m: ROWS[m]} if m in ROWS else None) for m in ASKED['methods'] for s in ASKED['seeds']}
+
+def runs_of(name, seeds='seeds'):
+    "The runs that an experiment is about"
+    e = ASKED[name]
+    names = [run_of(m, s) for m in e.get('methods', ASKED['methods']) for s in e.get(seeds, ASKED['seeds'])]
+    return names if set(names) <= set(RUNS) else stop(f'{FILE}: {name}: {sorted(set(names) - set(RUNS))[0]}, allowed are the runs of methods and seeds above')
+
+def given(name, **more):
+    "The parameters of one call, as JSON, which is YAML too"
+    own = {k: v for k, v in ASKED[name].items() if k not in ('methods', 'source_seeds') and (k != 'seeds' or name == 'ablation')}
+    return json.dumps(own | more | dict(scale=SCALE))
+
+def call(name, label=''):
+    "The shell's line for one notebook; the executed one stays in notebooks/, whether it came to its end or not"
+    return (f'mkdir -p {OUT}/notebooks && OMP_NUM_THREADS={{threads}} python -m papermill --no-progress-bar nbs/{name}.ipynb {OUT}/notebooks/{name}{label}.ipynb '
+            '-y {params.given:q} </dev/null >{log} 2>&1')
+
+# What belongs to whom
+
+of_run = {name: [f'{OUT}/records/{name}-{run}.parquet' for run in runs_of(name)] if name in ASKED else [] for name in ('white_box', 'spsa')}
+weights = f'{OUT}/runs/{{run}}/weights.safetensors'
+targets, sources = (runs_of('transfer', k) if 'transfer' in ASKED else [] for k in ('seeds', 'source_seeds'))
+transfer = [f'{OUT}/records/transfer-itself-{t}.parquet' for t in targets] + [f'{OUT}/records/transfer-from-{s}.parquet' for s in sources if set(targets) - {s}]
+swept = {k: ASKED.get('ablation', {}).get(k, True) for k in ('lbd', 'n_mc', 'inner_steps', 'inner_momentum', 'rho', 'u_max')}
+pictures = dict(landscape=['landscape', 'landscape_plane', 'coverage', 'curvature'], diversity=[f'diversity_{k}' for k in ('samples', 'measures', 'classes', 'map')],
+                ablation=['ablation_frontier']*bool(swept.pop('lbd')) + ['ablation_hinge']*bool(swept.pop('u_max')) + ['ablation_options']*any(map(bool, swept.values())))
+pictures = {name: stems for name, stems in pictures.items() if name in ASKED}
+
+def files_of(name): return [f'{OUT}/{at}/{stem}.{ext}' for stem in pictures[name] for at, ext in (('frames', 'csv'), ('figures', 'svg'), ('figures', 'png'))]
+def runs(names): return [f'{OUT}/runs/{run}/{f}' for run in names for f in ('run.json', 'weights.safetensors')]
+
+frames = [f for name in pictures for f in files_of(name) if not f.endswith('.svg')] + [f'{OUT}/frames/ablation.csv', f'{OUT}/records/ablation.parquet']*('ablation' in ASKED)
+wildcard_constraints: run='|'.join(RUNS)
+localrules: all, paper
+
+rule all:
+    input: f'{OUT}/report.html'
+
+rule train:
+    output: *(f'{OUT}/runs/{{run}}/{f}' for f in ('run.json', 'config.yaml', 'history.csv')), weights
+    params: given=lambda w: json.dumps(BASE | RUNS[w.run] | dict(fresh='changed'))
+    threads: ASKED.get('threads', 1)
+    log: f'{OUT}/logs/train-{{run}}.log'
+    shell: call('train', '-{wildcards.run}')
+
+rule white_box:
+    input: weights
+    output: *(f'{OUT}/{f}-{{run}}.{ext}' for f, ext in (('records/white_box', 'parquet'), ('tables/white_box', 'csv'))),
+            *[f'{OUT}/frames/soundness-{{run}}.csv']*ASKED.get('white_box', {}).get('sound', True),
+            *[f'{OUT}/frames/distribution-{{run}}.csv']*(ASKED.get('white_box', {}).get('draws', 20) > 0)
+    params: given=lambda w: given('white_box', runs=[w.run], label=w.run)
+    threads: ASKED.get('threads', 1)
+    log: f'{OUT}/logs/white_box-{{run}}.log'
+    shell: call('white_box', '-{wildcards.run}')
+
+rule spsa:
+    input: weights
+    output: *(f'{OUT}/{f}-{{run}}.{ext}' for f, ext in (('records/spsa', 'parquet'), ('tables/spsa', 'csv'), ('frames/soundness_spsa', 'csv')))
+    params: given=lambda w: given('spsa', runs=[w.run], label=w.run)
+    threads: ASKED.get('threads', 1)
+    log: f'{OUT}/logs/spsa-{{run}}.log'
+    shell: call('spsa', '-{wildcards.run}')
+
+if transfer:
+    rule transfer:
+        input: runs(dict.fromkeys(targets + sources))
+        output: transfer, f'{OUT}/tables/transfer.csv'
+        params: given=given('transfer', targets=targets, sources=sources)
+        threads: ASKED.get('threads', 1)
+        log: f'{OUT}/logs/transfer.log'
+        shell: call('transfer')
+
+for name in [n for n in pictures if n != 'ablation']:
+    rule:
+        name: name
+        input: runs(runs_of(name))
+        output: files_of(name)
+        params: given=given(name, runs=runs_of(name))
+        threads: ASKED.get('threads', 1)
+        log: f'{OUT}/logs/{name}.log'
+        shell: call(name)
+
+if 'ablation' in ASKED:
+    rule ablation:
+        output: files_of('ablation'), f'{OUT}/frames/ablation.csv', f'{OUT}/records/ablation.parquet'
+        params: given=given('ablation', train=True, fresh='changed', **{k: BASE[k] for k in ('dataset', 'arch') if k in BASE})
+        threads: ASKED['ablation'].get('jobs', 1)*ASKED.get('threads', 1)
+        log: f'{OUT}/logs/ablation.log'
+        shell: call('ablation')
+
+rule paper:
+    input: [f'{OUT}/runs/{run}/run.json' for run in RUNS], *of_run.values(), transfer, frames, 'nbs/paper.ipynb', [str(p) for p in sorted(Path('nbs/published').glob('*'))]
+    output: f'{OUT}/report.html', f'{OUT}/tables/table1.csv', f'{OUT}/tables/claims.csv'
+    params: given=json.dumps(ASKED.get('paper', {}) | dict(scale=SCALE))
+    threads: 1
+    log: f'{OUT}/logs/paper.log'
+    shell: call('paper')
+
+# What it will cost, before anything starts
+
+if workflow.is_main_process:
+    plan = Path(OUT)/'plan.txt'
+    if not plan.exists() or plan.stat().st_mtime < max(p.stat().st_mtime for p in [FILE, *Path('adt_repro').glob('*.py')]):
+        said = subprocess.run([sys.executable, '-m', 'adt_repro.costs', FILE], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if said.returncode: stop(f'{FILE}: {(said.stderr.strip() or "?").splitlines()[-1]}')
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        plan.write_text(said.stdout, encoding='utf-8')
+    print(plan.read_text(encoding='utf-8'), file=sys.stderr)
+
+onsuccess: print(f'All of scale {SCALE} is made: {OUT}/report.html', file=sys.stderr)
+onerror: print(f'Something failed: its last lines are in {OUT}/logs/, its notebook in {OUT}/notebooks/. Started again, the rest goes on.', file=sys.stderr)
