@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np, pandas as pd
 from scipy.optimize import brentq
-from scipy.stats import binom, t as student
+from scipy.special import stdtrit
+from scipy.stats import binom
 
 from .core import *
 from .evaluation import share
@@ -44,14 +45,14 @@ def _parts(found):
 
 def _half(parts, tail):
     "Banerjee's half width with `tail` beyond it on each side"
-    return math.hypot(*(se*float(student.isf(tail, df)) for se, df in parts))
+    return math.hypot(*(-se*float(stdtrit(df, tail)) for se, df in parts))
 
 def _interval(estimate, se_seeds, se_examples, seeds, n, confidence):
     "What `two_level` returns"
     found, tail = dict(estimate=estimate, se_seeds=se_seeds, se_examples=se_examples, seeds=seeds, n=n), (1 - confidence)/2
     parts, se = _parts(found), math.hypot(se_seeds, se_examples)
     half, dfs = _half(parts, tail), [df for _, df in parts] or [max(seeds, 2) - 1 if seeds > 1 else n - 1]
-    def wider(df): return se*float(student.isf(tail, df)) - half
+    def wider(df): return -se*float(stdtrit(df, tail)) - half
     few, many = min(dfs), max(dfs)
     df = few if few == many or wider(few) <= 0 else many if wider(many) >= 0 else brentq(wider, few, many)
     return dict(estimate=estimate, lo=estimate - half, hi=estimate + half, se=se, df=float(df), seeds=seeds, n=n, se_seeds=se_seeds, se_examples=se_examples)
