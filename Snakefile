@@ -100,15 +100,23 @@ if transfer:
         log: f'{OUT}/logs/transfer.log'
         shell: call('transfer')
 
-for name in [n for n in pictures if n != 'ablation']:
-    rule:
-        name: name
-        input: runs(runs_of(name))
-        output: files_of(name)
-        params: given=given(name, runs=runs_of(name))
+if 'landscape' in ASKED:
+    rule landscape:
+        input: runs(runs_of('landscape'))
+        output: files_of('landscape')
+        params: given=given('landscape', runs=runs_of('landscape'))
         threads: ASKED.get('threads', 1)
-        log: f'{OUT}/logs/{name}.log'
-        shell: call(name)
+        log: f'{OUT}/logs/landscape.log'
+        shell: call('landscape')
+
+if 'diversity' in ASKED:
+    rule diversity:
+        input: runs(runs_of('diversity'))
+        output: files_of('diversity')
+        params: given=given('diversity', runs=runs_of('diversity'))
+        threads: ASKED.get('threads', 1)
+        log: f'{OUT}/logs/diversity.log'
+        shell: call('diversity')
 
 if 'ablation' in ASKED:
     rule ablation:
