@@ -108,5 +108,8 @@ if __name__ == '__main__':
     darkened(site)
     index = site/'search.json'
     index.write_text(index.read_text(encoding='utf-8').replace(TICK, '`'), encoding='utf-8')
+    (site/'reports').mkdir()
+    for report in Path('outputs').glob('*/report.html'):      # of those that are committed, and of your own
+        shutil.copy(report, site/'reports'/f'{report.parent.name}.html')
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(site, cfg.doc_path)

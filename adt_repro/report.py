@@ -111,7 +111,7 @@ def table1_html(
     head = ''.join(f'<th scope="col">{c}</th>' for c in ['', *COLUMNS])
     body = ''.join(f'<tr><th scope="row">{html.escape(row)}</th>' + ''.join(_cell(c) for c in g.itertuples()) + '</tr>' for row, g in cells.groupby('row', sort=False))
     comparable = 'Compared by two one-sided tests.' if cells.same.any() else 'Not the paper’s setting: nothing here is compared with the published numbers.'
-    return (f'<table class="adt"><caption>Accuracy in percent, ± 95 %; {html.escape(said)}. In parentheses: published, CIFAR-10, WRN-28-10, one network each. {comparable}</caption>'
+    return (f'<table class="adt cells"><caption>Accuracy in percent, ± 95 %; {html.escape(said)}. In parentheses: published, CIFAR-10, WRN-28-10, one network each. {comparable}</caption>'
             f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>' + legend_html(cells.verdict))
 
 # %% ../nbs/library/report.ipynb #html-legend
@@ -158,7 +158,7 @@ def put_between(
 
 # %% ../nbs/library/report.ipynb #page
 _STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
-table{border-collapse:collapse;font-size:.85rem;display:block;overflow-x:auto}td,th{padding:.25rem .5rem;border:1px solid #8886;text-align:left;vertical-align:top}
+table{border-collapse:collapse;font-size:.85rem;display:block;overflow-x:auto}td,th{padding:.25rem .5rem;border:1px solid #8886;text-align:left;vertical-align:top}table.cells td{white-space:nowrap}
 caption{text-align:left;padding:.4rem 0}img{max-width:100%;background:#fff}pre{overflow-x:auto;font-size:.8rem}small{opacity:.8}'''
 
 def inline(

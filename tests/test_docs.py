@@ -27,8 +27,9 @@ def site():
     return ROOT/'_docs'
 
 def read_pages(site):
-    "Each page's parsed HTML by its path in the site"
-    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_bytes(), 'html.parser') for p in site.rglob('*.html')}
+    "Each page's parsed HTML by its path in the site, without the reports that are sent as they are"
+    found = {p.relative_to(site).as_posix(): p for p in site.rglob('*.html')}
+    return {name: BeautifulSoup(p.read_bytes(), 'html.parser') for name, p in found.items() if not name.startswith('reports/')}
 
 @pytest.fixture(scope='session')
 def pages(site): return read_pages(site)
