@@ -34,7 +34,8 @@ RULES = dict(
     inner_momentum=maybe(number(0, 1)), rho=maybe(number(-20, 20)), beta=_positive, target=maybe(one_of('least_likely', 'label')),
     smoothing=maybe(number(0, 0.9)), u_max=maybe(number()), gen_width=maybe(whole(1, 1024)), gen_input=maybe(one_of(*GEN_INPUTS)), z_dim=maybe(whole(1, 4096)),
     deterministic=maybe(flag()), seed=whole(0, 2**31 - 1), device=text(), scale=word(), rows=maybe(Rule(lambda v: isinstance(v, dict), 'a table of parameters for each row')))
-SESSION = dict(fresh=flag(), max_minutes=maybe(number(0, 10**6, above=True)), checkpoint_minutes=number(0, 10**6, above=True))   # how it is run, not what it is
+SESSION = dict(fresh=flag(), max_minutes=maybe(number(0, 10**6, above=True)), checkpoint_minutes=number(0, 10**6, above=True),   # how it is run, not what it is
+               experiments=maybe(Rule(lambda v: isinstance(v, dict), 'a table of experiments, see `adt_repro.costs`')))
 
 # %% ../nbs/library/runs.ipynb #imported
 IMPORTED = 'imported'   # in the method's place
