@@ -36,7 +36,8 @@ RULES = dict(
     smoothing=maybe(number(0, 0.9)), u_max=maybe(number()), gen_width=maybe(whole(1, 1024)), gen_input=maybe(one_of(*GEN_INPUTS)), z_dim=maybe(whole(1, 4096)),
     deterministic=maybe(flag()), seed=whole(0, 2**31 - 1), device=text(), scale=word(), rows=maybe(Rule(lambda v: isinstance(v, dict), 'a table of parameters for each row')))
 FRESH = Rule(lambda v: isinstance(v, bool) or v == 'changed', 'true, false, or changed', flag().read)   # changed: start over what was begun with other parameters
-SESSION = dict(fresh=FRESH, max_minutes=maybe(number(0, 10**6, above=True)), checkpoint_minutes=number(0, 10**6, above=True))   # how it is run, not what it is
+SESSION = dict(fresh=FRESH, max_minutes=maybe(number(0, 10**6, above=True)), checkpoint_minutes=number(0, 10**6, above=True),   # how it is run, not what it is
+               experiments=maybe(Rule(lambda v: isinstance(v, dict), 'a table of experiments, see `adt_repro.costs`')))
 
 # %% ../nbs/library/runs.ipynb #imported
 IMPORTED = 'imported'   # in the method's place
