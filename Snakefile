@@ -29,15 +29,15 @@ def run_of(row, seed):
 
 RUNS = {run_of(m, s): dict(method=m, seed=s, rows={m: ROWS[m]} if m in ROWS else None) for m in ASKED['methods'] for s in ASKED['seeds']}
 
-def runs_of(name, seeds='seeds'):
+def runs_of(name, methods='methods', seeds='seeds', default=(ASKED['methods'], ASKED['seeds'])):
     "The runs that an experiment is about"
-    e = ASKED[name]
-    names = [run_of(m, s) for m in e.get('methods', ASKED['methods']) for s in e.get(seeds, ASKED['seeds'])]
+    names = [run_of(m, s) for m in ASKED[name].get(methods, default[0]) for s in ASKED[name].get(seeds, default[1])]
     return names if set(names) <= set(RUNS) else stop(f'{FILE}: {name}: {sorted(set(names) - set(RUNS))[0]}, allowed are the runs of methods and seeds above')
 
 def given(name, **more):
     "The parameters of one call, as JSON, which is YAML too"
-    own = {k: v for k, v in ASKED[name].items() if k not in ('methods', 'source_seeds') and (k != 'seeds' or name == 'ablation')}
+    whose = ('targets', 'target_seeds', 'sources', 'source_seeds') if name == 'transfer' else () if name == 'ablation' else ('methods', 'seeds')
+    own = {k: v for k, v in ASKED[name].items() if k not in whose}
     return json.dumps(own | more | dict(scale=SCALE))
 
 def call(name, label=''):
@@ -49,7 +49,9 @@ def call(name, label=''):
 
 of_run = {name: [f'{OUT}/records/{name}-{run}.parquet' for run in runs_of(name)] if name in ASKED else [] for name in ('white_box', 'spsa')}
 weights = f'{OUT}/runs/{{run}}/weights.safetensors'
-targets, sources = (runs_of('transfer', k) if 'transfer' in ASKED else [] for k in ('seeds', 'source_seeds'))
+first, second = ASKED['seeds'][:1], ASKED['seeds'][1:2] or ASKED['seeds'][:1]
+targets = runs_of('transfer', 'targets', 'target_seeds', (ASKED['methods'], first)) if 'transfer' in ASKED else []
+sources = runs_of('transfer', 'sources', 'source_seeds', (ASKED['transfer'].get('targets', ASKED['methods']), second)) if targets else []
 transfer = [f'{OUT}/records/transfer-itself-{t}.parquet' for t in targets] + [f'{OUT}/records/transfer-from-{s}.parquet' for s in sources if set(targets) - {s}]
 swept = {k: ASKED.get('ablation', {}).get(k, True) for k in ('lbd', 'n_mc', 'inner_steps', 'inner_momentum', 'rho', 'u_max')}
 pictures = dict(landscape=['landscape', 'landscape_plane', 'coverage', 'curvature'], diversity=[f'diversity_{k}' for k in ('samples', 'measures', 'classes', 'map')],
@@ -139,7 +141,7 @@ rule paper:
 if workflow.is_main_process:
     plan = Path(OUT)/'plan.txt'
     if not plan.exists() or plan.stat().st_mtime < max(p.stat().st_mtime for p in [FILE, *Path('adt_repro').glob('*.py')]):
-        said = subprocess.run([sys.executable, '-m', 'adt_repro.costs', FILE], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        said = subprocess.run([sys.executable, '-m', 'adt_repro.costs', FILE], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
         if said.returncode: stop(f'{FILE}: {(said.stderr.strip() or "?").splitlines()[-1]}')
         plan.parent.mkdir(parents=True, exist_ok=True)
         plan.write_text(said.stdout, encoding='utf-8')

@@ -117,10 +117,11 @@ def _checked(scale):
     common = dict.fromkeys(RULES) | dict(fresh=False, max_minutes=None, checkpoint_minutes=10., recipe='paper2020', device='auto', scale='demo', dataset='digits', method='standard', seed=0) | scale
     common = check_params(dict(experiments=None) | common, **RULES, **SESSION)
     if common['experiments'] is None: refuse('experiments', None, 'a table of experiments')
-    top = dict(methods=(None, _names), seeds=([0], several(whole(0))), rate=(None, number(0, above=True)))
+    top = dict(methods=(None, _names), seeds=([0], several(whole(0))), rate=(None, number(0, above=True)), threads=(1, _n), paper=(None, maybe(_table)))
     asked = _read(common['experiments'], top | {k: (None, maybe(_table)) for k in EXPERIMENTS}, 'experiments')
     for k in EXPERIMENTS:
-        if asked[k] is not None: asked[k] = _read(asked[k], EXPERIMENTS[k] | _free, k)
+        own = {f: common[f] for f in ('dataset', 'arch')} if k == 'ablation' else {}
+        if asked[k] is not None: asked[k] = _read(own | asked[k], EXPERIMENTS[k] | _free, k)
     return {k: common[k] for k in RULES}, asked
 
 def _watched(c):
