@@ -28,11 +28,11 @@ def _rows(frame, columns, name='frame'):
     if not len(frame): refuse(name, 'no rows', 'a frame with at least one row')
     return pd.read_csv(StringIO(frame[columns].to_csv(index=False, float_format='%.6g')), dtype={'run': str} if 'run' in columns else None)
 
-# %% ../nbs/library/pictures.ipynb #landscape
+# %% ../nbs/library/pictures.ipynb #landscape-planes
 def _planes(rows):
     "Line of the grid, and name of a run to its losses as a square; refused where a point is missing"
     squares = {run: d.pivot_table(index='a', columns='b', values='loss') for run, d in rows.groupby('run', sort=False)}
-    line = squares[rows.run[0]].index.to_numpy()
+    line = squares[rows.run.iloc[0]].index.to_numpy()
     for run, s in squares.items():
         if s.isna().any(axis=None) or not (np.array_equal(s.index, line) and np.array_equal(s.columns, line)): refuse('frame', run, 'a loss for each a and b of one square grid, run by run')
     return line, {run: s.to_numpy() for run, s in squares.items()}
@@ -43,6 +43,7 @@ def _surface(ax, a, b, s, norm, top, title):
     ax.set(zlim=(0, top)); ax.set_title(title, fontsize=9); ax.tick_params(labelsize=6, pad=-3); ax.view_init(28, -125)
     for which, said in dict(x='gradient, ε', y='random, ε', z='nats').items(): ax.set(**{f'{which}label': said}); (at := getattr(ax, f'{which}axis')).label.set_fontsize(6); at.labelpad = -9
 
+# %% ../nbs/library/pictures.ipynb #landscape
 @house_style()
 def draw_landscape(
     frame: pd.DataFrame, # run, a, b (along the gradient's sign and across it, in ε) and loss in nats, as in frames/landscape.csv
@@ -105,8 +106,7 @@ def draw_curvature(
     "The largest eigenvalue of the input Hessian, network by network; a `ParameterError` where a column is missing"
     rows = _rows(frame, 'run i eigenvalue converged')
     size = np.log10(rows.set_index(['run', 'i']).eigenvalue.clip(lower=max(1e-12, rows.eigenvalue[rows.eigenvalue > 0].min())))
-    short = short_names(rows.run.unique())
-    first = rows.run[0]
+    short, first = short_names(rows.run.unique()), rows.run[0]
     fig, (ax, pairs) = plt.subplots(1, 2, figsize=(8.4, 1.7 + 0.2*len(short)), layout='constrained', width_ratios=[3, 2])
     for j, run in enumerate(short):
         v = 10**np.sort(size[run])
@@ -144,13 +144,13 @@ def draw_spread(
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, title=f'{said}, {rows.i.nunique()} test images, 95 % interval')
     return fig
 
-# %% ../nbs/library/pictures.ipynb #points
+# %% ../nbs/library/pictures.ipynb #start
 def _start_entropy():
     "Of tanh(σr), r normal and σ = softplus(0): nats"
-    r, w = np.polynomial.hermite_e.hermegauss(80)
-    sigma = math.log(2)
+    (r, w), sigma = np.polynomial.hermite_e.hermegauss(80), math.log(2)
     return 0.5*math.log(2*math.pi*math.e) + math.log(sigma) + float(w @ np.log(1 - np.tanh(sigma*r)**2))/math.sqrt(2*math.pi)
 
+# %% ../nbs/library/pictures.ipynb #points
 def _points(ax, d, x, y, q, label, percent=True):
     "The seeds; their mean with its interval, value by value and joined in that order; returns the means"
     f = 100 if percent else 1
