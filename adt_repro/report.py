@@ -158,7 +158,7 @@ def put_between(
 
 # %% ../nbs/library/report.ipynb #page
 _STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
-table{border-collapse:collapse;font-size:.85rem;display:block;overflow-x:auto}td,th{padding:.25rem .5rem;border:1px solid #8886;text-align:left;vertical-align:top}table.cells td{white-space:nowrap}
+table{border-collapse:collapse;border:0;font-size:.85rem;display:block;overflow-x:auto}td,th{padding:.25rem .5rem;border:1px solid #8886;text-align:left;vertical-align:top}table.cells td{white-space:nowrap}
 caption{text-align:left;padding:.4rem 0}img{max-width:100%;background:#fff}pre{overflow-x:auto;font-size:.8rem}small{opacity:.8}'''
 
 def inline(

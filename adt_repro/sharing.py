@@ -121,9 +121,9 @@ def _title(attack): return TITLES.get(attack, attack.replace('spsa', 'SPSA-'))
 
 def _setting(run, sums, attack, kind, column):
     "A setting that records do not hold: the table beside them knows, if it is of the same evaluation"
-    mine, table = sums[sums.attack.str.startswith(attack)], run.parent.parent/'tables'/f'{kind}.csv'
-    if mine.empty or not table.exists(): return None
-    rows = pd.read_csv(table)
+    mine, tables = sums[sums.attack.str.startswith(attack)], [t for t in (run.parent.parent/'tables'/f'{kind}{tail}.csv' for tail in (f'-{run.name}', '')) if t.exists()]
+    if mine.empty or not tables: return None
+    rows = pd.read_csv(tables[0])
     rows = rows[(rows.run == run.name)].merge(mine[['attack', 'n', 'correct']])
     return rows[column].iloc[0] if column in rows and len(rows) == len(mine) else None
 

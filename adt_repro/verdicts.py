@@ -132,12 +132,13 @@ def verdict(
     if p <= alpha and found['seeds'] > 1: return 'reproduced', f'{span}, p = {p:.2g} against a truth outside {claim}'
     if p <= alpha: return 'consistent', f'{span}, p = {p:.2g}, of a single seed: it says nothing of others'
     if raw <= alpha: return 'consistent', f'{span}, p = {raw:.2g} taken alone, {p:.2g} among all claims'
-    if b <= lo or a >= hi: return 'not reproduced', f'{span} lies outside {claim}'
+    alone = ', of a single seed'*(found['seeds'] == 1)
+    if b <= lo or a >= hi: return 'not reproduced', f'{span} lies outside {claim}{alone}'
     if lo < a and b < hi: return 'underpowered', f'{span} lies within {claim}, but p = {p:.2g} is above {alpha:g}'
     over = ' and '.join(_num(v) for v in (lo, hi) if a <= v <= b)
     if published is None: return 'underpowered', f'{span} covers {over}; no size was published'
     if a <= published <= b: return 'underpowered', f'{span} covers both {over} and the published {_num(published)}'
-    return 'not reproduced', f'{span} covers {over} and excludes the published {_num(published)}'
+    return 'not reproduced', f'{span} covers {over} and excludes the published {_num(published)}{alone}'
 
 # %% ../nbs/library/verdicts.ipynb #judge
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"The paper's notebook: the same bytes from the same records, numbers that agree with records counted otherwise, and honest words"
+import json, re, shutil, subprocess, sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat, numpy as np, pandas as pd, pytest
+
+from adt_repro.claims import TABLE1, published_table1, read_evidence
+from adt_repro.core import ParameterError
+from adt_repro.report import CIFAR10_TEST, latest_scale, paper_settings, readme_table, scale_line, table1_cells
+
+ROOT = Path(__file__).resolve().parents[1]
+SCALE = latest_scale(ROOT/'outputs')
+OUT = ROOT/'outputs'/SCALE
+
+def papermill(root, **params):
+    given = [w for k, v in params.items() for w in ('-p', k, str(v))]
+    return subprocess.run([sys.executable, '-m', 'papermill', 'nbs/paper.ipynb', 'out.ipynb', *given], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+def without_results(root):
+    "A project whose scale has records, frames and the small files of runs, but no weights, tables or report"
+    for f in ('settings.ini', 'README.md'): shutil.copy(ROOT/f, root/f)
+    for f in ('nbs/scales', 'nbs/published'): shutil.copytree(ROOT/f, root/f)
+    shutil.copy(ROOT/'nbs'/'paper.ipynb', root/'nbs'/'paper.ipynb')
+    for f in ('records', 'frames', 'figures', 'runs'): shutil.copytree(OUT/f, root/'outputs'/SCALE/f, ignore=shutil.ignore_patterns('*.safetensors', '*.pt', 'parts', 'table1.*', 'claims.*'))
+    (root/'outputs'/SCALE/'tables').mkdir()
+    for f in OUT.glob('tables/white_box-*.csv'): shutil.copy(f, root/'outputs'/SCALE/'tables'/f.name)     # they know how many targets FeaAttack had
+    return root
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    root = without_results(tmp_path_factory.mktemp('paper'))
+    done = papermill(root, readme=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+def test_the_same_bytes_as_committed(made):
+    there = made/'outputs'/SCALE
+    files = ['report.html', *(f'tables/{t}.csv' for t in ('table1', 'claims')), *(f'{at}/{f}.{ext}' for f in ('table1', 'claims') for at, ext in (('frames', 'csv'), ('figures', 'png')))]
+    for f in files: assert (there/f).read_bytes() == (OUT/f).read_bytes(), f
+    assert (made/'README.md').read_text() == (ROOT/'README.md').read_text()
+
+def test_readme_and_page_say_what_the_records_say():
+    e = read_evidence(OUT)
+    cells, text = table1_cells(e, published_table1(), paper_settings()), (ROOT/'README.md').read_text()
+    block = re.search(r'<!-- table1 -->\n(.*?)\n<!-- /table1 -->', text, re.S)[1]
+    assert block == readme_table(cells, scale_line(e)) and scale_line(e) in block
+    outputs = json.dumps([c.get('outputs', []) for c in nbformat.read(ROOT/'nbs'/'paper.ipynb', 4).cells], ensure_ascii=False)
+    assert f'scale {SCALE}: {scale_line(e)}' in outputs                       # what the site shows is the latest committed scale
+
+def test_numbers_are_counts_of_rows():
+    "Every cell of the table against plain sums over the records, A_rob against a loop over images"
+    table = pd.read_csv(OUT/'tables'/'table1.csv').set_index(['row', 'column'])
+    for row in ('at_pgd', 'feature_scatter', 'adt_exp'):
+        files = sorted(OUT.glob(f'records/white_box-*-{row}-s*.parquet'))
+        shares = {k: [] for k in [*TABLE1, 'rob']}
+        for f in files:
+            rows = pd.read_parquet(f)
+            standing = set(rows.i)
+            for k in TABLE1:
+                at = rows[rows.attack == k]
+                shares[k].append((at.pred == at.y).mean())
+                standing -= set(at.i[at.pred != at.y])
+            shares['rob'].append(len(standing)/rows.i.nunique())
+        for k, v in shares.items(): assert np.isclose(100*np.mean(v), table.accuracy[row, k], atol=1e-3) and table.seeds[row, k] == len(files)
+        assert table.accuracy[row].rob <= table.accuracy[row].drop('rob').min()
+
+def test_a_scale_that_is_not_the_papers_is_compared_with_nothing():
+    table = pd.read_csv(OUT/'tables'/'table1.csv')
+    ran = table[table.verdict != 'not run']
+    assert not ran.same.any() and set(ran.verdict) <= {'other scale', 'no published value'} or read_evidence(OUT).test_set == CIFAR10_TEST
+    assert (table[~table.same & (table.verdict != 'not run')].verdict != 'reproduced').all()
+
+def test_the_report_loads_nothing():
+    class Reader(HTMLParser):
+        def __init__(self): super().__init__(); self.urls, self.alts = [], []
+        def handle_starttag(self, tag, attrs):
+            a = dict(attrs)
+            self.urls += [v for k, v in attrs if k in ('src', 'href') and not v.startswith('data:')] + [tag]*(tag in ('script', 'link', 'iframe'))
+            if tag == 'img': self.alts.append(a.get('alt'))
+    text, reader = (OUT/'report.html').read_text(), Reader()
+    reader.feed(text)
+    assert reader.urls == [] and len(reader.alts) > 5 and all(reader.alts) and '@import' not in text and 'url(' not in text
+    said = scale_line(read_evidence(OUT))
+    for section in re.findall(r'<section>.*?</section>', text, re.S):
+        if '<table' in section: assert said.replace('&', '&amp;') in section or 'Not run' in section, section[:200]    # the scale stands on every table
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    for f in ('settings.ini',): shutil.copy(ROOT/f, tmp_path/f)
+    (tmp_path/'nbs').mkdir(); shutil.copy(ROOT/'nbs'/'paper.ipynb', tmp_path/'nbs'/'paper.ipynb')
+    done = papermill(tmp_path, scale='nowhere')
+    assert done.returncode and "scale='nowhere': allowed is one with finished runs" in done.stderr
+    with pytest.raises(ParameterError, match='scale=None: allowed is one with records'): latest_scale(tmp_path)
