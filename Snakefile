@@ -8,6 +8,12 @@ os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PAT
 
 def stop(line): raise WorkflowError(line)
 
+# Several cards in one machine: with ADT_GPUS="0 1" each job takes the first free one, by a lock that ends with the job
+
+if cards := os.environ.get('ADT_GPUS', '').split():
+    shell.prefix(f'set -euo pipefail; for card in {" ".join(cards)} none; do if [ $card = none ]; then echo "ADT_GPUS=$ADT_GPUS: no card is free, --resources gpu={len(cards)} is missing" >&2; exit 1; fi; '
+                 'exec 9>.snakemake/card-$card; if flock -n 9; then export CUDA_VISIBLE_DEVICES=$card; break; fi; done; ')
+
 # What is asked for: nbs/scales/<scale>.yaml
 
 SCALE = str(config.get('scale', 'demo'))
