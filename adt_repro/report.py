@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CIFAR10_TEST', 'REAL', 'COLUMNS', 'VERDICTS', 'paper_settings', 'same_setting', 'scale_line', 'latest_scale',
-           'table1_cells', 'pm', 'table1_html', 'legend_html', 'claims_html', 'readme_table', 'put_between', 'inline',
-           'page']
+           'table1_cells', 'pm', 'table1_html', 'legend_html', 'claims_html', 'readme_table', 'readme_claims',
+           'put_between', 'inline', 'page']
 
 # %% ../nbs/library/report.ipynb #imports
 import base64, html, re
@@ -145,6 +145,14 @@ def readme_table(
     lines = [f"| `{row}` | " + ' | '.join(pm(c.lo, c.accuracy, c.hi) if (c := g[g.column == k].squeeze()).size else '–' for k in COLUMNS) + ' |' for row, g in ran.groupby('row', sort=False)]
     verdicts = f" Verdicts: {', '.join(f'{v} {k}' for k, v in ran.verdict.value_counts().items())}." if ran.same.any() else " Not the paper's setting, so nothing is compared with its numbers."
     return '\n'.join([f'Accuracy in %, ± 95 % over seeds and images; {said}.{verdicts}', '', '| method | ' + ' | '.join(COLUMNS) + ' |', '|---|' + '---|'*len(COLUMNS), *lines])
+
+def readme_claims(
+    judged: pd.DataFrame, # of `judge`
+) -> str: # Markdown: a table of the claims
+    "What was reproduced, for README.md"
+    def size(c): return '–' if pd.isna(c.estimate) else f'{pm(c.lo, c.estimate, c.hi, 2)} {c.unit}'
+    lines = [f'| {c.key} | {c.claim} | {size(c)} | {"–" if pd.isna(c.published) else f"{c.published:+.2f}"} | {c.seeds} | {c.verdict} |' for c in judged.itertuples()]
+    return '\n'.join(['| | claim | estimate ± 95 % | published | seeds | at this scale |', '|---|---|---|---|---|---|', *lines])
 
 def put_between(
     text: str, # a whole file

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import nbformat, numpy as np, pandas as pd, pytest
 
-from adt_repro.claims import TABLE1, published_table1, read_evidence
+from adt_repro.claims import TABLE1, paper_claims, published_table1, read_evidence, statistics
 from adt_repro.core import ParameterError
-from adt_repro.report import CIFAR10_TEST, latest_scale, paper_settings, readme_table, scale_line, table1_cells
+from adt_repro.report import CIFAR10_TEST, latest_scale, paper_settings, readme_claims, readme_table, scale_line, table1_cells
+from adt_repro.verdicts import judge, two_level
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE = latest_scale(ROOT/'outputs')
@@ -43,8 +44,9 @@ def test_the_same_bytes_as_committed(made):
 def test_readme_and_page_say_what_the_records_say():
     e = read_evidence(OUT)
     cells, text = table1_cells(e, published_table1(), paper_settings()), (ROOT/'README.md').read_text()
-    block = re.search(r'<!-- table1 -->\n(.*?)\n<!-- /table1 -->', text, re.S)[1]
-    assert block == readme_table(cells, scale_line(e)) and scale_line(e) in block
+    def block(name): return re.search(rf'<!-- {name} -->\n(.*?)\n<!-- /{name} -->', text, re.S)[1]
+    assert block('table1') == readme_table(cells, scale_line(e)) and scale_line(e) in block('table1')
+    assert block('claims') == readme_claims(judge(paper_claims(published_table1()), {k: None if v is None else two_level(v) for k, v in statistics(e).items()}))
     outputs = json.dumps([c.get('outputs', []) for c in nbformat.read(ROOT/'nbs'/'paper.ipynb', 4).cells], ensure_ascii=False)
     assert f'scale {SCALE}: {scale_line(e)}' in outputs                       # what the site shows is the latest committed scale
 

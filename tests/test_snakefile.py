@@ -10,7 +10,7 @@ from adt_repro.runs import RULES, resolve, run_name
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = [p.stem for p in sorted((ROOT/'nbs'/'scales').glob('*.yaml'))]
 MINI = dict(scale='mini', dataset='digits', arch='small_cnn', epochs=3, eps=0.15, augment=False, experiments=dict(
-    methods=['standard', 'at_pgd'], seeds=[0, 1], white_box=dict(n_test=40, n_targets=1, draws=2, sound=False, batch=10),
+    methods=['standard', 'at_pgd'], seeds=[0, 1], rate=0.02, white_box=dict(n_test=40, n_targets=1, draws=2, sound=False, batch=10),
     spsa=dict(methods=['at_pgd'], seeds=[0], n_test=8, samples=[4], steps=2, budget=20)))
 
 def project(root, **scale):
@@ -46,7 +46,7 @@ def test_the_plan_names_runs_as_the_package_does(scale, tmp_path):
 
 @pytest.mark.parametrize('change, line', [
     (dict(scale='other'), "scale='other', allowed is the name of the file, 'mini'"),
-    (dict(experiments=dict(methods=['standard'])), 'allowed is a table with at least methods and seeds'),
+    (dict(experiments=dict(methods=['standard'], rate=1)), 'allowed is a table with at least methods and seeds'),
     (dict(experiments=MINI['experiments'] | dict(spsas={})), "'spsas', allowed are methods, seeds"),
     (dict(experiments=MINI['experiments'] | dict(spsa=dict(seeds=[7]))), 'digits-small_cnn-at_pgd-s7, allowed are the runs of methods and seeds'),
     (dict(experiments=MINI['experiments'] | dict(methods=['at_pdg', 'at_pgd'])), "method='at_pdg'"),
