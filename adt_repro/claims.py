@@ -134,6 +134,7 @@ def _of_seeds(e, value, row): return e.runs[e.runs.row == row].set_index('seed')
 
 def _cheaper(e, row): return _aligned(np.log10(_of_seeds(e, 'seconds', row)), np.log10(_of_seeds(e, 'seconds', 'adt_exp')))
 
+# %% ../nbs/library/claims.ipynb #statistics-more
 def _gap(e):
     "Weakest column minus A_rob, in points, the mean over defended rows"
     rows = [r for r, column in e.found if column == 'rob' and r != 'standard']

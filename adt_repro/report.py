@@ -87,8 +87,8 @@ def table1_cells(
 VERDICTS = {'reproduced': ('✓', '#bfe5d6'), 'consistent': ('≈', '#d6ebf8'), 'underpowered': ('?', '#fbeeb8'), 'not reproduced': ('✗', '#f6c7ae'), 'other scale': ('', None), 'not run': ('', None), 'no published value': ('', None)}
 
 def pm(
-    lo: float,     # lower end of an interval
-    value: float,  # the estimate
+    lo: float,     # lower end of an interval, in the estimate's units
+    value: float,  # the estimate, in any units
     hi: float,     # upper end, in the estimate's units
     digits: int = 1, # after the point, at least 0
 ) -> str: # such as 52.2 ± 0.9, or with both ends where they are not alike
