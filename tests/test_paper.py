@@ -93,3 +93,12 @@ def test_what_cannot_be_read_is_said(tmp_path):
     done = papermill(tmp_path, scale='nowhere')
     assert done.returncode and "scale='nowhere': allowed is one with finished runs" in done.stderr
     with pytest.raises(ParameterError, match='scale=None: allowed is one with records'): latest_scale(tmp_path)
+
+def test_what_readme_says_of_soundness_and_the_distribution():
+    readme, runs = (ROOT/'README.md').read_text(), len(read_evidence(OUT).runs)
+    checks = pd.concat(map(pd.read_csv, OUT.glob('frames/soundness-*.csv')))
+    square = checks[checks.check == 'black box: Square'].set_index('run').value.sort_values()
+    assert checks.passed.all() and f'All {len(checks)} checks of the soundness panel pass, eight for each of the {runs} networks' in readme and len(checks) == 8*runs
+    assert 'feature_scatter' in square.index[-1] and f'up to {100*square.iloc[-1]:.1f} points more than PGD' in readme
+    counts = pd.concat(map(pd.read_csv, OUT.glob('tables/white_box-*.csv'))).pivot(index='run', columns='attack', values='correct')
+    assert (counts.rob == counts['rob+']).all() and len(counts) == runs and f'in any of the {runs}' in readme
