@@ -101,7 +101,7 @@ if __name__ == '__main__':
     quarto.refresh_quarto_yml()
     serve.proc_nbs(force=True, n_workers=0) # in this process, where the three changes above hold
     site = Path('_proc')/cfg.doc_path.name
-    sys.stderr.writelines(w + '\n' for w in build('_proc').warnings if not re.search('output-file|html-math-method', w))
+    sys.stderr.writelines(w + '\n' for w in build('_proc').warnings if not re.search('output-file|html-math-method|broken link reports/', w))   # reports are copied below
     pages = {p.relative_to(site).as_posix(): p.read_text(encoding='utf-8') for p in site.rglob('*.html')}
     ids = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in pages.items()}
     for page, text in pages.items(): (site/page).write_text(self_contained(page, text.replace(TICK, '`'), ids), encoding='utf-8')
