@@ -53,29 +53,35 @@ def call(name, label=''):
 
 # What belongs to whom
 
-of_run = {name: [f'{OUT}/records/{name}-{run}.parquet' for run in runs_of(name)] if name in ASKED else [] for name in ('white_box', 'spsa')}
 weights = f'{OUT}/runs/{{run}}/weights.safetensors'
 first, second = ASKED['seeds'][:1], ASKED['seeds'][1:2] or ASKED['seeds'][:1]
 targets = runs_of('transfer', 'targets', 'target_seeds', (ASKED['methods'], first)) if 'transfer' in ASKED else []
 sources = runs_of('transfer', 'sources', 'source_seeds', (ASKED['transfer'].get('targets', ASKED['methods']), second)) if targets else []
 transfer = [f'{OUT}/records/transfer-itself-{t}.parquet' for t in targets] + [f'{OUT}/records/transfer-from-{s}.parquet' for s in sources if set(targets) - {s}]
+transfer += [f'{OUT}/tables/transfer.csv']*bool(transfer)
 swept = {k: ASKED.get('ablation', {}).get(k, True) for k in ('lbd', 'n_mc', 'inner_steps', 'inner_momentum', 'rho', 'u_max')}
 pictures = dict(landscape=['landscape', 'landscape_plane', 'coverage', 'curvature'], diversity=[f'diversity_{k}' for k in ('samples', 'measures', 'classes', 'map')],
                 ablation=['ablation_frontier']*bool(swept.pop('lbd')) + ['ablation_hinge']*bool(swept.pop('u_max')) + ['ablation_options']*any(map(bool, swept.values())))
 pictures = {name: stems for name, stems in pictures.items() if name in ASKED}
 
+made = dict(train=[f'{OUT}/runs/{{run}}/{f}' for f in ('run.json', 'config.yaml', 'history.csv', 'weights.safetensors')],
+            white_box=[f'{OUT}/records/white_box-{{run}}.parquet', f'{OUT}/tables/white_box-{{run}}.csv', *[f'{OUT}/frames/soundness-{{run}}.csv']*ASKED.get('white_box', {}).get('sound', True),
+                       *[f'{OUT}/frames/distribution-{{run}}.csv']*(ASKED.get('white_box', {}).get('draws', 20) > 0)],
+            spsa=[f'{OUT}/records/spsa-{{run}}.parquet', f'{OUT}/tables/spsa-{{run}}.csv', f'{OUT}/frames/soundness_spsa-{{run}}.csv'])
 def files_of(name): return [f'{OUT}/{at}/{stem}.{ext}' for stem in pictures[name] for at, ext in (('frames', 'csv'), ('figures', 'svg'), ('figures', 'png'))]
 def runs(names): return [f'{OUT}/runs/{run}/{f}' for run in names for f in ('run.json', 'weights.safetensors')]
 
-frames = [f for name in pictures for f in files_of(name) if not f.endswith('.svg')] + [f'{OUT}/frames/ablation.csv', f'{OUT}/records/ablation.parquet']*('ablation' in ASKED)
+ablation = [f'{OUT}/frames/ablation.csv', f'{OUT}/records/ablation.parquet']*('ablation' in ASKED)
+everything = [f.format(run=run) for name, names in dict(train=RUNS, **{k: runs_of(k) for k in ('white_box', 'spsa') if k in ASKED}).items() for run in names for f in made[name]]
+everything += [*transfer, *(f for name in pictures for f in files_of(name)), *ablation]
 wildcard_constraints: run='|'.join(RUNS)
 localrules: all, paper
 
 rule all:
-    input: f'{OUT}/report.html'
+    input: f'{OUT}/report.html', everything   # all of it by name: what is deleted is made again, needed by the report or not
 
 rule train:
-    output: *(f'{OUT}/runs/{{run}}/{f}' for f in ('run.json', 'config.yaml', 'history.csv')), weights
+    output: made['train']
     params: given=lambda w: json.dumps(BASE | RUNS[w.run] | dict(fresh='changed'))
     threads: ASKED.get('threads', 1)
     log: f'{OUT}/logs/train-{{run}}.log'
@@ -83,9 +89,7 @@ rule train:
 
 rule white_box:
     input: weights
-    output: *(f'{OUT}/{f}-{{run}}.{ext}' for f, ext in (('records/white_box', 'parquet'), ('tables/white_box', 'csv'))),
-            *[f'{OUT}/frames/soundness-{{run}}.csv']*ASKED.get('white_box', {}).get('sound', True),
-            *[f'{OUT}/frames/distribution-{{run}}.csv']*(ASKED.get('white_box', {}).get('draws', 20) > 0)
+    output: made['white_box']
     params: given=lambda w: given('white_box', runs=[w.run], label=w.run)
     threads: ASKED.get('threads', 1)
     log: f'{OUT}/logs/white_box-{{run}}.log'
@@ -93,7 +97,7 @@ rule white_box:
 
 rule spsa:
     input: weights
-    output: *(f'{OUT}/{f}-{{run}}.{ext}' for f, ext in (('records/spsa', 'parquet'), ('tables/spsa', 'csv'), ('frames/soundness_spsa', 'csv')))
+    output: made['spsa']
     params: given=lambda w: given('spsa', runs=[w.run], label=w.run)
     threads: ASKED.get('threads', 1)
     log: f'{OUT}/logs/spsa-{{run}}.log'
@@ -102,7 +106,7 @@ rule spsa:
 if transfer:
     rule transfer:
         input: runs(dict.fromkeys(targets + sources))
-        output: transfer, f'{OUT}/tables/transfer.csv'
+        output: transfer
         params: given=given('transfer', targets=targets, sources=sources)
         threads: ASKED.get('threads', 1)
         log: f'{OUT}/logs/transfer.log'
@@ -128,14 +132,14 @@ if 'diversity' in ASKED:
 
 if 'ablation' in ASKED:
     rule ablation:
-        output: files_of('ablation'), f'{OUT}/frames/ablation.csv', f'{OUT}/records/ablation.parquet'
+        output: files_of('ablation'), ablation
         params: given=given('ablation', train=True, fresh='changed', **{k: BASE[k] for k in ('dataset', 'arch') if k in BASE})
         threads: ASKED['ablation'].get('jobs', 1)*ASKED.get('threads', 1)
         log: f'{OUT}/logs/ablation.log'
         shell: call('ablation')
 
 rule paper:
-    input: [f'{OUT}/runs/{run}/run.json' for run in RUNS], *of_run.values(), transfer, frames, 'nbs/paper.ipynb', [str(p) for p in sorted(Path('nbs/published').glob('*'))]
+    input: [f for f in everything if not f.endswith(('.safetensors', '.svg'))], 'nbs/paper.ipynb', [str(p) for p in sorted(Path('nbs/published').glob('*'))]
     output: f'{OUT}/report.html', f'{OUT}/tables/table1.csv', f'{OUT}/tables/claims.csv'
     params: given=json.dumps(ASKED.get('paper', {}) | dict(scale=SCALE))
     threads: 1

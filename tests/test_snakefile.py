@@ -89,6 +89,7 @@ def test_everything_is_made_and_then_nothing(made):
     ('records/white_box-digits-small_cnn-at_pgd-s1.parquet', dict(white_box={'digits-small_cnn-at_pgd-s1'}, paper={''})),
     ('records/spsa-digits-small_cnn-at_pgd-s0.parquet', dict(spsa={'digits-small_cnn-at_pgd-s0'}, paper={''})),
     ('runs/digits-small_cnn-standard-s0/weights.safetensors', dict(train={'digits-small_cnn-standard-s0'}, white_box={'digits-small_cnn-standard-s0'}, paper={''})),
+    ('tables/white_box-digits-small_cnn-standard-s1.csv', dict(white_box={'digits-small_cnn-standard-s1'}, paper={''})),
     ('report.html', dict(paper={''}))])
 def test_what_is_deleted_is_made_again_with_what_depends_on_it(made, file, again):
     at = made[0]/'outputs'/'mini'/file
