@@ -79,7 +79,7 @@ def results(root):
 def test_everything_is_made_and_then_nothing(made):
     root, said = made
     out = root/'outputs'/'mini'
-    assert said.index('EFLOP') < said.index('rule train')                   # the cost, before anything starts
+    assert said.index('Costs of scale mini') < said.index('rule train')                   # the cost, before anything starts
     assert {f.name for f in (out/'runs').iterdir()} == {f'digits-small_cnn-{m}-s{s}' for m in ('standard', 'at_pgd') for s in (0, 1)}
     assert len(list(out.glob('records/white_box-*.parquet'))) == 4 and len(list(out.glob('notebooks/*.ipynb'))) == 4 + 4 + 1 + 1
     assert '<table' in (out/'report.html').read_text() and (out/'tables'/'claims.csv').exists()
