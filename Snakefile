@@ -30,6 +30,7 @@ if other := sorted(set(ASKED) - {'methods', 'seeds', 'rate', 'threads', 'paper',
 def run_of(row, seed):
     "The folder of a run, as adt_repro.runs names it (which would import PyTorch; tests/test_snakefile.py compares the two)"
     p = ROWS.get(row, {}) | {k: v for k, v in BASE.items() if v is not None}
+    if missing := {'dataset', 'arch'} - set(p): stop(f'{FILE}: {row}: {sorted(missing)[0]} is missing, allowed is a scale that names its dataset and arch')
     recipe = p.get('recipe', 'paper2020')
     return f"{p['dataset']}-{p['arch']}-{p.get('label') or row}" + f'-{recipe}'*(recipe != 'paper2020') + f'-s{seed}'
 
@@ -141,7 +142,7 @@ if 'ablation' in ASKED:
 rule paper:
     input: [f for f in everything if not f.endswith(('.safetensors', '.svg'))], 'nbs/paper.ipynb', [str(p) for p in sorted(Path('nbs/published').glob('*'))]
     output: f'{OUT}/report.html', f'{OUT}/tables/table1.csv', f'{OUT}/tables/claims.csv'
-    params: given=json.dumps(ASKED.get('paper', {}) | dict(scale=SCALE))
+    params: given=json.dumps(ASKED.get('paper', {}) | dict(scale=SCALE, runs=list(RUNS), parts=[k for k in EXPERIMENTS if k in ASKED]))
     threads: 1
     log: f'{OUT}/logs/paper.log'
     shell: call('paper')

@@ -1,5 +1,5 @@
 "Build the site in `_docs`: nbdev processes the notebooks, smalldocs renders them, nothing is left to load from elsewhere"
-import ast, html, io, os, posixpath, re, runpy, shutil, sys, textwrap, tokenize
+import ast, html, io, os, posixpath, re, runpy, shutil, subprocess, sys, textwrap, tokenize
 from pathlib import Path
 
 from fastcore.utils import AttrDict
@@ -109,7 +109,7 @@ if __name__ == '__main__':
     index = site/'search.json'
     index.write_text(index.read_text(encoding='utf-8').replace(TICK, '`'), encoding='utf-8')
     (site/'reports').mkdir()
-    for report in Path('outputs').glob('*/report.html'):      # of those that are committed, and of your own
+    for report in map(Path, subprocess.run(['git', 'ls-files', 'outputs/*/report.html'], capture_output=True, text=True, check=True).stdout.split()):   # those that are committed
         shutil.copy(report, site/'reports'/f'{report.parent.name}.html')
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(site, cfg.doc_path)

@@ -177,7 +177,7 @@ def show(
     networks = ', '.join(f'{a} of {g/1e9:.3g} GMAC a pass' for a, g in archs.items())
     text = table.assign(passes=table.passes.map('{:,.0f}'.format), eflop=table.eflop.map('{:.3g}'.format), hours=table.hours.map('{:.3g}'.format))
     return (f"Costs of scale {common['scale']}: {common['dataset']}, {networks}; {asked['rate']:g} TFLOP/s as stated\n"
-            'upper bound: images that fall early cost less; reading data, drawing figures and idle time are not in it\n\n' + text.to_string(index=False))
+            'hours of one processor at this rate, computing networks: an upper bound, since images that fall early cost less;\nstarting the notebooks, some ten seconds each, reading data and drawing figures are not in it\n\n' + text.to_string(index=False))
 
 # %% ../nbs/library/costs.ipynb #read
 def read_scale(

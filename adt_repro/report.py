@@ -152,8 +152,8 @@ def readme_claims(
 ) -> str: # Markdown: a table of the claims
     "What was reproduced, for README.md"
     def size(c): return '–' if pd.isna(c.estimate) else f'{pm(c.lo, c.estimate, c.hi, 2)} {c.unit}'
-    lines = [f'| {c.key} | {c.claim} | {size(c)} | {"–" if pd.isna(c.published) else f"{c.published:+.2f}"} | {c.seeds} | {c.verdict} |' for c in judged.itertuples()]
-    return '\n'.join(['| | claim | estimate ± 95 % | published | seeds | at this scale |', '|---|---|---|---|---|---|', *lines])
+    lines = [f'| {c.key} | {c.claim} | {c.statistic} | {size(c)} | {"–" if pd.isna(c.published) else f"{c.published:+.2f}"} | {c.seeds} | {c.verdict} |' for c in judged.itertuples()]
+    return '\n'.join(['| | claim | statistic | estimate ± 95 % | published | seeds | at this scale |', '|---|---|---|---|---|---|---|', *lines])
 
 def put_between(
     text: str, # a whole file

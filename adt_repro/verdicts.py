@@ -127,6 +127,7 @@ def verdict(
     for name, value in ('alpha', alpha), ('p', 0. if p is None else float(p)):
         if not level.ok(value): refuse(name, value, level.says)
     if found is None: return 'not run', 'no records'
+    if found['se'] == 0: return 'underpowered', f"all are {_num(found['estimate'])}: no spread that could be judged by"
     raw, a, b = p_outside(found, bounds), found['lo'], found['hi']
     p, span, claim = raw if p is None else p, f'interval [{_num(a)}, {_num(b)}]', f'({_num(lo)}, {_num(hi)})'
     if p <= alpha and found['seeds'] > 1: return 'reproduced', f'{span}, p = {p:.2g} against a truth outside {claim}'

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import nbformat, numpy as np, pandas as pd, pytest
 
-from adt_repro.claims import TABLE1, paper_claims, published_table1, read_evidence, statistics
+from adt_repro.claims import TABLE1, measured, paper_claims, published_table1, read_evidence
 from adt_repro.core import ParameterError
 from adt_repro.report import CIFAR10_TEST, latest_scale, paper_settings, readme_claims, readme_table, scale_line, table1_cells
-from adt_repro.verdicts import judge, two_level
+from adt_repro.verdicts import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE = latest_scale(ROOT/'outputs')
@@ -46,7 +46,7 @@ def test_readme_and_page_say_what_the_records_say():
     cells, text = table1_cells(e, published_table1(), paper_settings()), (ROOT/'README.md').read_text()
     def block(name): return re.search(rf'<!-- {name} -->\n(.*?)\n<!-- /{name} -->', text, re.S)[1]
     assert block('table1') == readme_table(cells, scale_line(e)) and scale_line(e) in block('table1')
-    assert block('claims') == readme_claims(judge(paper_claims(published_table1()), {k: None if v is None else two_level(v) for k, v in statistics(e).items()}))
+    assert block('claims') == readme_claims(judge(paper_claims(published_table1()), measured(e)))
     outputs = json.dumps([c.get('outputs', []) for c in nbformat.read(ROOT/'nbs'/'paper.ipynb', 4).cells], ensure_ascii=False)
     assert f'scale {SCALE}: {scale_line(e)}' in outputs                       # what the site shows is the latest committed scale
 
@@ -86,6 +86,15 @@ def test_the_report_loads_nothing():
     said = scale_line(read_evidence(OUT))
     for section in re.findall(r'<section>.*?</section>', text, re.S):
         if '<table' in section: assert said.replace('&', '&amp;') in section or 'Not run' in section, section[:200]    # the scale stands on every table
+
+def test_one_seed_and_fewer_experiments(made):
+    "What the paper's own scale has; and a scale that was made smaller is judged by what is left of it"
+    runs = [p.name for p in (made/'outputs'/SCALE/'runs').iterdir() if p.name.endswith('-s0')]
+    done = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/paper.ipynb', 'one.ipynb', '-y', json.dumps(dict(runs=runs, parts=['white_box', 'ablation']))], cwd=made, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    claims = pd.read_csv(made/'outputs'/SCALE/'tables'/'claims.csv').set_index('key')
+    assert (claims.verdict[['C6a', 'C7a']] == 'not run').all() and (claims.verdict[['C2c', 'C9']] == 'underpowered').all()
+    assert not (claims[claims.seeds < 2].verdict == 'reproduced').any() and claims.seeds['C1'] == 1
 
 def test_what_cannot_be_read_is_said(tmp_path):
     for f in ('settings.ini',): shutil.copy(ROOT/f, tmp_path/f)

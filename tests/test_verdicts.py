@@ -66,7 +66,7 @@ def test_blocks_of_memory_do_not_change_what_is_drawn():
 def test_no_spread(d):
     f = two_level(d)
     assert f['se'] == 0 and f['lo'] == f['hi'] == f['estimate'] and f['df'] >= 1
-    assert verdict(f, (-2, 2))[0] == ('reproduced' if len(d) > 1 else 'consistent') and verdict(f, (0.5, inf), 2.)[0] == 'not reproduced'
+    assert verdict(f, (-2, 2))[0] == verdict(f, (0.5, inf), 2.)[0] == 'underpowered'
 
 @pytest.mark.parametrize('d', [[[1.]], [1.], [], [[1., math.nan]], [[1., inf]], np.zeros((2, 2, 2)), 3., [['a', 'b']], [[1j, 2]]], ids=str)
 def test_refused(d):
@@ -199,7 +199,9 @@ WORDS = [
     ('not reproduced', found(-2, 0.5, seeds=1), (0, inf), 2.3, None),
     ('not reproduced', found(5, 0.5), (-2, 2), 0., None),
     ('not reproduced', found(2, 0.5), (-2, 2), 0., None),                 # at the margin, and excludes sameness
-    ('not reproduced', found(0, 0), (0, inf), 2.3, None),                 # a bound is outside
+    ('underpowered', found(0, 0), (0, inf), 2.3, None),                   # no spread is no evidence, for or against
+    ('underpowered', found(0, 0), (-2, 2), 0., None),
+    ('underpowered', found(9, 0), (-2, 2), 0., 0.),
     ('not run', None, (0, inf), 2.3, None),
 ]
 
