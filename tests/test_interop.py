@@ -169,7 +169,7 @@ def test_transfer_from_a_file(project):
     "A file as one more target beside a run, in one line where something is wrong with it"
     done = papermill(project, 'transfer', weights='theirs.pt', scale='demo', n_test=20, attacks=['pgd20'])
     assert done.returncode == 0, done.stderr
-    table = pd.read_csv(project/'outputs'/'digits'/'tables'/'transfer.csv')
+    table = pd.read_csv(project/'outputs'/'demo'/'tables'/'transfer.csv')
     assert set(table.run) == {'digits-small_cnn-theirs'} and set(table.attack) == {'natural', 'pgd20'}
 
 @pytest.mark.slow
