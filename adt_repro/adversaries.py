@@ -16,6 +16,7 @@ from .core import *
 from .distributions import *
 from .generators import *
 from .losses import *
+from .speed import *
 
 # %% ../nbs/library/adversaries.ipynb #point
 def point(
@@ -90,14 +91,15 @@ def exp_adversary(
     rho: float = 0.,        # start of ρ; in units of u = artanh(δ/ε), σ starts at softplus(rho)
     tol: float = 64e-8,     # size of an example's gradient, in nats for a unit of μ or ρ, below which its step shrinks
     loss=ce,                # what is climbed, see `adt_repro.losses`
+    group: int = None,      # images whose gradients are taken at a time, a matter of memory and speed, not of results, see `speed.group_size`
 ) -> partial: # of `tanh_gaussian`; its `args` are μ, ρ (both (N, C, H, W), detached) and ε
     "Fit a squashed Gaussian to each example (the paper's section on ADT_EXP)"
-    bound = loss(model, x, y)
+    together, summed = draws_at_once(n_mc, x, group), over_draws(loss, model, x, y, group)
     def objective(mu, rho):
-        delta, h = tanh_gaussian(mu, rho, eps)
-        return bound((x + delta).clamp(0, 1)) + lbd*h
+        deltas, hs = zip(*(tanh_gaussian(mu, rho, eps) for _ in range(together)))
+        return summed(torch.cat([(x + delta).clamp(0, 1) for delta in deltas])) + lbd*sum(hs)
     start = [torch.zeros_like(x), torch.full_like(x, rho)]
-    mu, rho = sign_ascent(objective, start, step=step, steps=steps, draws=n_mc, momentum=momentum, sign=lambda g: g/(g.abs() + tol))
+    mu, rho = sign_ascent(objective, start, step=step, steps=steps, draws=n_mc//together, momentum=momentum, sign=lambda g: g/(g.abs() + tol))
     return partial(tanh_gaussian, mu, rho, eps)
 
 # %% ../nbs/library/adversaries.ipynb #am-input
@@ -134,7 +136,7 @@ class ExpAM(torch.nn.Module):
         see=image_and_gradients,    # (model, x, y, eps) to the generator's input
     ):
         super().__init__()
-        self.generator, self.eps, self.see = generator, eps, see
+        self.generator, self.eps, self.see, self.speed = generator, eps, see, Speed()
 
     def optimizer(self,
         lr: float = 2e-4, # learning rate
@@ -148,7 +150,7 @@ class ExpAM(torch.nn.Module):
         y: torch.Tensor,        # (N,) labels
     ) -> partial: # of `tanh_gaussian`, with a gradient to the generator's weights
         "Each example's distribution"
-        mu, rho = self.generator(self.see(model, x, y, self.eps)).chunk(2, 1)
+        mu, rho = self.speed.run(self.generator, self.see(model, x, y, self.eps)).chunk(2, 1)
         return partial(tanh_gaussian, mu, rho, self.eps)
 
 # %% ../nbs/library/adversaries.ipynb #am-imp
@@ -162,7 +164,7 @@ class ImpAM(torch.nn.Module):
         see=image_and_gradients,    # (model, x, y, eps) to the generator's input
     ):
         super().__init__()
-        self.generator, self.encoder, self.eps, self.z_dim, self.see = generator, encoder, eps, z_dim, see
+        self.generator, self.encoder, self.eps, self.z_dim, self.see, self.speed = generator, encoder, eps, z_dim, see, Speed()
 
     def optimizer(self,
         lr: float = 2e-4, # learning rate
@@ -176,7 +178,8 @@ class ImpAM(torch.nn.Module):
         y: torch.Tensor,        # (N,) labels
     ) -> partial: # of `implicit`, with a gradient to the weights of generator and encoder
         "Each example's distribution"
-        return partial(implicit, self.see(model, x, y, self.eps), self.generator, self.encoder, self.eps, self.z_dim)
+        generator, encoder = (partial(self.speed.run, net) for net in (self.generator, self.encoder))
+        return partial(implicit, self.see(model, x, y, self.eps), generator, encoder, self.eps, self.z_dim)
 
 # %% ../nbs/library/adversaries.ipynb #amortise
 def amortise(

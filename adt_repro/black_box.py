@@ -14,6 +14,7 @@ from .attacks import *
 from .core import *
 from .evaluation import *
 from .losses import *
+from .speed import *
 
 # %% ../nbs/library/black_box.ipynb #own
 def _names(x):

@@ -8,8 +8,8 @@ __all__ = ['reaching', 'draws_of', 'restarts_of', 'covered', 'marginal_share', '
 # %% ../nbs/library/coverage.ipynb #imports
 import pandas as pd, torch
 
-from .attacks import in_groups
 from .core import *
+from .speed import in_groups
 
 # %% ../nbs/library/coverage.ipynb #reaching
 def reaching(

@@ -207,8 +207,9 @@ def crop_flip(
 ) -> torch.Tensor: # (N, C, H, W), each image shifted by up to ±`pad` pixels each way, half of them mirrored
     "Random crop with padding, and random horizontal flip, for each image on its own"
     n, c, h, w = x.shape
-    span = lambda size: torch.arange(size, device=x.device) + torch.randint(2*pad + 1, (n, 1), device=x.device)
-    rows, cols = span(h), span(w)
-    cols = torch.where(torch.rand(n, 1, device=x.device) < 0.5, cols.flip(1), cols)
+    down, right, side = (rand_unit(x.new_empty(n, 3)) + 1)[:, :, None].unbind(1)   # uniform in (0, 2)
+    span = lambda size, by: torch.arange(size, device=x.device) + ((2*pad + 1)*by/2).long().clamp(max=2*pad)
+    rows, cols = span(h, down), span(w, right)
+    cols = torch.where(side < 1, cols.flip(1), cols)
     image, channel = torch.arange(n, device=x.device)[:, None, None, None], torch.arange(c, device=x.device)[:, None, None]
     return F.pad(x, [pad]*4)[image, channel, rows[:, None, :, None], cols[:, None, None, :]]

@@ -14,6 +14,7 @@ from scipy.stats import binomtest, t as student
 
 from .core import *
 from .losses import *
+from .speed import *
 
 # %% ../nbs/library/evaluation.ipynb #judge
 def _judge(model, x, y, x_adv, eps, name):
@@ -51,7 +52,7 @@ def evaluate_on(
     if len(x) == 0: raise ValueError('there are no images to evaluate on')
     if not (x.min() >= 0 and x.max() <= 1): raise ParameterError(f'x: allowed are pixels in [0, 1], these go from {x.min():.4g} to {x.max():.4g}')
     name, rows = 'the clean set' if attack is None else getattr(getattr(attack, 'func', attack), '__name__', 'the attack'), []
-    with eval_mode(source, *targets.values()):
+    with eval_mode(source, *targets.values()), tf32(False):
         for part in (torch.arange(len(x)) if ids is None else torch.as_tensor(ids)).split(batch):
             xb, yb = x[part.to(x.device)], y[part.to(x.device)]
             x_adv, queries = _crafted(attack, source, xb, yb, part, eps, seed)

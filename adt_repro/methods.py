@@ -55,12 +55,13 @@ def adt_loss(
     x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,        # (N,) labels
     method: Method,         # one row of the table
+    mean=torch.mean,        # (N,) values to their mean; another one where the batch is spread over several processes
 ) -> tuple: # (objective, loss, h): the scalar to descend; the mean loss and the mean entropy of the draw, detached
     "The minimax objective at one draw from each example's adversarial distribution"
     with eval_mode(model): p = method.adversary(model, x, y)
     delta, h = p()
     x_adv = (x + flip_grad(delta, method.climb)).clamp(0, 1)   # θ descends; what δ depends on climbs
-    loss, h = method.loss(model, x, y)(x_adv).mean(), h.mean()
+    loss, h = mean(method.loss(model, x, y)(x_adv)), mean(h)
     return loss - method.lbd*h.clamp(max=method.cap), loss.detach(), h.detach()
 
 # %% ../nbs/library/methods.ipynb #rows-at
@@ -89,8 +90,8 @@ def _trades(eps, shape, *, inner_steps=10, inner_step=0.223125, beta=6.):
 # %% ../nbs/library/methods.ipynb #rows-adt
 def _noise(eps, shape): return Method(lambda model, x, y: partial(uniform, x, eps))
 
-def _adt_exp(eps, shape, *, inner_steps=7, inner_step=0.3, n_mc=5, lbd=0.01, inner_momentum=1., rho=0.):
-    return Method(partial(exp_adversary, eps=eps, steps=inner_steps, step=inner_step, n_mc=n_mc, lbd=lbd, momentum=inner_momentum, rho=rho))
+def _adt_exp(eps, shape, *, inner_steps=7, inner_step=0.3, n_mc=5, lbd=0.01, inner_momentum=1., rho=0., group=None):
+    return Method(partial(exp_adversary, eps=eps, steps=inner_steps, step=inner_step, n_mc=n_mc, lbd=lbd, momentum=inner_momentum, rho=rho, group=group))
 
 def _see(gen_input, shape):
     if gen_input not in GEN_INPUTS: refuse('gen_input', gen_input, ', '.join(GEN_INPUTS))
@@ -109,8 +110,8 @@ def _adt_imp_am(eps, shape, *, lbd=1., u_max=0.9, gen_width=64, gen_input='gradi
 # %% ../nbs/library/methods.ipynb #rows-trades
 def _with_trades(method, beta, climb=1.): return replace(method, loss=partial(trades, beta=beta), climb=climb)
 
-def _adt_exp_trades(eps, shape, *, inner_steps=7, inner_step=0.3, n_mc=5, lbd=0.01, inner_momentum=1., rho=0., beta=6.):
-    method = _adt_exp(eps, shape, inner_steps=inner_steps, inner_step=inner_step, n_mc=n_mc, lbd=lbd, inner_momentum=inner_momentum, rho=rho)
+def _adt_exp_trades(eps, shape, *, inner_steps=7, inner_step=0.3, n_mc=5, lbd=0.01, inner_momentum=1., rho=0., group=None, beta=6.):
+    method = _adt_exp(eps, shape, inner_steps=inner_steps, inner_step=inner_step, n_mc=n_mc, lbd=lbd, inner_momentum=inner_momentum, rho=rho, group=group)
     return _with_trades(replace(method, adversary=partial(method.adversary, loss=kl)), beta)
 
 def _adt_exp_am_trades(eps, shape, *, lbd=0.01, gen_width=64, gen_input='gradients', beta=6.):

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .core import *
 from .methods import *
+from .speed import *
 
 # %% ../nbs/library/state.ipynb #recipe
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ RECIPES = dict(paper2020=Recipe(), tuned=Recipe(batch=128, weight_decay=5e-4, sc
 PLACE = dict(epoch=0, step=0, sums=[0., 0., 0], seconds=0., history=[])   # finished epochs; and of the current one: steps, sums, seconds
 
 # %% ../nbs/library/state.ipynb #state
+def _closer(decay):
+    "The average's step towards the weights, all tensors of a kind at once; counts are taken over"
+    def step(mean, now, n):
+        if not mean[0].is_floating_point(): return torch._foreach_copy_(mean, now)
+        torch._foreach_lerp_(mean, now, (1 - ((1 + n)/(10 + n)).clamp(max=decay)).item())
+    return step
+
 class State:
     "All that training changes: network, adversary, their optimisers, the average of the weights, and the place that was reached"
     def __init__(self,
@@ -54,16 +62,19 @@ class State:
         method: Method,         # what it is trained by; a generator is moved to the network's device
         recipe: Recipe,         # how
         facts: dict = None,     # plain values that are kept with it, such as what else the run depends on
+        speed: Speed = Speed(), # at what precision, and compiled or not
     ):
         self.model, self.method, self.recipe, self.average, self.facts = model, method, recipe, None, facts or {}
         for k, v in PLACE.items(): setattr(self, k, copy(v))
         self.order = torch.empty(0, dtype=torch.int64)   # of the images in the current epoch
-        self.opts = [torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)]
+        self.fast = Fast(model, speed)                   # what is trained through; the network's own weights
+        fused = next(model.parameters()).device.type in ('cpu', 'cuda') or None
+        self.opts = [torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)]
         self.adversary = method.adversary if isinstance(method.adversary, torch.nn.Module) else torch.nn.Module()
-        if list(self.adversary.parameters()): self.opts.append(self.adversary.to(next(model.parameters()).device).optimizer(recipe.gen_lr))
-        if recipe.average:
-            closer = lambda mean, p, n: mean + (1 - min(recipe.average, (1 + n.item())/(10 + n.item())))*(p - mean)
-            self.average = AveragedModel(model, avg_fn=closer, use_buffers=True)
+        if list(self.adversary.parameters()):
+            self.opts.append(self.adversary.to(next(model.parameters()).device).optimizer(recipe.gen_lr))
+            self.adversary.speed = speed
+        if recipe.average: self.average = AveragedModel(model, multi_avg_fn=_closer(recipe.average), use_buffers=True)
 
     @property
     def result(self): "The network that training leaves: the averaged one where there is an average"; return self.average.module if self.average else self.model

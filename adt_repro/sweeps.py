@@ -15,6 +15,7 @@ import pandas as pd, torch
 from .core import *
 from .methods import *
 from .runs import *
+from .speed import *
 from .state import *
 from .training import *
 
@@ -26,12 +27,13 @@ def finish_run(
 ) -> Path: # its folder, with a `run.json`
     "Train a run to its end, from wherever it is"
     device = pick_device(config['device'])
+    config = decide(config, device)
     data, model, method, recipe = start_run(config, device)
     folder = run_folder(config, outputs)
     lock = lock_run(folder)
     try:
         torch.manual_seed(config['seed'])
-        state = State(model, method, recipe, run_facts(config, data))
+        state = State(model, method, recipe, run_facts(config, data), Speed(config['precision'], config['compile']))
         if take_up(folder, state, fresh): return folder
         for _ in train(model, data, method, recipe, state=state, checkpoint=folder/'checkpoint.pt', minutes=10): pass
         sets = {k: state.facts[k] for k in ('train_set', 'test_set')}

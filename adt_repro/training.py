@@ -16,6 +16,7 @@ from .core import *
 from .data import *
 from .methods import *
 from .models import check_model
+from .speed import *
 from .state import *
 
 # %% ../nbs/library/training.ipynb #train-step
@@ -29,7 +30,7 @@ def train_step(
     y: torch.Tensor, # (N,) labels
 ) -> tuple: # (mean loss, mean entropy of the adversarial distributions), floats; where one is not finite, the step is not made
     "One step of the minimax game: the network descends, a generator climbs"
-    objective, *facts = adt_loss(state.model, x, y, state.method)
+    objective, *facts = adt_loss(state.fast, near(x), y, state.method)
     facts = torch.stack(facts).tolist()
     if not all(map(math.isfinite, facts)): return tuple(facts)
     for opt in state.opts: opt.zero_grad(set_to_none=True)
@@ -68,13 +69,13 @@ class _Keeper:
 def _epoch(state, data, keeper, on_batch):
     "The rest of the current epoch: its row of history, or None where time is over"
     recipe, opt, at, start = state.recipe, state.opts[0], state.epoch, time.perf_counter() - state.seconds
-    state.model.train(); state.adversary.train()
+    state.fast.train(); state.adversary.train()
     if state.step == 0: state.order = torch.randperm(len(data.x_train), device=data.x_train.device)
     order = state.order.to(data.x_train.device).split(recipe.batch)
     for i, idx in list(enumerate(order))[state.step:]:
         for group in opt.param_groups: group['lr'] = recipe.lr_at(at + (i + 0.5)/len(order))
         x, where = data.x_train[idx], f'epoch {at + 1}, step {i + 1} of {len(order)}'
-        out = train_step(state, crop_flip(x) if recipe.augment else x, data.y_train[idx])
+        with tf32(state.fast.speed.precision == 'tf32'): out = train_step(state, crop_flip(x) if recipe.augment else x, data.y_train[idx])
         for name, value in zip(('loss', 'entropy'), out):
             if not math.isfinite(value): keeper.stop(f'the {name} became {value} in {where}')
         state.sums = [t + len(idx)*v for t, v in zip(state.sums, (*out, 1))]
@@ -103,9 +104,10 @@ def train(
     minutes: float = math.inf, # and within an epoch, so many minutes after the last one; above 0
     until: float = math.inf, # `time.monotonic()`, in seconds, at which to stop, after the step that is being made
     state: State = None,    # a state to go on from; None: from the start
+    speed: Speed = Speed(), # of a new state: precision and compilation
 ): # a generator of dicts, one an epoch: epoch (from 1), lr, loss, entropy, seconds, and the monitor's columns
     "Train, one row of history after each epoch; a `TrainingError` where the loss is not finite"
-    if state is None: torch.manual_seed(seed); state = State(model, method, recipe)
+    if state is None: torch.manual_seed(seed); state = State(model, method, recipe, speed=speed)
     check_model(model, check_data(data).x_train, len(data.classes))
     keeper = _Keeper(state, checkpoint, minutes, until, data)
     def settle():
