@@ -36,7 +36,8 @@ def sign_ascent(
     total = [0.]*len(zs)
     for size in step if isinstance(step, list) else [step]*steps:
         zs = [z.detach().requires_grad_() for z in zs]
-        grads = [sum(gs) for gs in zip(*(torch.autograd.grad(f(*zs).sum(), zs) for _ in range(draws)))]
+        grads = [0.]*len(zs)
+        for _ in range(draws): grads = [g + more for g, more in zip(grads, torch.autograd.grad(f(*zs).sum(), zs))]
         total = [momentum*t + norm(g) for t, g in zip(total, grads)]
         zs = [project(z.detach() + size*sign(t)) for z, t in zip(zs, total)]
     return zs

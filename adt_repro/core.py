@@ -181,18 +181,20 @@ def eval_mode(
 # %% ../nbs/library/core.ipynb #noise
 _source = ContextVar('noise source', default=None)
 
+def _laid_like(x, noise): return noise if x.is_contiguous() else torch.empty_like(x).copy_(noise)   # drawn in another layout, it would be other noise, and slow
+
 def rand_unit(
     x: torch.Tensor, # (N, ...) whose shape, dtype and device are wanted
 ) -> torch.Tensor: # (N, ...) uniform in (-1, 1)
     "Uniform noise in the shape of `x`"
     draw = _source.get()
-    return draw(x) if draw else torch.empty_like(x).uniform_(-1, 1)
+    return _laid_like(x, draw(x) if draw else torch.empty(x.shape, dtype=x.dtype, device=x.device).uniform_(-1, 1))
 
 def rand_normal(
     x: torch.Tensor, # (N, ...) whose shape, dtype and device are wanted
 ) -> torch.Tensor: # (N, ...) standard normal
     "Standard normal noise in the shape of `x`"
-    return torch.randn_like(x) if _source.get() is None else math.sqrt(2)*torch.erfinv(rand_unit(x))
+    return _laid_like(x, torch.randn(x.shape, dtype=x.dtype, device=x.device)) if _source.get() is None else math.sqrt(2)*torch.erfinv(rand_unit(x))
 
 @contextmanager
 def zero_noise(): # a context in which `rand_unit` and `rand_normal` give zeros

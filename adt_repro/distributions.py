@@ -36,7 +36,7 @@ def tanh_gaussian(
     "A Gaussian for each pixel, squashed into the ball (the paper's explicit distribution)"
     r, sigma = rand_normal(mu), F.softplus(rho)
     t = torch.tanh(mu + sigma*r)
-    return eps*t, (r**2/2 + (sigma + 1e-8).log() + (1 - t**2 + 1e-8).log()).flatten(1).mean(1)
+    return eps*t, (r**2/2 + (sigma + 1e-8).log() + (1 - t**2 + 1e-8).log()).mean([*range(1, t.ndim)])
 
 # %% ../nbs/library/distributions.ipynb #implicit
 def implicit(
