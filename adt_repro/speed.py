@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CPU_GROUP', 'GROUPS', 'PRECISIONS', 'COMPILES', 'near', 'in_groups', 'group_size', 'draws_at_once', 'over_draws',
-           'tf32', 'Speed', 'fastest', 'Fast']
+           'tf32', 'Speed', 'fastest', 'frozen', 'Fast']
 
 # %% ../nbs/library/speed.ipynb #imports
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -161,6 +161,18 @@ def fastest(
     if compile == 'graphs' and not cuda: refuse('compile', compile, f'none or inductor on {device.type}')
     return Speed(precision or ('bf16' if cuda else 'fp32'), compile or ('inductor' if cuda and has_triton() else 'none'))
 
+# %% ../nbs/library/speed.ipynb #frozen
+@contextmanager
+def frozen(
+    net: torch.nn.Module, # whose weights need no gradient inside
+): # a context; outside it they are as they were
+    "Spare a compiled backward pass the gradients of weights that nobody will ask for"
+    was = [p for p in net.parameters() if p.requires_grad]
+    for p in was: p.requires_grad_(False)
+    try: yield
+    finally:
+        for p in was: p.requires_grad_()
+
 # %% ../nbs/library/speed.ipynb #fast
 class Fast(torch.nn.Module):
     "A network in the layout, precision and form that are asked for; logits come back in the images' own precision"
@@ -178,7 +190,8 @@ class Fast(torch.nn.Module):
     ) -> torch.Tensor: # (N, classes) logits
         "Images to logits"
         if self.quick and len(self.sizes) < 2: self.sizes.add(len(x))
-        return self.speed.run(self.quick if self.quick and len(x) in self.sizes else self.net, x)
+        if not (self.quick and len(x) in self.sizes): return self.speed.run(self.net, x)
+        with nullcontext() if self.training else frozen(self.net): return self.speed.run(self.quick, x)
 
     @property
     def features(self): # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
