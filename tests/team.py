@@ -14,7 +14,7 @@ from adt_repro.state import Recipe, State, load_checkpoint
 from adt_repro.training import train
 
 RECIPE = Recipe(epochs=4, batch=32, lr=0.05, drops=(-1,), augment=True, average=0.9)
-CASES = dict(at_pgd=137, adt_exp=129, trades=137, adt_exp_am=129, adt_imp_am=137)   # to training images: a last batch of 9 or of 1 after four of 32
+CASES = dict(at_pgd=137, adt_exp=129, trades=137, adt_exp_am=129, adt_imp_am=137)   # to training images: a last batch of 9 or of 1 after four of 32. With adt_imp_am halves of a batch are on two sides of the hinge
 SEED, EPS = 7, 0.15
 
 def convs(n_in, *more):

@@ -1,15 +1,15 @@
 "Several processes train one network: the numbers of one, broken off or not; what is refused, and what is left when one fails"
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd, pytest, torch, torch.distributed as dist, yaml
+import pandas as pd, pytest, torch, yaml
 
 import team
 from adt_repro.core import ParameterError, example_noise
 from adt_repro.data import crop_flip
 from adt_repro.methods import adt_loss
-from adt_repro.parallel import Ranks, TeamError, _line, launch, main
+from adt_repro.parallel import TeamError, _line, joined, launch, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,9 +19,10 @@ def two(tmp_path_factory): return launch(team.all_cases, 2, str(tmp_path_factory
 @pytest.fixture(scope='module')
 def alone():
     "This process as a team of one"
-    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(team.SEED, torch.device('cpu'))
-    dist.destroy_process_group()
+    with pytest.MonkeyPatch.context() as m, socket.create_server(('localhost', 0)) as free:
+        for k, v in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='localhost', MASTER_PORT=free.getsockname()[1]).items(): m.setenv(k, str(v))
+        free.close()
+        with joined('cpu', team.SEED) as one: yield one
 
 def plain(name):
     "The loop by hand: no DDP, no `train`, whole batches, PyTorch's own mean"
