@@ -147,7 +147,7 @@ def launch(
         finally:
             for log, level in zip(logs, levels): log.setLevel(level)
             if main: [signal.signal(s, h) for s, h in was.items()]   # the launcher leaves its own behind
-    if sent: signal.raise_signal(sent)
+    if sent: signal.raise_signal(sent); raise KeyboardInterrupt   # to whom that signal means nothing
     if wrong: raise wrong
     return [out[i] for i in range(processes)]
 

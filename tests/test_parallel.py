@@ -92,11 +92,12 @@ def test_command_line(tmp_path, monkeypatch, capsys):
                         ('-p', 'processes', '1', '-p', 'lr', '[1'): 'allowed is a file of parameters (ParserError)'}.items():
         assert main([str(tmp_path/'c.yaml'), *args]) == 1 and words in (said := capsys.readouterr().err) and said.count('\n') == 1
 
-def test_the_parent_is_killed(tmp_path):
+@pytest.mark.parametrize('sent', [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_the_parent_is_stopped(sent, tmp_path):
     parent = subprocess.Popen([sys.executable, ROOT/'tests'/'team.py', tmp_path], stderr=subprocess.DEVNULL)
     while len(list(tmp_path.glob('pid-*'))) < 2 and parent.poll() is None: time.sleep(0.1)
-    parent.kill(); parent.wait()
-    assert gone(tmp_path)
+    parent.send_signal(sent)
+    assert parent.wait(30) != 0 and gone(tmp_path)
 
 def test_notebook_and_shell(tmp_path):
     "A run that a notebook begins in a process of its own, torchrun goes on with, and the notebook evaluates"
