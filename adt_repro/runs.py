@@ -35,7 +35,7 @@ RULES = dict(
     augment=maybe(flag()), gen_lr=_positive, n_train=_some, n_test=_some, inner_steps=_some, inner_step=_positive, n_mc=maybe(whole(1, 1000)), lbd=maybe(number(0)),
     inner_momentum=maybe(number(0, 1)), rho=maybe(number(-20, 20)), group=_some, beta=_positive, target=maybe(one_of('least_likely', 'label')),
     smoothing=maybe(number(0, 0.9)), u_max=maybe(number()), gen_width=maybe(whole(1, 1024)), gen_input=maybe(one_of(*GEN_INPUTS)), z_dim=maybe(whole(1, 4096)),
-    precision=maybe(one_of(*PRECISIONS)), compile=maybe(one_of(*COMPILES)), deterministic=maybe(flag()), seed=whole(0, 2**31 - 1), device=text(), scale=word(), rows=maybe(Rule(lambda v: isinstance(v, dict), 'a table of parameters for each row')))
+    precision=maybe(one_of(*PRECISIONS)), compile=maybe(one_of(*COMPILES)), deterministic=maybe(flag()), processes=maybe(whole(1, 1024)), seed=whole(0, 2**31 - 1), device=text(), scale=word(), rows=maybe(Rule(lambda v: isinstance(v, dict), 'a table of parameters for each row')))
 FRESH = Rule(lambda v: isinstance(v, bool) or v == 'changed', 'true, false, or changed', flag().read)   # changed: start over what was begun with other parameters
 SESSION = dict(fresh=FRESH, max_minutes=maybe(number(0, 10**6, above=True)), checkpoint_minutes=number(0, 10**6, above=True),   # how it is run, not what it is
                experiments=maybe(Rule(lambda v: isinstance(v, dict), 'a table of experiments, see `adt_repro.costs`')))
@@ -71,8 +71,7 @@ def resolve(
     defaults['drops'] = list(defaults['drops'])
     full = {k: defaults.get(k) if v is None else v for k, v in config.items()}
     for k in OPTIONS:
-        if full[k] is not None and k not in have:
-            raise ParameterError(f'{k}={full[k]!r}: method {full["method"]} has no such option. Allowed are {", ".join(have) or "none"}')
+        if full[k] is not None and k not in have: raise ParameterError(f'{k}={full[k]!r}: method {full["method"]} has no such option. Allowed are {", ".join(have) or "none"}')
     return full
 
 # %% ../nbs/library/runs.ipynb #start
@@ -135,8 +134,7 @@ def run_folder(
     "Where a run is kept, made and tried before any work; a `ParameterError` where nothing can be written"
     folder = Path(outputs or find_root()/'outputs')/config['scale']/'runs'/run_name(config)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder/'.writable').touch(); (folder/'.writable').unlink()
+        folder.mkdir(parents=True, exist_ok=True); (folder/'.writable').touch(); (folder/'.writable').unlink(missing_ok=True)
     except OSError as e: refuse('scale', config['scale'], f'a folder of outputs/ that can be written to ({e.strerror})')
     return folder
 
@@ -158,8 +156,7 @@ def save_run(
     if history is not None: _write(folder/'history.csv', history.to_csv(index=False))
     save_weights(model, folder/'weights.safetensors')
     if method and isinstance(method.adversary, torch.nn.Module): save_weights(method.adversary, folder/'adversary.safetensors')
-    named = {k: config[k] for k in ('dataset', 'arch', 'method', 'label', 'recipe', 'seed', 'eps')}
-    _write(folder/'run.json', json.dumps(dict(run=folder.name) | named | facts, indent=1) + '\n')
+    _write(folder/'run.json', json.dumps(dict(run=folder.name) | {k: config[k] for k in ('dataset', 'arch', 'method', 'label', 'recipe', 'seed', 'eps')} | facts, indent=1) + '\n')
 
 # %% ../nbs/library/runs.ipynb #lock
 def lock_run(

@@ -25,7 +25,8 @@ def finish_run(
     outputs: Path | str = None, # the run goes to <outputs>/<scale>/runs/; None: outputs/ in the project
     fresh: bool | str = False, # start over, and delete what is there of this run? 'changed': only if it was begun with other parameters
 ) -> Path: # its folder, with a `run.json`
-    "Train a run to its end, from wherever it is"
+    "Train a run to its end, from wherever it is; a `ParameterError` where it wants processes of its own, which `train` gives"
+    if config['processes']: refuse('processes', config['processes'], 'None in a sweep')
     device = pick_device(config['device'])
     config = decide(config, device)
     data, model, method, recipe = start_run(config, device)

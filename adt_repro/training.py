@@ -26,11 +26,11 @@ class TrainingError(FloatingPointError):
 
 def train_step(
     state: State,    # what is trained, in training mode
-    x: torch.Tensor, # (N, C, H, W) images in [0, 1]
+    x: torch.Tensor, # (N, C, H, W) images in [0, 1], of a team this process's part
     y: torch.Tensor, # (N,) labels
 ) -> tuple: # (mean loss, mean entropy of the adversarial distributions), floats; where one is not finite, the step is not made
     "One step of the minimax game: the network descends, a generator climbs"
-    objective, *facts = adt_loss(state.fast, near(x), y, state.method)
+    objective, *facts = adt_loss(state.fast, near(x), y, state.method, state.team.mean)
     facts = torch.stack(facts).tolist()
     if not all(map(math.isfinite, facts)): return tuple(facts)
     for opt in state.opts: opt.zero_grad(set_to_none=True)
@@ -47,11 +47,14 @@ class _Keeper:
         self.state, self.path, self.minutes, self.until, self.last = state, path, minutes, until, time.monotonic()
         self.kept = path and (state.epoch or state.step) and state.place
 
-    def over(self): return time.monotonic() >= self.until
+    def due(self):
+        "Is time over, and is it time for a checkpoint?"
+        now = time.monotonic()
+        return self.state.team.any(now >= self.until, now - self.last >= 60*self.minutes)
 
     def save(self):
         if not self.path: return
-        save_checkpoint(self.state, self.path)
+        if self.state.team.rank == 0: save_checkpoint(self.state, self.path)
         self.kept, self.last = self.state.place, time.monotonic()
 
     def sound(self, x, where):
@@ -59,7 +62,7 @@ class _Keeper:
         nets = self.state.model, self.state.result
         with eval_mode(*nets), torch.no_grad(): sound = all(net(x).isfinite().all() for net in nets)
         numbers = [v for net in (*nets, self.state.adversary) for v in net.state_dict().values() if v.is_floating_point()]
-        if not (sound and all(v.isfinite().all() for v in numbers)): self.stop(f'weights or logits are not finite after {where}')
+        if any(self.state.team.any(not (sound and all(v.isfinite().all() for v in numbers)))): self.stop(f'weights or logits are not finite after {where}')
 
     def stop(self, what):
         kept = f', {self.kept}, is {self.path}' if self.kept else ' does not exist'
@@ -68,22 +71,23 @@ class _Keeper:
 # %% ../nbs/library/training.ipynb #epoch
 def _epoch(state, data, keeper, on_batch):
     "The rest of the current epoch: its row of history, or None where time is over"
-    recipe, opt, at, start = state.recipe, state.opts[0], state.epoch, time.perf_counter() - state.seconds
+    recipe, team, opt, at, start = state.recipe, state.team, state.opts[0], state.epoch, time.perf_counter() - state.seconds
     state.fast.train(); state.adversary.train()
     if state.step == 0: state.order = torch.randperm(len(data.x_train), device=data.x_train.device)
     order = state.order.to(data.x_train.device).split(recipe.batch)
     for i, idx in list(enumerate(order))[state.step:]:
         for group in opt.param_groups: group['lr'] = recipe.lr_at(at + (i + 0.5)/len(order))
-        x, where = data.x_train[idx], f'epoch {at + 1}, step {i + 1} of {len(order)}'
-        with tf32(state.fast.speed.precision == 'tf32'): out = train_step(state, crop_flip(x) if recipe.augment else x, data.y_train[idx])
+        mine, where = team.take(idx), f'epoch {at + 1}, step {i + 1} of {len(order)}'
+        x = data.x_train[mine]
+        with team.noise(mine, at*len(order) + i), tf32(state.fast.speed.precision == 'tf32'): out = train_step(state, crop_flip(x) if recipe.augment else x, data.y_train[mine])
         for name, value in zip(('loss', 'entropy'), out):
             if not math.isfinite(value): keeper.stop(f'the {name} became {value} in {where}')
         state.sums = [t + len(idx)*v for t, v in zip(state.sums, (*out, 1))]
         state.step, state.seconds = i + 1, time.perf_counter() - start
         on_batch(i + 1, len(order))
-        if i + 1 < len(order) and (keeper.over() or time.monotonic() - keeper.last >= 60*keeper.minutes):
+        if i + 1 < len(order) and any(due := keeper.due()):
             keeper.sound(x, where); keeper.save()
-            if keeper.over(): return
+            if due[0]: return
     keeper.sound(x, where)
     loss, entropy, n = state.sums
     row = dict(epoch=at + 1, lr=opt.param_groups[0]['lr'], loss=loss/n, entropy=entropy/n)
@@ -120,7 +124,7 @@ def train(
         state.history.append(row)
         keeper.save(); settle()
         with eval_mode(model, state.adversary): yield dict(row)
-        if keeper.over(): return
+        if keeper.due()[0]: return
 
 # %% ../nbs/library/training.ipynb #clock
 def _clock(seconds): return f'{int(seconds)//3600}:{int(seconds)//60%60:02}:{int(seconds)%60:02}'.removeprefix('0:')

@@ -137,7 +137,8 @@ BAD = [(dict(method='adt_expp'), "method='adt_expp': allowed is standard, at_fgs
        (dict(seed=-1), 'seed=-1'), (dict(scale='../up'), "scale='../up'"), (dict(augment='yes'), "augment='yes'"),
        (dict(method='at_pgd', n_mc=5), 'n_mc=5: method at_pgd has no such option'), (dict(lr=True), 'lr=True'), (dict(inner_momentum=1.5), 'inner_momentum=1.5'), (dict(recipe='best'), "recipe='best': allowed is paper2020, tuned"), (dict(drops=[60, 'x']), "drops=[60, 'x']: allowed is a list"),
        (dict(schedule='cosine'), "schedule='cosine'"), (dict(gen_width=8), 'gen_width=8: method adt_exp has no such option'), (dict(rows=3), 'rows=3'),
-       (dict(method='at_fgsm', target='worst'), "target='worst'"), (dict(rows=dict(adt_exp=dict(lbdd=1))), "rows['adt_exp']='lbdd'"), (dict(label='a/b'), "label='a/b'")]
+       (dict(method='at_fgsm', target='worst'), "target='worst'"), (dict(rows=dict(adt_exp=dict(lbdd=1))), "rows['adt_exp']='lbdd'"), (dict(label='a/b'), "label='a/b'"), (dict(processes=0), 'processes=0'),
+       (dict(processes=2), 'processes=2: allowed is 1 on a cpu for networks with batch normalisation'), (dict(processes=65), 'processes=65: allowed is at most 64')]
 
 @pytest.mark.parametrize('params, words', BAD, ids=lambda v: next(iter(v)) if isinstance(v, dict) else '')
 def test_bad_values_stop_before_any_work(params, words, tmp_path, monkeypatch):
