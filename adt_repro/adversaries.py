@@ -142,7 +142,7 @@ class ExpAM(torch.nn.Module):
         lr: float = 2e-4, # learning rate
     ) -> torch.optim.Optimizer: # over the generator's weights
         "Adam as the authors set it"
-        return torch.optim.Adam(self.generator.parameters(), lr, betas=(0.5, 0.999))
+        return torch.optim.Adam(self.generator.parameters(), lr, betas=(0.5, 0.999), fused=fused_on(next(self.parameters()).device))
 
     def forward(self,
         model: torch.nn.Module, # the network, in evaluation mode
@@ -170,7 +170,8 @@ class ImpAM(torch.nn.Module):
         lr: float = 2e-4, # learning rate
     ) -> torch.optim.Optimizer: # over the weights of generator and encoder
         "Adam as the authors set it, for each of the two"
-        return torch.optim.Adam([dict(params=self.generator.parameters(), betas=(0.5, 0.999)), dict(params=self.encoder.parameters())], lr)
+        groups = [dict(params=self.generator.parameters(), betas=(0.5, 0.999)), dict(params=self.encoder.parameters())]
+        return torch.optim.Adam(groups, lr, fused=fused_on(next(self.parameters()).device))
 
     def forward(self,
         model: torch.nn.Module, # the network, in evaluation mode

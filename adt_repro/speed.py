@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CPU_GROUP', 'GROUPS', 'PRECISIONS', 'COMPILES', 'near', 'in_groups', 'group_size', 'draws_at_once', 'over_draws',
-           'tf32', 'Speed', 'fastest', 'frozen', 'Fast']
+           'tf32', 'fused_on', 'Speed', 'fastest', 'frozen', 'Fast']
 
 # %% ../nbs/library/speed.ipynb #imports
 from contextlib import contextmanager, nullcontext
@@ -55,7 +55,7 @@ def group_size(
 def draws_at_once(
     draws: int,         # in a step, at least 1
     x: torch.Tensor,    # (N, C, H, W) images
-    group: int = None,  # see `group_size`
+    group: int = None,  # images whose gradients are taken at a time, at least 1; None as in `group_size`
 ) -> int: # a divisor of `draws`, at least 1
     "How many draws of every image may go through the network as one batch"
     return max(m for m in range(1, draws + 1) if draws % m == 0 and (m == 1 or m*len(x) <= group_size(x, group)))
@@ -108,6 +108,9 @@ def over_draws(
         return _Known.apply(x_adv, torch.cat(values), torch.cat([torch.cat(g) for g in zip(*grads)]))
     return total
 
+# %% ../nbs/library/speed.ipynb #names
+PRECISIONS, COMPILES = ('fp32', 'tf32', 'bf16'), dict(none=None, inductor='default', graphs='reduce-overhead')   # names; and torch.compile's modes
+
 # %% ../nbs/library/speed.ipynb #tf32
 @contextmanager
 def tf32(
@@ -122,9 +125,14 @@ def tf32(
     finally:
         for p, v in zip(places, was): p.allow_tf32 = v
 
-# %% ../nbs/library/speed.ipynb #speed
-PRECISIONS, COMPILES = ('fp32', 'tf32', 'bf16'), dict(none=None, inductor='default', graphs='reduce-overhead')   # names; and torch.compile's modes
+# %% ../nbs/library/speed.ipynb #fused
+def fused_on(
+    device: torch.device, # of the weights
+): # True, or None where PyTorch is to decide
+    "What to tell an optimiser about its kernels"
+    return device.type in ('cpu', 'cuda') or None
 
+# %% ../nbs/library/speed.ipynb #speed
 @dataclass(frozen=True)
 class Speed:
     "How exactly networks are computed, and whether they are compiled"
@@ -133,19 +141,27 @@ class Speed:
 
     def run(self,
         f,                  # a network, or a function that calls one
-        *xs: torch.Tensor,  # what it takes
-    ) -> torch.Tensor: # what it gives, in the first one's precision
+        *xs: torch.Tensor,  # what it takes, each (N, ...)
+    ) -> torch.Tensor: # (N, ...) what it gives, in the first one's precision
         "A network's answer at this precision"
         xs = [near(x, self.precision != 'fp32') for x in xs]
         with torch.autocast(xs[0].device.type, torch.bfloat16, enabled=self.precision == 'bf16'): out = f(*xs)
         return out.to(xs[0].dtype, copy=self.compile == 'graphs')   # a graph's own output is overwritten by its next run
 
+    def _how(self): return dict(dynamic=False) | (dict(mode=COMPILES[self.compile]) if self.compile == 'graphs' else {})
+
+    def compile_in_place(self,
+        net: torch.nn.Module, # a network that is always called whole, such as a generator
+    ) -> torch.nn.Module: # the same
+        "A network compiled when it is first called, where anything is compiled"
+        if self.compile != 'none': net.compile(**self._how())
+        return net
+
     def compiled(self,
         f, # a function of tensors
     ): # the same, compiled when it is first called; None where nothing is compiled
         "A function by torch.compile, for each shape of its own"
-        mode = COMPILES[self.compile]
-        return mode and torch.compile(f, dynamic=False, **({} if mode == 'default' else dict(mode=mode)))
+        return None if self.compile == 'none' else torch.compile(f, **self._how())
 
 # %% ../nbs/library/speed.ipynb #fastest
 def fastest(
@@ -153,13 +169,13 @@ def fastest(
     precision: str = None, # None: the fastest that changes no result beyond noise
     compile: str = None,   # likewise
 ) -> Speed: # with both decided; a `ParameterError` where the device cannot do what is asked
-    "The defaults: float32 as it stands on a CPU; bfloat16 on CUDA, compiled where Triton is installed"
+    "The defaults: float32; on CUDA compiled, where Triton is installed"
     from torch.utils._triton import has_triton
     cuda = device.type == 'cuda'
     if precision not in (None, *PRECISIONS): refuse('precision', precision, ', '.join(PRECISIONS))
     if compile not in (None, *COMPILES): refuse('compile', compile, ', '.join(COMPILES))
     if compile == 'graphs' and not cuda: refuse('compile', compile, f'none or inductor on {device.type}')
-    return Speed(precision or ('bf16' if cuda else 'fp32'), compile or ('inductor' if cuda and has_triton() else 'none'))
+    return Speed(precision or 'fp32', compile or ('inductor' if cuda and has_triton() else 'none'))
 
 # %% ../nbs/library/speed.ipynb #frozen
 @contextmanager

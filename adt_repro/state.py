@@ -79,7 +79,7 @@ class Team:
 # %% ../nbs/library/state.ipynb #place
 PLACE = dict(epoch=0, step=0, sums=[0., 0., 0], seconds=0., history=[])   # finished epochs; and of the current one: steps, sums, seconds
 
-# %% ../nbs/library/state.ipynb #state
+# %% ../nbs/library/state.ipynb #closer
 def _closer(decay):
     "The average's step towards the weights, all tensors of a kind at once; counts are taken over"
     def step(mean, now, n):
@@ -87,6 +87,13 @@ def _closer(decay):
         torch._foreach_lerp_(mean, now, (1 - ((1 + n)/(10 + n)).clamp(max=decay)).item())
     return step
 
+def _optimizers(model, adversary, recipe):
+    "SGD for the network; and for a generator, moved to the network's device, its own"
+    device = next(model.parameters()).device
+    sgd = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused_on(device))
+    return [sgd] + ([adversary.to(device).optimizer(recipe.gen_lr)] if list(adversary.parameters()) else [])
+
+# %% ../nbs/library/state.ipynb #state
 class State:
     "All that training changes: network, adversary, their optimisers, the average of the weights, and the place that was reached"
     def __init__(self,
@@ -101,11 +108,10 @@ class State:
         for k, v in PLACE.items(): setattr(self, k, copy(v))
         self.order = torch.empty(0, dtype=torch.int64)   # of the images in the current epoch
         self.fast = team.wrap(Fast(model, speed))        # what is trained through; the network's own weights
-        fused = next(model.parameters()).device.type in ('cpu', 'cuda') or None
-        self.opts = [torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)]
         self.adversary = method.adversary if isinstance(method.adversary, torch.nn.Module) else torch.nn.Module()
-        if list(self.adversary.parameters()):
-            self.opts.append(self.adversary.to(next(model.parameters()).device).optimizer(recipe.gen_lr))
+        self.opts = _optimizers(model, self.adversary, recipe)
+        if len(self.opts) > 1:
+            for net in self.adversary.children(): speed.compile_in_place(net)
             self.adversary.speed, self.method = speed, replace(method, adversary=team.wrap(self.adversary))
         if recipe.average: self.average = AveragedModel(model, multi_avg_fn=_closer(recipe.average), use_buffers=True)
 

@@ -18,7 +18,7 @@ from .methods import *
 from .models import *
 from .speed import *
 
-# %% ../nbs/library/timing.ipynb #in-turn
+# %% ../nbs/library/timing.ipynb #clock
 def clock(
     f,                    # called without arguments
     device: torch.device, # whose queue is waited for
@@ -29,11 +29,12 @@ def clock(
     f(); sync()
     return time.perf_counter() - begin
 
+# %% ../nbs/library/timing.ipynb #in-turn
 def in_turn(
     runs: dict,           # name to what is called without arguments
     rounds: int,          # at least 1
     device: torch.device, # see `clock`
-    warm: int = 1,        # calls of each before the first round
+    warm: int = 1,        # calls of each before the first round, at least 0
 ) -> pd.DataFrame: # seconds; a row a round, a column a name
     "Time several things in turn, each round in another order"
     for f in runs.values():
@@ -149,7 +150,7 @@ def peak_growth(
     arch: str,        # see `models.build`; for images of 32 × 32
     batch: int,       # images in the step
     n_mc: int,        # draws of ADT_EXP
-    group: int = None, # see `speed.group_size`
+    group: int = None, # images whose gradients are taken at a time, at least 1, see `speed.group_size`
 ) -> float: # MiB, with what PyTorch keeps for itself
     "By how much a process grows at most in a step of ADT_EXP on the CPU; a `ParameterError` where Linux does not tell"
     if not Path('/proc/self/status').exists(): refuse('memory', sys.platform, 'Linux, which tells the peak of a process')

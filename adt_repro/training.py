@@ -31,10 +31,10 @@ def train_step(
 ) -> tuple: # (mean loss, mean entropy of the adversarial distributions), floats; where one is not finite, the step is not made
     "One step of the minimax game: the network descends, a generator climbs"
     objective, *facts = adt_loss(state.fast, near(x), y, state.method, state.team.mean)
-    facts = torch.stack(facts).tolist()
-    if not all(map(math.isfinite, facts)): return tuple(facts)
     for opt in state.opts: opt.zero_grad(set_to_none=True)
     objective.backward()
+    facts = torch.stack(facts).tolist()     # a GPU is waited for here, once a step, with the whole step behind it
+    if not all(map(math.isfinite, facts)): return tuple(facts)
     for opt in state.opts: opt.step()
     if state.average: state.average.update_parameters(state.model)
     return tuple(facts)
@@ -114,8 +114,7 @@ def train(
     if state is None: torch.manual_seed(seed); state = State(model, method, recipe, speed=speed)
     check_model(model, check_data(data).x_train, len(data.classes))
     keeper = _Keeper(state, checkpoint, minutes, until, data)
-    def settle():
-        if state.average and state.epoch == recipe.epochs: model.load_state_dict(state.average.module.state_dict())
+    def settle(): return state.average and state.epoch == recipe.epochs and model.load_state_dict(state.average.module.state_dict())
     settle()
     while state.epoch < recipe.epochs:
         row = _epoch(state, data, keeper, lambda *at: on_batch and on_batch(state.epoch, *at))
