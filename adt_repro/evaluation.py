@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from scipy.stats import binomtest, t as student
 
 from .core import *
 from .losses import *
@@ -77,6 +76,7 @@ def share(
     confidence: float = 0.95, # of the interval, in (0, 1)
 ) -> dict: # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
     "A share with Wilson's interval"
+    from scipy.stats import binomtest   # here: it takes a second, which nobody who needs no interval has to wait
     ci = binomtest(correct, n).proportion_ci(confidence, method='wilson')
     return dict(n=n, correct=correct, accuracy=correct/n, lo=float(ci.low), hi=float(ci.high))
 
@@ -99,8 +99,9 @@ def mean_interval(
     confidence: float = 0.95, # of the interval, in (0, 1)
 ) -> dict: # n, mean, lo, hi; of a single value, lo and hi are nan
     "A mean with Student's interval"
+    from scipy.special import stdtrit
     v = np.asarray(values, dtype=float)
-    half = student.ppf((1 + confidence)/2, len(v) - 1)*v.std(ddof=1)/len(v)**0.5 if len(v) > 1 else float('nan')
+    half = stdtrit(len(v) - 1, (1 + confidence)/2)*v.std(ddof=1)/len(v)**0.5 if len(v) > 1 else float('nan')
     return dict(n=len(v), mean=float(v.mean()), lo=float(v.mean() - half), hi=float(v.mean() + half))
 
 # %% ../nbs/library/evaluation.ipynb #read-runs

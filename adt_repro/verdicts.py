@@ -10,9 +10,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np, pandas as pd
-from scipy.optimize import brentq
-from scipy.special import stdtrit
-from scipy.stats import binom
 
 from .core import *
 from .evaluation import share
@@ -45,10 +42,13 @@ def _parts(found):
 
 def _half(parts, tail):
     "Banerjee's half width with `tail` beyond it on each side"
+    from scipy.special import stdtrit
     return math.hypot(*(-se*float(stdtrit(df, tail)) for se, df in parts))
 
 def _interval(estimate, se_seeds, se_examples, seeds, n, confidence):
     "What `two_level` returns"
+    from scipy.optimize import brentq
+    from scipy.special import stdtrit
     found, tail = dict(estimate=estimate, se_seeds=se_seeds, se_examples=se_examples, seeds=seeds, n=n), (1 - confidence)/2
     parts, se = _parts(found), math.hypot(se_seeds, se_examples)
     half, dfs = _half(parts, tail), [df for _, df in parts] or [max(seeds, 2) - 1 if seeds > 1 else n - 1]
@@ -86,6 +86,7 @@ def _bounds(bounds):
 
 def _one_sided(gap, found):
     "p value against a truth that lies `gap` or more below the estimate"
+    from scipy.optimize import brentq
     parts, least = _parts(found), 1e-100
     if not parts: return float(gap <= 0)
     if abs(gap) >= _half(parts, least): tail = least
@@ -216,6 +217,7 @@ def mcnemar(
     b, # (n,) bools: is the second one, on the same images?
 ) -> dict: # n, only_a, only_b: counts of images; p in [0, 1], two-sided
     "The exact McNemar test; a `ParameterError` where these are not bools of the same images"
+    from scipy.stats import binom
     a, b = np.asarray(a), np.asarray(b)
     if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape: refuse('a, b', (a.shape, b.shape), 'bools of one shape (n,)')
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
