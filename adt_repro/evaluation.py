@@ -30,13 +30,13 @@ def _judge(model, x, y, x_adv, eps, name):
 # %% ../nbs/library/evaluation.ipynb #evaluate-on
 def _crafted(attack, source, x, y, ids, eps, seed):
     "Adversarial images, and the queries that each took, -1 where the attack does not count them"
-    with example_noise(ids, seed): made = attack(source, x, y, eps=eps) if attack else x
+    with example_noise(ids, seed), tf32(isinstance(source, Fast) and source.speed.precision == 'tf32'): made = attack(source, x, y, eps=eps) if attack else x
     x_adv, queries = made if isinstance(made, tuple) else (made, torch.full((len(x),), -1))
     return x_adv.detach(), queries
 
 def evaluate_on(
     targets: dict,           # name to network, images to logits; seen in evaluation mode
-    source: torch.nn.Module, # the network that is attacked
+    source: torch.nn.Module, # the network that is attacked, as the attack sees it: in `Fast` of a low precision too
     x: torch.Tensor,         # (N, C, H, W) clean images in [0, 1], on the networks' device
     y: torch.Tensor,         # (N,) labels
     attack=None,             # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks`; None: the clean images
@@ -51,7 +51,7 @@ def evaluate_on(
     if len(x) == 0: raise ValueError('there are no images to evaluate on')
     if not (x.min() >= 0 and x.max() <= 1): raise ParameterError(f'x: allowed are pixels in [0, 1], these go from {x.min():.4g} to {x.max():.4g}')
     name, rows = 'the clean set' if attack is None else getattr(getattr(attack, 'func', attack), '__name__', 'the attack'), []
-    with eval_mode(source, *targets.values()), tf32(False):
+    with measuring(source, *targets.values()):
         for part in (torch.arange(len(x)) if ids is None else torch.as_tensor(ids)).split(batch):
             xb, yb = x[part.to(x.device)], y[part.to(x.device)]
             x_adv, queries = _crafted(attack, source, xb, yb, part, eps, seed)
@@ -64,10 +64,11 @@ def evaluate(
     x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1], on the model's device
     y: torch.Tensor,        # (N,) labels
     attack=None,            # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks`; None: the clean images
+    seen: torch.nn.Module = None, # the network as the attack sees it, of `seen_at`; None: the same
     **options,              # eps, batch, seed, ids as in `evaluate_on`
 ) -> pd.DataFrame: # N rows, or as many as `ids`: i, y, pred, margin (negative: wrong), loss in nats, linf, queries, seed
     "What a network makes of each image after an attack on itself"
-    return evaluate_on({'': model}, model, x, y, attack, **options).drop(columns='run')
+    return evaluate_on({'': model}, model if seen is None else seen, x, y, attack, **options).drop(columns='run')
 
 # %% ../nbs/library/evaluation.ipynb #accuracy
 def share(

@@ -16,6 +16,7 @@ from .black_box import *
 from .core import *
 from .evaluation import *
 from .losses import *
+from .speed import *
 
 # %% ../nbs/library/soundness.ipynb #stats
 ALPHA = 0.001     # false alarms of one check, at the edge of what it tolerates
@@ -88,7 +89,7 @@ def zero_gradients(
 ) -> torch.Tensor: # (N,) bool, on the CPU
     "Which images have a cross-entropy gradient without a single entry other than zero"
     flat = []
-    with eval_mode(model):
+    with measuring(model):
         for xb, yb in zip(x.split(batch), y.split(batch)):
             xb = xb.detach().clone().requires_grad_()
             g, = torch.autograd.grad(ce(model, xb, yb)(xb).sum(), xb)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CPU_GROUP', 'GROUPS', 'PRECISIONS', 'COMPILES', 'near', 'in_groups', 'group_size', 'draws_at_once', 'over_draws',
-           'tf32', 'Speed', 'fastest', 'Fast']
+           'tf32', 'measuring', 'Speed', 'fastest', 'Fast', 'seen_at', 'unrounded']
 
 # %% ../nbs/library/speed.ipynb #imports
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ def group_size(
 def draws_at_once(
     draws: int,         # in a step, at least 1
     x: torch.Tensor,    # (N, C, H, W) images
-    group: int = None,  # see `group_size`
+    group: int = None,  # images at a time, see `group_size`
 ) -> int: # a divisor of `draws`, at least 1
     "How many draws of every image may go through the network as one batch"
     return max(m for m in range(1, draws + 1) if draws % m == 0 and (m == 1 or m*len(x) <= group_size(x, group)))
@@ -122,6 +123,14 @@ def tf32(
     finally:
         for p, v in zip(places, was): p.allow_tf32 = v
 
+# %% ../nbs/library/speed.ipynb #measuring
+@contextmanager
+def measuring(
+    *nets, # as of `eval_mode`
+): # a context; outside it everything is as it was
+    "Networks in evaluation mode, and float32 without TF32"
+    with eval_mode(*nets), tf32(False): yield
+
 # %% ../nbs/library/speed.ipynb #speed
 PRECISIONS, COMPILES = ('fp32', 'tf32', 'bf16'), dict(none=None, inductor='default', graphs='reduce-overhead')   # names; and torch.compile's modes
 
@@ -133,8 +142,8 @@ class Speed:
 
     def run(self,
         f,                  # a network, or a function that calls one
-        *xs: torch.Tensor,  # what it takes
-    ) -> torch.Tensor: # what it gives, in the first one's precision
+        *xs: torch.Tensor,  # (N, ...) each, what it takes
+    ) -> torch.Tensor: # (N, ...), what it gives, in the first one's precision
         "A network's answer at this precision"
         xs = [near(x, self.precision != 'fp32') for x in xs]
         with torch.autocast(xs[0].device.type, torch.bfloat16, enabled=self.precision == 'bf16'): out = f(*xs)
@@ -180,6 +189,10 @@ class Fast(torch.nn.Module):
         if self.quick and len(self.sizes) < 2: self.sizes.add(len(x))
         return self.speed.run(self.quick if self.quick and len(x) in self.sizes else self.net, x)
 
+    def extra_repr(self) -> str: # the precision and the compilation, so that a name for what was computed tells them apart
+        "What else is printed"
+        return f'{self.speed.precision}, {self.speed.compile}'
+
     @property
     def features(self): # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
         "What the network's last layer sees"
@@ -189,3 +202,18 @@ class Fast(torch.nn.Module):
     def fc(self) -> torch.nn.Module: # an AttributeError where the network has none
         "The network's last layer"
         return self.net.fc
+
+# %% ../nbs/library/speed.ipynb #seen
+def seen_at(
+    net: torch.nn.Module, # images to logits, float32; stays as it is
+    precision: str,       # one of `PRECISIONS`
+): # a copy in `Fast`; None at fp32, where an attack sees the network itself
+    "A network as an attack of some precision sees it; a `ParameterError` where there is no such precision"
+    if precision not in PRECISIONS: refuse('precision', precision, ', '.join(PRECISIONS))
+    return None if precision == 'fp32' else Fast(copy.deepcopy(net), Speed(precision))
+
+def unrounded(
+    net: torch.nn.Module, # a network, in `Fast` or not
+) -> torch.nn.Module: # the network itself
+    "A network out of its `Fast`"
+    return net.net if isinstance(net, Fast) else net
