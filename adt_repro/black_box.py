@@ -71,7 +71,7 @@ def images_in(
         if isinstance(output, torch.Tensor): largest = max(largest, output.nbytes)
     hooks = [m.register_forward_hook(see) for m in model.modules()]
     try:
-        with eval_mode(model), torch.no_grad(): model(x[:1])
+        with measuring(model), torch.no_grad(): unrounded(model)(x[:1])
     finally:
         for h in hooks: h.remove()
     return max(1, int(mib*2**20/(4*largest + 6*x[:1].nbytes)))
