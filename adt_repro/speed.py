@@ -189,9 +189,7 @@ class Fast(torch.nn.Module):
         if self.quick and len(self.sizes) < 2: self.sizes.add(len(x))
         return self.speed.run(self.quick if self.quick and len(x) in self.sizes else self.net, x)
 
-    def extra_repr(self) -> str: # the precision and the compilation, so that a name for what was computed tells them apart
-        "What else is printed"
-        return f'{self.speed.precision}, {self.speed.compile}'
+    def extra_repr(self): return f'{self.speed.precision}, {self.speed.compile}'   # so that `digest` tells them apart
 
     @property
     def features(self): # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
