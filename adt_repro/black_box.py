@@ -24,12 +24,13 @@ def _names(x):
 
 def _asked(model, y):
     "A function of points and of the example that each belongs to, which gives the margins there"
-    return lambda p, who: in_groups(lambda p, y: margin(model(p), y), p, y[who])
+    net = unrounded(model)
+    return lambda p, who: in_groups(lambda p, y: margin(net(p), y), p, y[who])
 
 def _until_fallen(model, x, y, steps, cost, step):
     "x_adv and queries, where `step(t, live, points, margins)` gives the next points and margins for `cost` queries each"
     at, names, queries = x.clone(), _names(x), torch.ones(len(x), dtype=torch.int64, device=x.device)
-    with eval_mode(model), torch.no_grad():
+    with measuring(model), torch.no_grad():
         least = _asked(model, y)(x, torch.arange(len(x), device=x.device))
         for t in range(steps):
             live = (least >= 0).nonzero()[:, 0]
@@ -70,7 +71,7 @@ def images_in(
         if isinstance(output, torch.Tensor): largest = max(largest, output.nbytes)
     hooks = [m.register_forward_hook(see) for m in model.modules()]
     try:
-        with eval_mode(model), torch.no_grad(): model(x[:1])
+        with measuring(model), torch.no_grad(): unrounded(model)(x[:1])
     finally:
         for h in hooks: h.remove()
     return max(1, int(mib*2**20/(4*largest + 6*x[:1].nbytes)))

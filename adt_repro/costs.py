@@ -34,7 +34,7 @@ _whose = dict(methods=(None, maybe(_names)), seeds=(None, maybe(several(whole(0)
 _free = dict.fromkeys('batch seed fresh device data_root memory image radius k jobs train'.split(), (None, Rule(lambda v: True, 'anything')))   # no matter of cost
 EXPERIMENTS = dict(   # what each may be told: default and rule
     white_box=_whose | dict(attacks=(list(SUITE), maybe(several(one_of(*SUITE)))), n_test=(100, _n), n_targets=(10, _n), cascade=(False, _flag), draws=(20, whole(0)),
-                            generator=(0, whole(0)), autoattack=(False, _flag), sound=(True, _flag)),
+                            generator=(0, whole(0)), autoattack=(False, _flag), sound=(True, _flag), precision=('fp32', one_of('fp32'))),   # the report is of attacks in float32
     transfer=dict(targets=(None, maybe(_names)), target_seeds=_whose['seeds'], sources=(None, maybe(_names)), source_seeds=_whose['seeds'],
                   attacks=(['pgd20', 'mim'], several(_attack)), n_test=(100, _n)),
     spsa=_whose | dict(samples=([16, 64], several(samples_rule)), steps=(15, _n), budget=(500, _n), n_test=(50, _n)),

@@ -9,7 +9,7 @@ __all__ = ['reaching', 'draws_of', 'restarts_of', 'covered', 'marginal_share', '
 import pandas as pd, torch
 
 from .core import *
-from .speed import in_groups
+from .speed import in_groups, measuring
 
 # %% ../nbs/library/coverage.ipynb #reaching
 def reaching(
@@ -31,7 +31,7 @@ def draws_of(
     seed: int = 0,          # of the noise
 ) -> torch.Tensor: # (n, N, C, H, W) perturbations as they are drawn, not clipped
     "Draws from the distribution that an adversary fits to each image"
-    with eval_mode(model, adversary), example_noise(ids, seed):
+    with measuring(model, adversary), example_noise(ids, seed):
         p = adversary(model, x, y)
         with torch.no_grad(): return torch.stack([p()[0] for _ in range(n)])
 
@@ -53,7 +53,7 @@ def restarts_of(
     at, out = torch.arange(len(x)).repeat(n), []
     for i, c in zip(at.split(batch), copies.split(batch)):
         xi, yi = x[i.to(x.device)], y[i.to(x.device)]
-        with example_noise(c, seed): out.append(attack(model, xi, yi, eps=eps) - xi)
+        with measuring(model), example_noise(c, seed): out.append(attack(model, xi, yi, eps=eps) - xi)
     return torch.cat(out).view(n, *x.shape)
 
 # %% ../nbs/library/coverage.ipynb #recall
@@ -99,7 +99,7 @@ def clouds_of(
 def _features(model, x, deltas):
     "(..., N, D) penultimate features of x + deltas"
     flat = (x + deltas).flatten(0, deltas.ndim - x.ndim)
-    with eval_mode(model), torch.no_grad(): return in_groups(model.features, flat).view(*deltas.shape[:deltas.ndim - x.ndim + 1], -1)
+    with measuring(model), torch.no_grad(): return in_groups(model.features, flat).view(*deltas.shape[:deltas.ndim - x.ndim + 1], -1)
 
 def coverage(
     model: torch.nn.Module, # with `features`; seen in evaluation mode
@@ -145,4 +145,4 @@ def seen_as(
     cloud: torch.Tensor,    # (n, N, C, H, W) perturbations
 ) -> torch.Tensor: # (n, N) predicted classes
     "What the network takes each member of a cloud for"
-    with eval_mode(model), torch.no_grad(): return in_groups(model, (x + cloud).flatten(0, 1)).argmax(1).view(cloud.shape[:2])
+    with measuring(model), torch.no_grad(): return in_groups(model, (x + cloud).flatten(0, 1)).argmax(1).view(cloud.shape[:2])

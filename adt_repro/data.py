@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F, torchvision.datasets as tv
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import check_md5
 
@@ -167,6 +165,8 @@ def data_folder(
 
 # %% ../nbs/library/data.ipynb #load-tensors
 def _digits():
+    from sklearn.datasets import load_digits   # here: other data sets do not wait for it
+    from sklearn.model_selection import train_test_split
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images.reshape(-1, 1, 8, 8)/16, labels, test_size=360, stratify=labels, random_state=0)
     return [torch.tensor(a, dtype=d) for a, d in zip(parts, [torch.float32]*2 + [torch.int64]*2)]

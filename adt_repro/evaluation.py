@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from scipy.stats import binomtest, t as student
 
 from .attacks import pgd
 from .core import *
@@ -33,13 +32,13 @@ def _judge(model, x, y, x_adv, eps, name):
 # %% ../nbs/library/evaluation.ipynb #evaluate-on
 def _crafted(attack, source, x, y, ids, eps, seed):
     "Adversarial images, and the queries that each took, -1 where the attack does not count them"
-    with example_noise(ids, seed): made = attack(source, x, y, eps=eps) if attack else x
+    with example_noise(ids, seed), tf32(isinstance(source, Fast) and source.speed.precision == 'tf32'): made = attack(source, x, y, eps=eps) if attack else x
     x_adv, queries = made if isinstance(made, tuple) else (made, torch.full((len(x),), -1))
     return x_adv.detach(), queries
 
 def evaluate_on(
     targets: dict,           # name to network, images to logits; seen in evaluation mode
-    source: torch.nn.Module, # the network that is attacked
+    source: torch.nn.Module, # the network that is attacked, as the attack sees it: in `Fast` of a low precision too
     x: torch.Tensor,         # (N, C, H, W) clean images in [0, 1], on the networks' device
     y: torch.Tensor,         # (N,) labels
     attack=None,             # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks`; None: the clean images
@@ -54,7 +53,7 @@ def evaluate_on(
     if len(x) == 0: raise ValueError('there are no images to evaluate on')
     if not (x.min() >= 0 and x.max() <= 1): raise ParameterError(f'x: allowed are pixels in [0, 1], these go from {x.min():.4g} to {x.max():.4g}')
     name, rows = 'the clean set' if attack is None else getattr(getattr(attack, 'func', attack), '__name__', 'the attack'), []
-    with eval_mode(source, *targets.values()), tf32(False):
+    with measuring(source, *targets.values()):
         for part in (torch.arange(len(x)) if ids is None else torch.as_tensor(ids)).split(batch):
             xb, yb = x[part.to(x.device)], y[part.to(x.device)]
             x_adv, queries = _crafted(attack, source, xb, yb, part, eps, seed)
@@ -67,10 +66,11 @@ def evaluate(
     x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1], on the model's device
     y: torch.Tensor,        # (N,) labels
     attack=None,            # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks`; None: the clean images
+    seen: torch.nn.Module = None, # the network as the attack sees it, of `seen_at`; None: the same
     **options,              # eps, batch, seed, ids as in `evaluate_on`
 ) -> pd.DataFrame: # N rows, or as many as `ids`: i, y, pred, margin (negative: wrong), loss in nats, linf, queries, seed
     "What a network makes of each image after an attack on itself"
-    return evaluate_on({'': model}, model, x, y, attack, **options).drop(columns='run')
+    return evaluate_on({'': model}, model if seen is None else seen, x, y, attack, **options).drop(columns='run')
 
 # %% ../nbs/library/evaluation.ipynb #accuracy
 def share(
@@ -79,6 +79,7 @@ def share(
     confidence: float = 0.95, # of the interval, in (0, 1)
 ) -> dict: # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
     "A share with Wilson's interval"
+    from scipy.stats import binomtest   # here: it takes a second, which nobody who needs no interval has to wait
     ci = binomtest(correct, n).proportion_ci(confidence, method='wilson')
     return dict(n=n, correct=correct, accuracy=correct/n, lo=float(ci.low), hi=float(ci.high))
 
@@ -111,8 +112,9 @@ def mean_interval(
     confidence: float = 0.95, # of the interval, in (0, 1)
 ) -> dict: # n, mean, lo, hi; of a single value, lo and hi are nan
     "A mean with Student's interval"
+    from scipy.special import stdtrit
     v = np.asarray(values, dtype=float)
-    half = student.ppf((1 + confidence)/2, len(v) - 1)*v.std(ddof=1)/len(v)**0.5 if len(v) > 1 else float('nan')
+    half = stdtrit(len(v) - 1, (1 + confidence)/2)*v.std(ddof=1)/len(v)**0.5 if len(v) > 1 else float('nan')
     return dict(n=len(v), mean=float(v.mean()), lo=float(v.mean() - half), hi=float(v.mean() + half))
 
 # %% ../nbs/library/evaluation.ipynb #read-runs

@@ -10,6 +10,7 @@ import torch
 
 from .core import *
 from .losses import *
+from .speed import measuring
 
 # %% ../nbs/library/geometry.ipynb #axes
 def _each(v, like):
@@ -31,7 +32,7 @@ def landscape_axes(
     y: torch.Tensor,        # (N,) labels
 ) -> tuple: # (d1, d2), both (N, C, H, W): sign of the loss's gradient, and ±1 at a right angle to it
     "The two directions of the paper's figure of the loss landscape"
-    with eval_mode(model): d1 = _signs(model, x, y)
+    with measuring(model): d1 = _signs(model, x, y)
     noise, moving = rand_unit(x).flatten(1), (d1 != 0).flatten(1)
     order = noise.masked_fill(~moving, torch.inf).argsort(1).argsort(1)               # a random rank for each pixel that moves
     half = torch.where(order < moving.sum(1, keepdim=True)//2, 1., -1.).to(x.dtype)
@@ -53,7 +54,7 @@ def loss_surface(
     line = torch.linspace(-radius, radius, n, device=x.device, dtype=x.dtype)
     at, lead = torch.cartesian_prod(line, line), (-1, *[1]*(x.ndim - 1))
     rows = []
-    with eval_mode(model), torch.no_grad():
+    with measuring(model), torch.no_grad():
         for xi, yi, a, b in zip(x, y, *axes):
             points = [loss(model, xi.expand(len(p), *xi.shape), yi.expand(len(p)))(xi + p[:, 0].view(lead)*a + p[:, 1].view(lead)*b) for p in at.split(batch)]
             rows.append(torch.cat(points).view(n, n))
@@ -101,7 +102,7 @@ def top_curvature(
     tol: float = 1e-3,      # stop where Hv = λv to within so large a share of λ
 ) -> tuple: # (eigenvalue, residual), both (N,): nats per squared pixel value; ‖Hv - λv‖ in the same unit says how far it got
     "The largest eigenvalue of the input Hessian of each image's loss, by power iteration"
-    with eval_mode(model):
+    with measuring(model):
         at = x.detach().requires_grad_()
         g, = torch.autograd.grad(loss(model, x, y)(at).sum(), at, create_graph=True)
         product = lambda v: torch.autograd.grad(g, at, v, retain_graph=True)[0]

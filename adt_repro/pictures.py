@@ -10,9 +10,7 @@ __all__ = ['KINDS', 'draw_landscape', 'draw_coverage', 'draw_curvature', 'draw_s
 import math
 from io import StringIO
 
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from matplotlib.colors import BoundaryNorm
-from matplotlib.figure import Figure
+import numpy as np, pandas as pd
 
 from .core import *
 from .evaluation import mean_interval
@@ -37,9 +35,9 @@ def _planes(rows):
         if s.isna().any(axis=None) or not (np.array_equal(s.index, line) and np.array_equal(s.columns, line)): refuse('frame', run, 'a loss for each a and b of one square grid, run by run')
     return line, {run: s.to_numpy() for run, s in squares.items()}
 
-def _surface(ax, a, b, s, norm, top, title):
+def _surface(ax, a, b, s, color, top, title):
     "One network's loss as a surface"
-    ax.plot_surface(a, b, s, facecolors=plt.cm.cividis(norm(s)), rstride=1, cstride=1, linewidth=0, antialiased=False, shade=False, rasterized=True)
+    ax.plot_surface(a, b, s, facecolors=color(s), rstride=1, cstride=1, linewidth=0, antialiased=False, shade=False, rasterized=True)
     ax.set(zlim=(0, top)); ax.set_title(title, fontsize=9); ax.tick_params(labelsize=6, pad=-3); ax.view_init(28, -125)
     for which, said in dict(x='gradient, ε', y='random, ε', z='nats').items(): ax.set(**{f'{which}label': said}); (at := getattr(ax, f'{which}axis')).label.set_fontsize(6); at.labelpad = -9
 
@@ -49,8 +47,10 @@ def draw_landscape(
     frame: pd.DataFrame, # run, a, b (along the gradient's sign and across it, in ε) and loss in nats, as in frames/landscape.csv
     said: str,           # the title
     eps: float = None,   # radius of the ball in pixel values, for the title; None: not said
-) -> Figure: # for each run a surface above its contours
+): # a Figure: for each run a surface above its contours
     "The loss around one image, network by network; a `ParameterError` where the frame is no grid"
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import BoundaryNorm
     line, squares = _planes(_rows(frame, 'run a b loss'))
     a, b = np.meshgrid(line, line, indexing='ij')
     low = max(1e-3, min(s.min() for s in squares.values()))
@@ -59,7 +59,7 @@ def draw_landscape(
     norm = BoundaryNorm(levels, plt.cm.cividis.N)
     fig = plt.figure(figsize=(1 + (2.3 if n < 5 else 1.8)*n, 4.6 if n < 5 else 3.9), layout='constrained')
     for j, (run, s) in enumerate(squares.items()):
-        _surface(fig.add_subplot(2, n, j + 1, projection='3d'), a, b, s.clip(low), norm, top, short[run])
+        _surface(fig.add_subplot(2, n, j + 1, projection='3d'), a, b, s.clip(low), lambda z: plt.cm.cividis(norm(z)), top, short[run])
         flat = fig.add_subplot(2, n, n + j + 1)
         filled = flat.contourf(a, b, s.clip(low), levels, cmap='cividis', norm=norm)
         flat.plot(*diamond(1), color='#D55E00', lw=1.2, marker='')
@@ -80,20 +80,20 @@ def _whisker(ax, v, at, q, color, **how):
 def draw_coverage(
     frame: pd.DataFrame, # run, i, cloud, attack; pixels and features (covered or not) and marginal (a share), as in frames/coverage.csv
     said: str,           # begins the title, which ends on the number of attacks and of images
-) -> Figure: # three panels, one for each measure
+): # a Figure: three panels, one for each measure
     "How much of the attacks' results each cloud covers; a `ParameterError` where a column is missing"
     rows = _rows(frame, 'run i cloud attack pixels features marginal')
     by_image = rows.groupby(['run', 'cloud', 'i'], sort=False)[[*_COVERED]].mean()
     clouds, short = list(rows.cloud.unique()), short_names(rows.run.unique())
-    fig, panels = plt.subplots(1, 3, figsize=(8.4, 1 + 0.16*len(short)*len(clouds)), layout='constrained', sharey=True)
-    for ax, (m, title) in zip(panels, _COVERED.items()):
+    fig, axes = panels(1, 3, (8.4, 1 + 0.16*len(short)*len(clouds)), sharey=True)
+    for ax, (m, title) in zip(axes, _COVERED.items()):
         for j, run in enumerate(short):
             for c, cloud in enumerate(clouds):
                 _whisker(ax, 100*by_image.loc[(run, cloud), m], c + 0.7*((j + 0.5)/len(short) - 0.5), j, j, label=None if c else short[run])
         ax.set(xlabel='share, %', title=title, xlim=(-4, 104)); ax.grid(axis='x', alpha=0.3)
         for edge in range(1, len(clouds)): ax.axhline(edge - 0.5, color='0.85', lw=0.6, marker='')
-    panels[0].set_yticks(range(len(clouds)), [c.replace('_', ' ') for c in clouds]); panels[0].invert_yaxis()
-    fig.legend(*panels[0].get_legend_handles_labels(), loc='outside right center')
+    axes[0].set_yticks(range(len(clouds)), [c.replace('_', ' ') for c in clouds]); axes[0].invert_yaxis()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside right center')
     fig.suptitle(f'{said}; {rows.attack.nunique()} attacks, mean over {rows.i.nunique()} test images with 95 % interval (Student’s t)', fontsize=9)
     return fig
 
@@ -102,12 +102,12 @@ def draw_coverage(
 def draw_curvature(
     frame: pd.DataFrame, # run, i, eigenvalue in nats per pixel value², and converged, as in frames/curvature.csv
     said: str,           # begins the title, which ends on the number of images and of those that converged
-) -> Figure: # cumulative shares beside paired ratios
+): # a Figure: cumulative shares beside paired ratios
     "The largest eigenvalue of the input Hessian, network by network; a `ParameterError` where a column is missing"
     rows = _rows(frame, 'run i eigenvalue converged')
     size = np.log10(rows.set_index(['run', 'i']).eigenvalue.clip(lower=max(1e-12, rows.eigenvalue[rows.eigenvalue > 0].min())))
     short, first = short_names(rows.run.unique()), rows.run[0]
-    fig, (ax, pairs) = plt.subplots(1, 2, figsize=(8.4, 1.7 + 0.2*len(short)), layout='constrained', width_ratios=[3, 2])
+    fig, (ax, pairs) = panels(1, 2, (8.4, 1.7 + 0.2*len(short)), width_ratios=[3, 2])
     for j, run in enumerate(short):
         v = 10**np.sort(size[run])
         ax.step(v, 100*np.arange(1, len(v) + 1)/len(v), where='post', color=COLORS[j % len(COLORS)], marker='')
@@ -127,11 +127,11 @@ _SPREAD = dict(cosine='cosine of two samples', distance='distance of two, ε per
 def draw_spread(
     frame: pd.DataFrame, # run, i, kind (of `KINDS`), cosine, distance in ε, variance in ε², wrong (a share), as in frames/diversity_measures.csv
     said: str,           # begins the title, which ends on the number of images
-) -> Figure: # four panels, one for each measure
+): # a Figure: four panels, one for each measure
     "How far the samples of a cloud lie apart; a `ParameterError` where a column is missing"
     rows = _rows(frame, 'run i kind cosine distance variance wrong')
     short, rng = short_names(rows.run.unique()), np.random.default_rng(0)
-    fig, axes = plt.subplots(1, 4, figsize=(9, 0.9 + 0.45*len(short)), layout='constrained', sharey=True)
+    fig, axes = panels(1, 4, (9, 0.9 + 0.45*len(short)), sharey=True)
     for ax, (m, label) in zip(axes, _SPREAD.items()):
         for j, run in enumerate(short):
             for q, kind in enumerate(KINDS):
@@ -185,11 +185,11 @@ _ENDS = dict(at_pgd='--', noise=':')
 def draw_frontier(
     frame: pd.DataFrame, # as in frames/ablation.csv or ablation_frontier.csv: the rows of option lbd are drawn, and reference for the two ends
     said: str,           # the title, such as of `said_of`
-) -> Figure: # accuracies, and the expected loss of a draw, against the entropy
+): # a Figure: accuracies, and the expected loss of a draw, against the entropy
     "What the weight of the entropy does; a `ParameterError` where the frame has no such sweep"
     d, ends = _sweep(frame, 'lbd'), _sweep(frame, 'lbd', 'reference').query("option == 'reference'").groupby('method')[['natural', 'robust', 'expected_loss']].mean()
     styles = {name: style for name, style in _ENDS.items() if name in ends.index}
-    fig, (ax, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout='constrained', width_ratios=[3, 2])
+    fig, (ax, right) = panels(1, 2, (8.4, 3.4), width_ratios=[3, 2])
     for q, (m, label) in enumerate(dict(natural='natural accuracy', robust='robust accuracy').items()):
         means = _points(ax, d, 'entropy', m, q, label)
         for name, style in styles.items(): ax.axhline(100*ends[m][name], ls=style, color=COLORS[q], lw=1, marker='')
@@ -212,11 +212,11 @@ _OPTIONS = dict(n_mc='draws k in a step', inner_steps='inner steps T', inner_mom
 def draw_options(
     frame: pd.DataFrame, # as in frames/ablation.csv or ablation_options.csv: the rows of n_mc, inner_steps, inner_momentum and rho are drawn
     said: str,           # the title, such as of `said_of`
-) -> Figure: # natural accuracy above robust accuracy, a column for each option
+): # a Figure: natural accuracy above robust accuracy, a column for each option
     "What each choice of the inner problem does; a `ParameterError` where the frame has none of these sweeps"
     rows = _sweep(frame, *_OPTIONS)
     there = [o for o in _OPTIONS if (rows.option == o).any()]
-    fig, axes = plt.subplots(2, len(there), figsize=(1 + 1.9*len(there), 3.8), layout='constrained', sharex='col', sharey='row', squeeze=False)
+    fig, axes = panels(2, len(there), (1 + 1.9*len(there), 3.8), sharex='col', sharey='row', squeeze=False)
     for col, o in enumerate(there):
         d = rows[rows.option == o]
         for row, m in enumerate(('natural', 'robust')): _points(axes[row, col], d, 'value', m, row, m)
@@ -234,10 +234,10 @@ def draw_hinge(
     hinge: pd.DataFrame,   # u_max, seed, epoch and U in nats per latent dimension, as in frames/ablation_hinge.csv
     results: pd.DataFrame, # as in frames/ablation.csv: the rows of u_max are drawn
     said: str,             # the title, such as of `said_of`
-) -> Figure: # U epoch by epoch, and accuracy against the threshold
+): # a Figure: U epoch by epoch, and accuracy against the threshold
     "Whether U crosses its threshold, and what that changes; a `ParameterError` where the frames have no such sweep"
     rows, d = _rows(hinge, 'u_max seed epoch U', 'hinge'), _sweep(results, 'u_max')
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3), layout='constrained')
+    fig, (left, right) = panels(1, 2, (8.4, 3))
     for q, (u, g) in enumerate(rows.groupby('u_max')):
         for n, (_, h) in enumerate(g.groupby('seed')): left.plot(h.epoch, h.U, ('-', '--', '-.', ':')[q % 4], marker='', color=COLORS[q], lw=1, label=None if n else f'threshold {u:g}')
         left.axhline(u, ls=':', color=COLORS[q], lw=1, marker='')

@@ -10,13 +10,13 @@ __all__ = ['ALPHA', 'TOLERATED', 'SLACK', 'CHECKS', 'at_most', 'no_gain', 'zero_
 from functools import partial
 
 import pandas as pd, torch
-from scipy.stats import binom
 
 from .attacks import *
 from .black_box import *
 from .core import *
 from .evaluation import *
 from .losses import *
+from .speed import *
 
 # %% ../nbs/library/soundness.ipynb #stats
 ALPHA = 0.001     # false alarms of one check, at the edge of what it tolerates
@@ -28,6 +28,7 @@ def at_most(
     tolerated: float = TOLERATED, # share of them that is no concern, in [0, 1]
 ) -> dict: # value, the share of `bad`; limit, the largest share that is no evidence for more than `tolerated`; n
     "Are bad images few, beyond chance?"
+    from scipy.stats import binom
     n, bad = len(bad), int(bad.sum())
     return dict(value=bad/n, limit=int(binom.isf(ALPHA, n, tolerated))/n, n=n)
 
@@ -37,6 +38,7 @@ def no_gain(
     alpha: float = ALPHA, # false alarms where both are equally strong, in (0, 1)
 ) -> dict: # value, by how much accuracy rises; limit, the largest rise that may be chance, or SLACK; n
     "Is the defender no better off under the stronger attack, beyond chance?"
+    from scipy.stats import binom
     n, gained, lost = len(before), int((after & ~before).sum()), int((before & ~after).sum())
     limit = 2*int(binom.isf(alpha, gained + lost, 0.5)) - (gained + lost)
     return dict(value=(gained - lost)/n, limit=max(limit/n, SLACK), n=n)
@@ -87,7 +89,7 @@ def zero_gradients(
 ) -> torch.Tensor: # (N,) bool, on the CPU
     "Which images have a cross-entropy gradient without a single entry other than zero"
     flat = []
-    with eval_mode(model):
+    with measuring(model):
         for xb, yb in zip(x.split(batch), y.split(batch)):
             xb = xb.detach().clone().requires_grad_()
             g, = torch.autograd.grad(ce(model, xb, yb)(xb).sum(), xb)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CPU_GROUP', 'GROUPS', 'PRECISIONS', 'COMPILES', 'near', 'in_groups', 'group_size', 'draws_at_once', 'over_draws',
-           'tf32', 'fused_on', 'Speed', 'fastest', 'frozen', 'Fast']
+           'tf32', 'measuring', 'fused_on', 'Speed', 'fastest', 'frozen', 'Fast', 'seen_at', 'unrounded']
 
 # %% ../nbs/library/speed.ipynb #imports
+import copy
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -125,6 +126,14 @@ def tf32(
     finally:
         for p, v in zip(places, was): p.allow_tf32 = v
 
+# %% ../nbs/library/speed.ipynb #measuring
+@contextmanager
+def measuring(
+    *nets, # as of `eval_mode`
+): # a context; outside it everything is as it was
+    "Networks in evaluation mode, and float32 without TF32"
+    with eval_mode(*nets), tf32(False): yield
+
 # %% ../nbs/library/speed.ipynb #fused
 def fused_on(
     device: torch.device, # of the weights
@@ -209,6 +218,7 @@ class Fast(torch.nn.Module):
         if not (self.quick and len(x) in self.sizes): return self.speed.run(self.net, x)
         with nullcontext() if self.training else frozen(self.net): return self.speed.run(self.quick, x)
 
+    def extra_repr(self): return f'{self.speed.precision}, {self.speed.compile}'   # so that `digest` tells them apart
     @property
     def features(self): # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
         "What the network's last layer sees"
@@ -218,3 +228,18 @@ class Fast(torch.nn.Module):
     def fc(self) -> torch.nn.Module: # an AttributeError where the network has none
         "The network's last layer"
         return self.net.fc
+
+# %% ../nbs/library/speed.ipynb #seen
+def seen_at(
+    net: torch.nn.Module, # images to logits, float32; stays as it is
+    precision: str,       # one of `PRECISIONS`
+): # a copy in `Fast`; None at fp32, where an attack sees the network itself
+    "A network as an attack of some precision sees it; a `ParameterError` where there is no such precision"
+    if precision not in PRECISIONS: refuse('precision', precision, ', '.join(PRECISIONS))
+    return None if precision == 'fp32' else Fast(copy.deepcopy(net), Speed(precision))
+
+def unrounded(
+    net: torch.nn.Module, # a network, in `Fast` or not
+) -> torch.nn.Module: # the network itself
+    "A network out of its `Fast`"
+    return net.net if isinstance(net, Fast) else net

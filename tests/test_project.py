@@ -61,6 +61,18 @@ def test_notebook_is_readable(path):
 @pytest.mark.parametrize('module', sorted((ROOT/'adt_repro').glob('[a-z]*.py')), ids=lambda p: p.name)
 def test_modules_are_small(module): assert len(module.read_text().splitlines()) <= 250
 
+def test_imports_are_quick():
+    "What only some functions need is imported by them: importing everything takes little longer than torch and torchvision do"
+    done = subprocess.run([sys.executable, '-c', """
+import importlib, pkgutil, sys, torch, torchvision
+before = set(sys.modules)
+import adt_repro
+for m in pkgutil.iter_modules(adt_repro.__path__): importlib.import_module(f'adt_repro.{m.name}')
+assert 'adt_repro.pictures' in sys.modules
+print(*sorted({'scipy', 'sklearn', 'matplotlib', 'seaborn', 'nbdev', 'fastcore', 'papermill'} & (set(sys.modules) - before)))"""], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == '', f'imported by a module rather than by the function that needs it: {done.stdout}'
+
 def test_settings_ini_is_the_single_source():
     ini = configparser.ConfigParser(delimiters=['='], interpolation=None); ini.read(ROOT/'settings.ini')
     cfg, import_version = ini['DEFAULT'], (ROOT/'adt_repro'/'__init__.py').read_text()
