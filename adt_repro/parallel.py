@@ -13,9 +13,6 @@ from pathlib import Path
 
 import torch, torch.distributed as dist, yaml
 from torch import nn
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
 from .core import *
@@ -134,6 +131,9 @@ def launch(
     *args, # for `f`, the same in all processes
 ) -> list: # what `f` gave, in the order of ranks
     "Run a function in several processes by torchrun's launcher; a `ParameterError`, `TrainingError` or `TeamError` with one line where one fails"
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     main, logs = threading.current_thread() is threading.main_thread(), [logging.getLogger(f'torch.{k}') for k in ('distributed.elastic', 'multiprocessing')]
     was, levels = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}, [log.level for log in logs]
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ import math, time
 from pathlib import Path
 
 import torch
-from IPython.display import display
 
 from .core import *
 from .data import *
@@ -135,9 +134,9 @@ class Progress:
         epochs: int,      # epochs in the whole run
         begun: float = 0., # epochs of them that were done before
     ):
+        from IPython.display import display
         self.epochs, self.done, self.start, self.drawn, self.last, self.begun = epochs, begun, time.perf_counter(), 0., {}, begun
         self.handle = display(self, display_id=True)
-
     def __call__(self, epoch, done, total):
         self.done = epoch + done/total
         if self.handle and time.perf_counter() - self.drawn > 0.5: self._draw()

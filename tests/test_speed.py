@@ -1,10 +1,10 @@
 "Speed changes nothing but time: precision stays inside the networks, memory within its group, and what a run was is recorded"
-import math
+import json, math, re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import pytest, torch, yaml
+import pandas as pd, pytest, torch, yaml
 from torch import nn
 
 import adt_repro.adversaries as adversaries
@@ -153,3 +153,28 @@ def test_compiled_networks_give_the_same_numbers():
     with eval_mode(fast): assert leaves(fast(asked).grad_fn) == [asked]            # an inner problem asks for nothing of the weights
     for (k, a), b in zip(plain.named_parameters(), fast.net.parameters()): torch.testing.assert_close(a.grad, b.grad, rtol=2e-3, atol=2e-4, msg=k)
     for a, b in zip(plain.buffers(), fast.net.buffers()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+# The benchmark
+
+BENCHMARK = {c['id']: ''.join(c['source']) for c in json.loads((Path(__file__).parents[1]/'nbs'/'benchmark.ipynb').read_text())['cells']}
+
+@pytest.mark.parametrize('name, value, says', [('archs', ['vgg'], "archs=['vgg']: allowed is a list, each item small_cnn, resnet18"), ('archs', [], 'archs=[]: allowed is at least one'),
+    ('parts', ['speed'], "parts=['speed']: allowed is a list, each item training, plain"), ('draws', [0], 'draws=[0]: allowed is a list, each item a whole number of at least 1'),
+    ('repeats', 1, 'repeats=1: allowed is a whole number of at least 2'), ('compile', 'graphs', "compile='graphs': allowed is none or inductor on cpu"), ('device', 'tpu', "device='tpu': allowed is one of"),
+    ('machine', '../x', "machine='../x': allowed is a name")])
+def test_benchmark_refuses(name, value, says):
+    names = {}
+    exec(BENCHMARK['parameters'], names)
+    names[name] = value
+    with pytest.raises(ParameterError) as e: exec(BENCHMARK['check'], {k: v for k, v in names.items() if k != '__builtins__'})
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.skipif(not list((Path(__file__).parents[1]/'outputs'/'benchmark').glob('*.csv')), reason='no machine is recorded')
+def test_readme_says_what_the_benchmark_recorded():
+    "Each ratio with its range in README's table stands in a file of outputs/benchmark"
+    readme = (Path(__file__).parents[1]/'README.md').read_text()
+    table = readme.split('<!-- benchmark -->')[1].split('<!-- /benchmark -->')[0]
+    rows = pd.concat(map(pd.read_csv, (Path(__file__).parents[1]/'outputs'/'benchmark').glob('*.csv')))
+    known = {f'{r["median"]:.2f} [{r["least"]:.2f}, {r["most"]:.2f}]' for _, r in rows.iterrows()}
+    told = re.findall(r'\d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\]', table)
+    assert len(told) >= 5 and not set(told) - known
