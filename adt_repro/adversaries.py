@@ -17,6 +17,7 @@ from .distributions import *
 from .generators import *
 from .losses import *
 from .speed import *
+from .together import *
 
 # %% ../nbs/library/adversaries.ipynb #point
 def point(
@@ -91,7 +92,7 @@ def exp_adversary(
     rho: float = 0.,        # start of ρ; in units of u = artanh(δ/ε), σ starts at softplus(rho)
     tol: float = 64e-8,     # size of an example's gradient, in nats for a unit of μ or ρ, below which its step shrinks
     loss=ce,                # what is climbed, see `adt_repro.losses`
-    group: int = None,      # images whose gradients are taken at a time, a matter of memory and speed, not of results, see `speed.group_size`
+    group: int = None,      # images whose gradients are taken at a time, a matter of memory and speed, not of results, see `together.group_size`
 ) -> partial: # of `tanh_gaussian`; its `args` are μ, ρ (both (N, C, H, W), detached) and ε
     "Fit a squashed Gaussian to each example (the paper's section on ADT_EXP)"
     together, summed = draws_at_once(n_mc, x, group), over_draws(loss, model, x, y, group)

@@ -16,6 +16,7 @@ import torch, torch.nn.functional as F
 from .core import *
 from .losses import *
 from .speed import *
+from .together import *
 
 # %% ../nbs/library/attacks.ipynb #sign-ascent
 def _same(z): return z

@@ -15,6 +15,7 @@ from .core import *
 from .evaluation import *
 from .losses import *
 from .speed import *
+from .together import *
 
 # %% ../nbs/library/black_box.ipynb #own
 def _names(x):

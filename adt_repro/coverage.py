@@ -9,7 +9,8 @@ __all__ = ['reaching', 'draws_of', 'restarts_of', 'covered', 'marginal_share', '
 import pandas as pd, torch
 
 from .core import *
-from .speed import in_groups, measuring
+from .speed import measuring
+from .together import in_groups
 
 # %% ../nbs/library/coverage.ipynb #reaching
 def reaching(

@@ -9,6 +9,7 @@ __all__ = ['dirac', 'uniform', 'tanh_gaussian', 'implicit']
 import math
 
 import torch, torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from .core import *
 
@@ -28,15 +29,31 @@ def uniform(
     return eps*rand_unit(like), like.new_full((len(like),), math.log(2) - 0.5*math.log(2*math.pi))
 
 # %% ../nbs/library/distributions.ipynb #tanh-gaussian
+class _Squashed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mu, rho, r):
+        sigma = F.softplus(rho)
+        t = torch.addcmul(mu, sigma, r).tanh_()
+        ctx.save_for_backward(rho, r, sigma, t)
+        h = (sigma + 1e-8).log_().add_((1 - t*t).add_(1e-8).log_()).addcmul_(r, r, value=0.5)
+        return t, h.mean([*range(1, h.ndim)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g, gh):
+        rho, r, sigma, t = ctx.saved_tensors
+        gh, slope = gh.view(-1, *[1]*(t.ndim - 1))*(len(t)/t.numel()), 1 - t*t
+        du = slope*(g - 2*gh*t/(slope + 1e-8))
+        return du, torch.addcdiv(du*r, gh, sigma + 1e-8).mul_(torch.sigmoid(rho)), None
+
 def tanh_gaussian(
     mu: torch.Tensor,  # (N, C, H, W) mean of the Gaussian
     rho: torch.Tensor, # (N, C, H, W) its standard deviation is softplus(rho)
     eps: float,        # radius of the ℓ∞ ball in pixel values
-) -> tuple: # (delta, h): (N, C, H, W) in the ball, and (N,) mean over pixels of -log p, constants left out
+) -> tuple: # (delta, h): (N, C, H, W) in the ball, and (N,) mean over pixels of -log p, constants left out; differentiable once
     "A Gaussian for each pixel, squashed into the ball (the paper's explicit distribution)"
-    r, sigma = rand_normal(mu), F.softplus(rho)
-    t = torch.tanh(mu + sigma*r)
-    return eps*t, (r**2/2 + (sigma + 1e-8).log() + (1 - t**2 + 1e-8).log()).mean([*range(1, t.ndim)])
+    t, h = _Squashed.apply(mu, rho, rand_normal(mu))
+    return eps*t, h
 
 # %% ../nbs/library/distributions.ipynb #implicit
 def implicit(

@@ -150,7 +150,7 @@ def peak_growth(
     arch: str,        # see `models.build`; for images of 32 × 32
     batch: int,       # images in the step
     n_mc: int,        # draws of ADT_EXP
-    group: int = None, # images whose gradients are taken at a time, at least 1, see `speed.group_size`
+    group: int = None, # images whose gradients are taken at a time, at least 1, see `together.group_size`
 ) -> float: # MiB, with what PyTorch keeps for itself
     "By how much a process grows at most in a step of ADT_EXP on the CPU; a `ParameterError` where Linux does not tell"
     if not Path('/proc/self/status').exists(): refuse('memory', sys.platform, 'Linux, which tells the peak of a process')
