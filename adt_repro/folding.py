@@ -10,6 +10,7 @@ import torch, torch.fx, torch.nn.functional as F
 from torch import nn
 
 # %% ../nbs/library/folding.ipynb #still
+@torch.no_grad()
 def _scale_shift(bn):
     a = (bn.running_var + bn.eps).rsqrt()*(1. if bn.weight is None else bn.weight)
     return a, (0. if bn.bias is None else bn.bias) - bn.running_mean*a
@@ -26,8 +27,8 @@ class _Folded(nn.Module):
     def __init__(self, conv, bn): super().__init__(); self.conv, self.bn = conv, bn
     def forward(self, x):
         a, b = _scale_shift(self.bn)
-        if self.conv.bias is not None: b = b + a*self.conv.bias
-        return F.conv2d(x, self.conv.weight*a.view(-1, 1, 1, 1), b, *(getattr(self.conv, k) for k in ('stride', 'padding', 'dilation', 'groups')))
+        w, bias = self.conv.weight.detach()*a.view(-1, 1, 1, 1), self.conv.bias
+        return F.conv2d(x, w, b if bias is None else b + a*bias.detach(), *(getattr(self.conv, k) for k in ('stride', 'padding', 'dilation', 'groups')))
 
 # %% ../nbs/library/folding.ipynb #folded
 def _hooked(m): return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
@@ -46,6 +47,8 @@ def folded(
             bn = graph.get_submodule(n.target) if n.op == 'call_module' else None
             if not _foldable(bn, nn.BatchNorm2d): continue
             before, found = n.args[0], True
+            for after in list(n.users):
+                if len(n.users) == 1 and after.target is F.relu: after.kwargs = dict(inplace=True)   # nobody else wants to see what it overwrites
             conv = graph.get_submodule(before.target) if before.op == 'call_module' and len(before.users) == 1 else None
             if not _foldable(conv, nn.Conv2d): graph.set_submodule(n.target, _Scaled(bn)); continue
             graph.set_submodule(before.target, _Folded(conv, bn))
