@@ -9,7 +9,7 @@ __all__ = ['GEN_INPUTS', 'point', 'drawn', 'central', 'distribution_stats', 'exp
 # %% ../nbs/library/adversaries.ipynb #imports
 from functools import partial
 
-import torch
+import torch, torch.nn.functional as F
 
 from .attacks import *
 from .core import *
@@ -98,7 +98,7 @@ def exp_adversary(
     together, summed = draws_at_once(n_mc, x, group), over_draws(loss, model, x, y, group)
     def objective(mu, rho):
         deltas, hs = zip(*(tanh_gaussian(mu, rho, eps) for _ in range(together)))
-        return summed(torch.cat([(x + delta).clamp(0, 1) for delta in deltas])) + lbd*sum(hs)
+        return summed(F.hardtanh(torch.cat([x + delta for delta in deltas]), 0., 1.)) + lbd*sum(hs)   # clamp, with a faster way back
     start = [torch.zeros_like(x), torch.full_like(x, rho)]
     mu, rho = sign_ascent(objective, start, step=step, steps=steps, draws=n_mc//together, momentum=momentum, sign=lambda g: g/(g.abs() + tol))
     return partial(tanh_gaussian, mu, rho, eps)

@@ -67,6 +67,8 @@ class _Known(torch.autograd.Function):
         return grad*g.repeat(len(grad)//len(g)).view(-1, *[1]*(grad.ndim - 1)), None, None
 
 # %% ../nbs/library/together.ipynb #over-draws
+def _whole(parts): return torch.cat(parts) if len(parts) > 1 else parts[0]   # which spares a copy
+
 def over_draws(
     loss,                   # see `adt_repro.losses`; one that compares images needs a `group` of all of them
     model: torch.nn.Module, # images to logits, in evaluation mode
@@ -75,19 +77,19 @@ def over_draws(
     group: int = None,      # images whose gradients are taken at a time, see `group_size`
 ): # a function of x_adv (m·N, C, H, W), one draw of all images after the other, that gives (N,) sums over the draws; differentiable once
     "A loss that takes several draws at a time"
-    rows, bounds = torch.arange(len(x), device=x.device).split(group_size(x, group)), []
-    for r in rows:
+    size, bounds = group_size(x, group), []
+    for r in (slice(at, at + size) for at in range(0, len(x), size)):
         ahead = _Ahead(model)
         bounds.append((r, ahead, loss(ahead, near(x[r]), y[r])))
     def part(draws, r, ahead, bound):
         at = [near(d[r]).detach().requires_grad_() for d in draws]
         with torch.enable_grad():
-            if len(at) > 1: ahead.said = list(zip(at, model(torch.cat(at)).split(len(r))))
+            if len(at) > 1: ahead.said = list(zip(at, model(_whole(at)).split(len(at[0]))))
             value = sum(bound(a) for a in at)
         ahead.said = []
         return value.detach(), torch.autograd.grad(value.sum(), at)
     def total(x_adv):
         draws = x_adv.detach().split(len(x))
         values, grads = zip(*(part(draws, *bound) for bound in bounds))
-        return _Known.apply(x_adv, torch.cat(values), torch.cat([torch.cat(g) for g in zip(*grads)]))
+        return _Known.apply(x_adv, _whole(values), _whole([_whole(g) for g in zip(*grads)]))
     return total
