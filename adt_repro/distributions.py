@@ -33,9 +33,9 @@ class _Squashed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mu, rho, r):
         sigma = F.softplus(rho)
-        t = torch.addcmul(mu, sigma, r).tanh_()
+        t = torch.tanh(mu + sigma*r)
+        h = r**2/2 + (sigma + 1e-8).log() + (1 - t**2 + 1e-8).log()
         ctx.save_for_backward(rho, r, sigma, t)
-        h = (sigma + 1e-8).log_().add_((1 - t*t).add_(1e-8).log_()).addcmul_(r, r, value=0.5)
         return t, h.mean([*range(1, h.ndim)])
 
     @staticmethod

@@ -106,7 +106,7 @@ def test_paper_yaml_has_every_row_whole():
     for name, row in given['rows'].items():
         full[name] = c = resolve(dict.fromkeys(RULES) | dict(recipe='paper2020', device='cpu') | given | dict(method=name))
         own = {k: v for k, v in row.items() if k != 'method'}
-        assert c.items() >= own.items() and own.items() >= {k: c[k] for k in method_options(c['method'])}.items(), name
+        assert c.items() >= own.items() and own.items() >= {k: c[k] for k in method_options(c['method']) if k != 'group'}.items(), name   # group: a matter of memory
         assert (c['eps'], c['augment'], c['seed'], c['dataset']) == (8/255, True, 1, 'cifar10')
         if name not in ('feature_scatter', 'at_pgd_madry'):
             assert [c[k] for k in 'arch epochs batch lr momentum weight_decay drops'.split()] == ['wrn-28-10', 76, 64, 0.1, 0.9, 2e-4, [-2]]
