@@ -9,7 +9,7 @@ import team
 from adt_repro.core import ParameterError, example_noise
 from adt_repro.data import crop_flip
 from adt_repro.methods import adt_loss
-from adt_repro.parallel import TeamError, _line, joined, launch, main
+from adt_repro.parallel import TeamError, _LEFT_OUT, _line, joined, launch, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,3 +116,9 @@ def test_notebook_and_shell(tmp_path):
     history = pd.read_csv(run/'history.csv')
     assert list(history.epoch) == [1, 2] and set(history) == {'epoch', 'lr', 'loss', 'entropy', 'seconds', 'natural', 'pgd20'}
     assert json.loads((run/'run.json').read_text())['results'][2]['n'] == 50 and yaml.safe_load((run/'config.yaml').read_text())['processes'] == 1
+
+def test_left_out_is_what_the_notebook_has():
+    "torchrun's command line takes the defaults of train.ipynb's parameters cell, so that the notebook goes on with the same run"
+    cell = next(c for c in json.loads((ROOT/'nbs'/'train.ipynb').read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))
+    exec(''.join(cell['source']), names := {})
+    assert {k: v for k, v in names.items() if k not in ('__builtins__', '__annotations__')} == _LEFT_OUT
