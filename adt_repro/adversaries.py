@@ -97,8 +97,9 @@ def exp_adversary(
     "Fit a squashed Gaussian to each example (the paper's section on ADT_EXP)"
     together, summed = draws_at_once(n_mc, x, group), over_draws(loss, model, x, y, group)
     def objective(mu, rho):
-        deltas, hs = zip(*(tanh_gaussian(mu, rho, eps) for _ in range(together)))
-        return summed(F.hardtanh(torch.cat([x + delta for delta in deltas]), 0., 1.)) + lbd*sum(hs)   # clamp, with a faster way back
+        delta, h = tanh_gaussian(mu, rho, eps, together)
+        images = x if together == 1 else torch.cat([x]*together)
+        return summed(F.hardtanh(images + delta, 0., 1.)) + lbd*h.view(together, -1).sum(0)           # clamp, with a faster way back
     start = [torch.zeros_like(x), torch.full_like(x, rho)]
     mu, rho = sign_ascent(objective, start, step=step, steps=steps, draws=n_mc//together, momentum=momentum, sign=lambda g: g/(g.abs() + tol))
     return partial(tanh_gaussian, mu, rho, eps)

@@ -18,6 +18,8 @@ from .core import *
 from .data import *
 from .passes import *
 from .runs import *
+from .selection import *
+from .speed import PRECISIONS
 from .sweeps import one_by_one
 
 # %% ../nbs/library/costs.ipynb #rows
@@ -33,8 +35,8 @@ _attack = one_of(*[a for a in SUITE if a != 'feature'])
 _whose = dict(methods=(None, maybe(_names)), seeds=(None, maybe(several(whole(0)))))
 _free = dict.fromkeys('batch seed fresh device data_root memory image radius k jobs train'.split(), (None, Rule(lambda v: True, 'anything')))   # no matter of cost
 EXPERIMENTS = dict(   # what each may be told: default and rule
-    white_box=_whose | dict(attacks=(list(SUITE), maybe(several(one_of(*SUITE)))), n_test=(100, _n), n_targets=(10, _n), cascade=(False, _flag), draws=(20, whole(0)),
-                            generator=(0, whole(0)), autoattack=(False, _flag), sound=(True, _flag), precision=('fp32', one_of('fp32'))),   # the report is of attacks in float32
+    white_box=_whose | dict(attacks=(list(SUITE), maybe(several(one_of(*SUITE)))), n_test=(100, _n), n_targets=(10, _n), cascade=(False, cascade_rule()), limits=(None, maybe(limits_rule())), n_sound=(None, maybe(_n)), n_beside=(500, _n), draws=(20, whole(0)),
+                            generator=(0, whole(0)), autoattack=(False, _flag), sound=(True, _flag), precision=('fp32', one_of(*PRECISIONS))),
     transfer=dict(targets=(None, maybe(_names)), target_seeds=_whose['seeds'], sources=(None, maybe(_names)), source_seeds=_whose['seeds'],
                   attacks=(['pgd20', 'mim'], several(_attack)), n_test=(100, _n)),
     spsa=_whose | dict(samples=([16, 64], several(samples_rule)), steps=(15, _n), budget=(500, _n), n_test=(50, _n)),
@@ -49,18 +51,27 @@ def _read(given, known, where):
     except ParameterError as e: raise ParameterError(f'{where}: {e}') from None
 
 # %% ../nbs/library/costs.ipynb #evaluated
+def _suite_passes(e, n_mc):
+    "Attack to passes for each image that does not fall"
+    suite = {k: attack_passes(k, **(dict(n_targets=e['n_targets']) if k == 'feature' else {})) for k in (SUITE if e['attacks'] is None else e['attacks'])}
+    drawn = {'distribution': attack_passes('distribution', n_mc=n_mc, draws=e['draws'])} if e['draws'] else {}
+    return suite | drawn | ({'autoattack': attack_passes('autoattack')} if e['autoattack'] else {})
+
 def _white_box(e, who):
-    suite = {k: dict(n_targets=e['n_targets']) if k == 'feature' else {} for k in (SUITE if e['attacks'] is None else e['attacks'])}
+    n, limits = e['n_test'], e['limits'] or {}
+    few = {k: min(n, limits.get(k, n)) for k in (*SUITE, *EXTRAS)}
     for m, c, jobs in who(e['methods'], e['seeds']):
-        drawn = e['draws'] and 2*attack_passes('distribution', n_mc=DATASETS[c['dataset']].n_mc, draws=e['draws'])   # as an attack, and for its statistics
-        passes = 1 + sum(attack_passes(k, **o) for k, o in suite.items()) + drawn + e['sound']*panel_passes() + e['autoattack']*attack_passes('autoattack')
-        yield m, c, jobs, e['n_test'], passes
+        suite = _suite_passes(e, DATASETS[c['dataset']].n_mc)
+        total = n + sum(few[k]*p for k, p in suite.items()) + few['distribution']*suite.get('distribution', 0) + min(n, e['n_sound'] or n)*e['sound']*panel_passes()   # the distribution again for its statistics
+        if e['precision'] != 'fp32': total += min(n, e['n_beside'])*(1 + sum(p for k, p in suite.items() if k != 'autoattack' and k not in limits))                    # and some attacks in fp32 too
+        yield m, c, jobs, n, -(-total//n)
         if e['generator'] and e['draws']:
             am = resolve(dict.fromkeys(RULES) | {k: c[k] for k in ('dataset', 'arch', 'eps', 'recipe', 'seed', 'scale', 'device')} | dict(method='adt_exp_am'))
             fit = fit_passes(am, e['draws'])
             yield f'{m}, generator learns', c, jobs, 64*e['generator'], *learning_passes(), am
-            yield f'{m}, generator', c, jobs, e['n_test'], 2*(fit[0] + e['draws'] + 1), 2*fit[1], am
+            yield f'{m}, generator', c, jobs, few['generator'], 2*(fit[0] + e['draws'] + 1), 2*fit[1], am
 
+# %% ../nbs/library/costs.ipynb #evaluated-black
 def _transfer(e, who, seeds):
     at = seeds[:1] if e['target_seeds'] is None else e['target_seeds']
     targets, craft = who(e['targets'], at), sum(attack_passes(a) - 1 for a in e['attacks'])

@@ -50,9 +50,11 @@ def tanh_gaussian(
     mu: torch.Tensor,  # (N, C, H, W) mean of the Gaussian
     rho: torch.Tensor, # (N, C, H, W) its standard deviation is softplus(rho)
     eps: float,        # radius of the ℓ∞ ball in pixel values
-) -> tuple: # (delta, h): (N, C, H, W) in the ball, and (N,) mean over pixels of -log p, constants left out; differentiable once
+    draws: int = 1,    # k, at least 1
+) -> tuple: # (delta, h): (k·N, C, H, W) in the ball, one draw of all examples after the other, and (k·N,) mean over pixels of -log p, constants left out; differentiable once
     "A Gaussian for each pixel, squashed into the ball (the paper's explicit distribution)"
-    t, h = _Squashed.apply(mu, rho, rand_normal(mu))
+    r = [rand_normal(mu) for _ in range(draws)]
+    t, h = _Squashed.apply(mu, rho, *r) if draws == 1 else _Squashed.apply(*(torch.cat(v) for v in ([mu]*draws, [rho]*draws, r)))
     return eps*t, h
 
 # %% ../nbs/library/distributions.ipynb #implicit

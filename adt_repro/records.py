@@ -31,22 +31,23 @@ def run_suite(
     *,
     eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
     run: str,               # the run's name
-    cascade: bool = False,  # only what the earlier attacks have left standing?
+    cascade: bool | list = False, # only what the earlier attacks have left standing? Or the names of the attacks that meet only that
+    limits: dict = None,    # attack name to a number of images, at least 1: that attack meets the first so many, and has rows for these alone
     batch: int = 256,       # images at a time
     seed: int = 0,          # of the attacks' noise
     seen: torch.nn.Module = None, # the network as the attacks see it, of `speed.seen_at`; None: the same
     parts: Path = None,     # folder where finished batches are kept and looked for; None: nowhere
     on_attack=None,         # called with (attack name, images that it will meet)
-) -> pd.DataFrame: # columns of `SCHEMA`; N rows for `natural` and N for each attack
+) -> pd.DataFrame: # columns of `SCHEMA`; N rows for `natural` and for each attack, fewer where `limits` says so
     "Judge a network on the clean images and under each attack"
-    done, standing, test_set = [], np.ones(len(x), bool), fingerprint(x, y)
+    done, standing, test_set, n = [], np.ones(len(x), bool), fingerprint(x, y), dict.fromkeys(attacks, len(x)) | (limits or {})
     for name, attack in {'natural': None, **attacks}.items():
-        met = standing.copy() if cascade else np.ones(len(x), bool)
+        met = np.ones(len(x), bool)[:n.get(name)] & (standing[:n.get(name)] | (name not in (attacks if cascade is True else cascade or ())))
         if on_attack: on_attack(name, int(met.sum()))
-        rows = pd.DataFrame(dict(i=range(len(x)), y=y.cpu().numpy(), pred=-1, margin=math.nan, loss=math.nan, linf=math.nan, queries=-1, seed=seed))
+        rows = pd.DataFrame(dict(i=range(len(met)), y=y[:len(met)].cpu().numpy(), pred=-1, margin=math.nan, loss=math.nan, linf=math.nan, queries=-1, seed=seed))
         def make(ids): return evaluate(model, x, y, attack, seen=seen, eps=eps, batch=batch, seed=seed, ids=ids)
         if met.any(): rows.loc[met] = in_parts(make, met.nonzero()[0], batch=batch, folder=parts, model=model, seen=seen, attack=attack, eps=eps, seed=seed, test_set=test_set)[rows.columns].values
-        standing &= ~met | (rows.pred == rows.y).values
+        standing[:len(met)] &= ~met | (rows.pred == rows.y).values
         done.append(rows.assign(attack=name, attacked=met))
     return pd.concat(done, ignore_index=True).assign(run=run, source=run, eps=eps, test_set=test_set)[list(SCHEMA)].astype(SCHEMA)
 
@@ -99,7 +100,7 @@ def robust(
         fallen = (g.attacked & (g.pred != g.y)).groupby(g.i).any()
         if absent := set(attacks) - set(g.attack): raise ParameterError(f'attacks={attacks!r}: allowed are those that {run} was judged under, {", ".join(absent)} is not among them')
         met = g[g.attacked].groupby('i').attack.nunique().reindex(fallen.index, fill_value=0)
-        known = fallen | (met == len(set(attacks)))
+        known = (fallen | (met == len(set(attacks)))) & (g.groupby('i').attack.nunique() == len(set(attacks)))
         if known.any(): out.append(_share(run, name, int(known.sum()), int((known & ~fallen).sum())))
     return pd.DataFrame(out, columns='run attack n correct accuracy lo hi bound'.split())
 
@@ -113,8 +114,9 @@ def killers(
     wide = (rows.pred != rows.y).groupby([rows.run, rows.i, rows.attack]).any().unstack('attack')
     wide = wide[~wide.natural].drop(columns='natural')
     single = wide[wide.sum(axis=1) == 1]
-    return pd.DataFrame([dict(run=run, attack=a, n=len(g), felled=int(g[a].sum()), alone=int(single.loc[single.index.get_level_values('run') == run, a].sum()))
-                         for run, g in wide.groupby('run', sort=False) for a in dict.fromkeys(rows.attack) if a != 'natural'])
+    def of(run, frame): return frame[frame.index.get_level_values('run') == run]     # of a network that is never right, no row
+    return pd.DataFrame([dict(run=run, attack=a, n=len(of(run, wide)), felled=int(of(run, wide)[a].sum()), alone=int(of(run, single)[a].sum()))
+                         for run in dict.fromkeys(rows.run) for a in dict.fromkeys(rows.attack) if a != 'natural'])
 
 # %% ../nbs/library/records.ipynb #paired
 def paired_attacks(

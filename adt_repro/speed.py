@@ -124,6 +124,17 @@ def _still(fast, x):
     if not fast.still: fast.still.append(folded(fast.net, near(x)) or fast.net)   # in a list, so that no part of the network is there twice
     return fast.still[0]
 
+def _worth(fast, part, x):
+    "Is this batch to go through a compiled network? Those that give gradients, of the first two sizes"
+    if fast.speed.compile == 'none' or not (torch.is_grad_enabled() and (fast.training or x.requires_grad)): return False
+    if len(fast.sizes[part]) < 2: fast.sizes[part].add(len(x))
+    return len(x) in fast.sizes[part]
+
+def _quickly(fast, part, x):
+    "The network, or its features, compiled when they are first called"
+    if part not in fast.quick: fast.quick[part] = fast.speed.compiled(getattr(fast.net, part))
+    with nullcontext() if fast.training else frozen(fast.net): return fast.speed.run(fast.quick[part], x)
+
 # %% ../nbs/library/speed.ipynb #fast
 class Fast(torch.nn.Module):
     "A network in the layout, precision and form that are asked for; logits come back in the images' own precision"
@@ -132,37 +143,36 @@ class Fast(torch.nn.Module):
         speed: Speed = Speed(), # precision and compilation
     ):
         super().__init__()
-        self.net, self.speed, self.sizes, self.still = near(net, speed.precision != 'fp32'), speed, set(), []
-        self.quick = speed.compiled(net.forward)
+        self.net, self.speed, self.still = near(net, speed.precision != 'fp32'), speed, []
+        self.quick, self.sizes = {}, dict(forward=set(), features=set())   # what is compiled, and for which batches
         self.train(net.training)
 
     def forward(self,
         x: torch.Tensor, # (N, C, H, W) images in [0, 1]
     ) -> torch.Tensor: # (N, classes) logits
         "Images to logits"
-        if self.quick and len(self.sizes) < 2: self.sizes.add(len(x))
-        if not (self.quick and len(x) in self.sizes): return self.speed.run(self.net if self.training else _still(self, x), x)
-        with nullcontext() if self.training else frozen(self.net): return self.speed.run(self.quick, x)
+        return _quickly(self, 'forward', x) if _worth(self, 'forward', x) else self.speed.run(self.net if self.training else _still(self, x), x)
 
-    def extra_repr(self): return f'{self.speed.precision}, {self.speed.compile}'   # so that `digest` tells them apart
     @property
     def features(self): # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
         "What the network's last layer sees"
         inner = self.net.features
-        return lambda x: self.speed.run(inner, x)
+        return lambda x: _quickly(self, 'features', x) if _worth(self, 'features', x) else self.speed.run(inner, x)
     @property
     def fc(self) -> torch.nn.Module: # an AttributeError where the network has none
         "The network's last layer"
         return self.net.fc
+    def extra_repr(self): return f'{self.speed.precision}, {self.speed.compile}'   # so that `digest` tells them apart
 
 # %% ../nbs/library/speed.ipynb #seen
 def seen_at(
     net: torch.nn.Module, # images to logits, float32; stays as it is
     precision: str,       # one of `PRECISIONS`
-): # a copy in `Fast`; None at fp32, where an attack sees the network itself
+): # a copy in `Fast`, on CUDA compiled; None at fp32, where an attack sees the network itself
     "A network as an attack of some precision sees it; a `ParameterError` where there is no such precision"
     if precision not in PRECISIONS: refuse('precision', precision, ', '.join(PRECISIONS))
-    return None if precision == 'fp32' else Fast(copy.deepcopy(net), Speed(precision))
+    if precision == 'fp32': return None
+    return Fast(copy.deepcopy(net), fastest(next(net.parameters()).device, precision))
 
 def unrounded(
     net: torch.nn.Module, # a network, in `Fast` or not
