@@ -65,9 +65,11 @@ pictures = dict(landscape=['landscape', 'landscape_plane', 'coverage', 'curvatur
                 ablation=['ablation_frontier']*bool(swept.pop('lbd')) + ['ablation_hinge']*bool(swept.pop('u_max')) + ['ablation_options']*any(map(bool, swept.values())))
 pictures = {name: stems for name, stems in pictures.items() if name in ASKED}
 
+low = '' if (p := ASKED.get('white_box', {}).get('precision', 'fp32')) == 'fp32' else f'_{p}'     # attacks of low precision have files of their own
 made = dict(train=[f'{OUT}/runs/{{run}}/{f}' for f in ('run.json', 'config.yaml', 'history.csv', 'weights.safetensors')],
-            white_box=[f'{OUT}/records/white_box-{{run}}.parquet', f'{OUT}/tables/white_box-{{run}}.csv', *[f'{OUT}/frames/soundness-{{run}}.csv']*ASKED.get('white_box', {}).get('sound', True),
-                       *[f'{OUT}/frames/distribution-{{run}}.csv']*(ASKED.get('white_box', {}).get('draws', 20) > 0)],
+            white_box=[f'{OUT}/records/white_box{low}-{{run}}.parquet', f'{OUT}/tables/white_box{low}-{{run}}.csv', *[f'{OUT}/tables/white_box{low}_vs_fp32-{{run}}.csv']*bool(low),
+                       *[f'{OUT}/frames/soundness{low}-{{run}}.csv']*ASKED.get('white_box', {}).get('sound', True),
+                       *[f'{OUT}/frames/distribution{low}-{{run}}.csv']*(ASKED.get('white_box', {}).get('draws', 20) > 0)],
             spsa=[f'{OUT}/records/spsa-{{run}}.parquet', f'{OUT}/tables/spsa-{{run}}.csv', f'{OUT}/frames/soundness_spsa-{{run}}.csv'])
 def files_of(name): return [f'{OUT}/{at}/{stem}.{ext}' for stem in pictures[name] for at, ext in (('frames', 'csv'), ('figures', 'svg'), ('figures', 'png'))]
 def runs(names): return [f'{OUT}/runs/{run}/{f}' for run in names for f in ('run.json', 'weights.safetensors')]
@@ -142,7 +144,7 @@ if 'ablation' in ASKED:
 rule paper:
     input: [f for f in everything if not f.endswith(('.safetensors', '.svg'))], 'nbs/paper.ipynb', [str(p) for p in sorted(Path('nbs/published').glob('*'))]
     output: f'{OUT}/report.html', f'{OUT}/tables/table1.csv', f'{OUT}/tables/claims.csv'
-    params: given=json.dumps(ASKED.get('paper', {}) | dict(scale=SCALE, runs=list(RUNS), parts=[k for k in EXPERIMENTS if k in ASKED]))
+    params: given=json.dumps(ASKED.get('paper', {}) | dict(scale=SCALE, runs=list(RUNS), parts=[k for k in EXPERIMENTS if k in ASKED], precision=ASKED.get('white_box', {}).get('precision')))
     threads: 1
     log: f'{OUT}/logs/paper.log'
     shell: call('paper')

@@ -54,15 +54,15 @@ def scale_line(
     span = lambda v: f'{min(v)}' if min(v) == max(v) else f'{min(v)} to {max(v)}'
     train = _one(r.n_train.map(lambda v: 'all' if pd.isna(v) else f'{v:.0f}'))
     return (f"{_one(r.dataset)}, {_one(r.arch)}, ε = {_one(r.eps.astype(float))}, {_one(r.epochs)} epochs, {train} training images; "
-            f"n = {span(n) if n else 0} test images, {span(seeds)} seed{'s' if seeds.max() > 1 else ''}")
+            f"n = {span(n) if n else 0} test images, {span(seeds)} seed{'s' if seeds.max() > 1 else ''}" + f', attacks in {e.precision}'*(e.precision != 'fp32'))
 
 # %% ../nbs/library/report.ipynb #latest
 REAL = ['paper', 'gpu', 'cpu', 'digits']   # scales with committed records, the closest to the paper's first; digits is a rehearsal
 
 def latest_scale(
     outputs: Path | str = None, # the project's outputs/; None: found from here
-) -> str: # the first of `REAL` that has records
-    "The scale that README and the site show; a `ParameterError` where none has records"
+) -> str: # the first of `REAL` that has records of white-box attacks in float32
+    "The scale that README and the site show first; a `ParameterError` where none has records"
     outputs = Path(outputs or find_root()/'outputs')
     return next((s for s in REAL if [*outputs.glob(f'{s}/records/white_box-*.parquet')]), None) or refuse('scale', None, f'one with records, none of {", ".join(REAL)} has any')
 
