@@ -136,7 +136,7 @@ if 'diversity' in ASKED:
 if 'ablation' in ASKED:
     rule ablation:
         output: files_of('ablation'), ablation
-        params: given=given('ablation', train=True, fresh='changed', **{k: BASE[k] for k in ('dataset', 'arch') if k in BASE})
+        params: given=given('ablation', train=True, fresh='changed', **{k: BASE[k] for k in ('dataset', 'arch') if k in BASE and k not in ASKED['ablation']})
         threads: ASKED['ablation'].get('jobs', 1)*ASKED.get('threads', 1)
         log: f'{OUT}/logs/ablation.log'
         shell: call('ablation')

@@ -94,16 +94,14 @@ class Speed:
 # %% ../nbs/library/speed.ipynb #fastest
 def fastest(
     device: torch.device,  # where networks will be computed
-    precision: str = None, # None: the fastest that changes no result beyond noise
-    compile: str = None,   # likewise
+    precision: str = None, # None: fp32, which changes no result
+    compile: str = None,   # None: none
 ) -> Speed: # with both decided; a `ParameterError` where the device cannot do what is asked
-    "The defaults: float32; on CUDA compiled, where Triton is installed"
-    from torch.utils._triton import has_triton
-    cuda = device.type == 'cuda'
+    "The defaults of training: float32, not compiled"
     if precision not in (None, *PRECISIONS): refuse('precision', precision, ', '.join(PRECISIONS))
     if compile not in (None, *COMPILES): refuse('compile', compile, ', '.join(COMPILES))
-    if compile == 'graphs' and not cuda: refuse('compile', compile, f'none or inductor on {device.type}')
-    return Speed(precision or 'fp32', compile or ('inductor' if cuda and has_triton() else 'none'))
+    if compile == 'graphs' and device.type != 'cuda': refuse('compile', compile, f'none or inductor on {device.type}')
+    return Speed(precision or 'fp32', compile or 'none')
 
 # %% ../nbs/library/speed.ipynb #frozen
 @contextmanager
@@ -172,7 +170,9 @@ def seen_at(
     "A network as an attack of some precision sees it; a `ParameterError` where there is no such precision"
     if precision not in PRECISIONS: refuse('precision', precision, ', '.join(PRECISIONS))
     if precision == 'fp32': return None
-    return Fast(copy.deepcopy(net), fastest(next(net.parameters()).device, precision))
+    from torch.utils._triton import has_triton
+    on_gpu = next(net.parameters()).device.type == 'cuda' and has_triton()
+    return Fast(copy.deepcopy(net), Speed(precision, 'inductor' if on_gpu else 'none'))
 
 def unrounded(
     net: torch.nn.Module, # a network, in `Fast` or not

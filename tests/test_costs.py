@@ -33,6 +33,10 @@ def test_what_is_asked_is_what_it_costs():
     alone = eflop('white_box', white_box=dict(attacks=['pgd20'], draws=0, sound=False))
     both = eflop('white_box', white_box=dict(attacks=['pgd20', 'pgd100'], draws=0, sound=False))
     assert both/alone == pytest.approx((1 + 41 + 201)/(1 + 41))
+    few = eflop('white_box', white_box=dict(attacks=['pgd20', 'pgd100'], draws=0, sound=False, n_test=1000, limits=dict(pgd100=100)))
+    assert few/eflop('white_box', white_box=dict(attacks=['pgd20'], draws=0, sound=False, n_test=1000)) == pytest.approx((1 + 41 + 20.1)/(1 + 41), abs=0.05)
+    low = eflop('white_box', white_box=dict(attacks=['pgd20'], draws=0, sound=False, n_test=1000, precision='bf16', n_beside=1000))
+    assert low == pytest.approx(2*eflop('white_box', white_box=dict(attacks=['pgd20'], draws=0, sound=False, n_test=1000)))
     assert eflop('train: adt_exp', diversity=dict(methods=['adt_exp'], seeds=[0])) > 0
     steps = step_costs(SMALL | dict(experiments=SMALL['experiments'] | dict(transfer=dict(targets=['at_pgd'], sources=['standard'], n_test=10)))).set_index(['experiment', 'what'])
     assert steps.passes['transfer', 'at_pgd'] == 1 + 2*41 + 2 and steps.passes['transfer', 'made on standard'] == 2*40

@@ -44,6 +44,16 @@ def test_the_plan_names_runs_as_the_package_does(scale, tmp_path):
     assert jobs['train'] == jobs['white_box'] == names and jobs['paper'] == {''} and len(names) == len(asked['methods'])*len(asked['seeds'])
     assert {k for k in ('transfer', 'landscape', 'diversity', 'ablation') if k in asked} == {k for k in jobs if jobs[k] == {''}} - {'paper'}
 
+def test_a_scale_of_low_precision_and_an_ablation_of_another_network(tmp_path):
+    "Attacks in bfloat16 have files of their own, for the report too; and an ablation may have its own network"
+    e = MINI['experiments'] | dict(white_box=MINI['experiments']['white_box'] | dict(precision='bf16'), ablation=dict(arch='wrn-10-1', dataset='cifar10', seeds=2))
+    said = snakemake(project(tmp_path, arch='small_cnn', experiments=e), '-n', '-p')
+    assert said.returncode == 0, said.stdout
+    for f in 'records/white_box_bf16-digits-small_cnn-at_pgd-s0.parquet', 'tables/white_box_bf16_vs_fp32-digits-small_cnn-at_pgd-s0.csv': assert f in said.stdout
+    assert 'records/white_box-' not in said.stdout and '"precision": "bf16"' in said.stdout
+    given = re.search(r'nbs/ablation.ipynb .* -y (\S.*?) </dev/null', said.stdout)[1]
+    assert '"arch": "wrn-10-1"' in given and '"dataset": "cifar10"' in given
+
 @pytest.mark.parametrize('change, line', [
     (dict(scale='other'), "scale='other', allowed is the name of the file, 'mini'"),
     (dict(experiments=dict(methods=['standard'], rate=1)), 'allowed is a table with at least methods and seeds'),

@@ -22,7 +22,7 @@ def project(tmp_path_factory):
     return root
 
 def papermill(project, out, **params):
-    given = [w for k, v in params.items() for w in (('-y', f'{k}: {json.dumps(v)}') if isinstance(v, list) else ('-p', k, str(v)))]
+    given = [w for k, v in params.items() for w in (('-y', f'{k}: {json.dumps(v)}') if isinstance(v, (list, dict)) else ('-p', k, str(v)))]
     return subprocess.run([sys.executable, '-m', 'papermill', 'nbs/white_box.ipynb', out, *given],
                           cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
@@ -57,6 +57,30 @@ def test_a_cascade_says_upper_bound(project, tiny):
     six = ['fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature']
     assert robust(chain, six).correct.item() == robust(whole, six).correct.item() >= robust(chain).correct.item()
     assert '\\u2264' in json.dumps([c.get('outputs') for c in nbformat.read(project/'cascade.ipynb', 4).cells])
+
+def test_dear_attacks_on_fewer_images_in_low_precision(project, tiny):
+    "Limits, a cascade of one attack, and bfloat16: against whole records in float32, and what the notebook says of it"
+    name = 'digits-small_cnn-at_pgd-s0'
+    done = papermill(project, 'few.ipynb', scale='tiny', runs=[name], limits=dict(pgd100=30, feature=20, distribution=500), cascade=['distribution'], precision='bf16', n_beside=40, n_sound=60, label='few', batch=25)
+    assert done.returncode == 0, done.stderr
+    few, whole = (load_records(tiny/'records'/f'{f}-{name}.parquet') for f in ('white_box_bf16', 'white_box'))
+    n = dict(pgd100=30, feature=20)
+    for attack, g in few.groupby('attack'):
+        assert g.i.tolist() == list(range(n.get(attack, 100))) and g.attacked.all() == (attack != 'distribution')
+    same = few[few.attack == 'natural'].merge(whole, on=['attack', 'i', 'test_set'])
+    assert len(same) == 100 and (same.pred_x == same.pred_y).all()
+    table = pd.read_csv(tiny/'tables'/'white_box_bf16-few.csv').set_index('attack')
+    assert table.n['rob'] == table.n['feature'] == 20 and table.n['pgd20'] == 100 and table.bound['distribution'] and set(table.cascade) == {'distribution'}
+    beside = pd.read_csv(tiny/'tables'/'white_box_bf16_vs_fp32-few.csv')
+    assert set(beside.attack) == {'fgsm', 'pgd20', 'mim', 'cw', 'all'} and (beside.n == 40).all()
+    fp32 = whole[(whole.i < 40) & (whole.attack == 'pgd20')]
+    assert beside.set_index('attack').fp32['pgd20'] == pytest.approx((fp32.pred == fp32.y).mean())
+    assert (pd.read_csv(tiny/'frames'/'soundness_bf16-few.csv').n.max() == 60) and pd.read_csv(tiny/'frames'/'distribution_bf16-few.csv').n_images.item() == 100
+
+@pytest.mark.parametrize('bad, says', [(dict(limits=dict(spsa=3)), "limits={'spsa': 3}: allowed is a table of whole numbers of at least 1"), (dict(cascade=['pgd']), "cascade=['pgd']: allowed is true, false, or a list"), (dict(n_sound=0), 'n_sound=0: allowed is a whole number of at least 1')], ids=str)
+def test_limits_that_are_none(project, tiny, bad, says):
+    done = papermill(project, 'bad.ipynb', scale='tiny', **bad)
+    assert done.returncode and says in done.stderr
 
 def test_what_cannot_be_used(project, tiny, tmp_path):
     "One line each, a non-zero exit where it is papermill's business, and nothing half-written"
