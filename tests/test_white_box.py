@@ -114,4 +114,4 @@ def test_autoattack_is_an_extra(project, tiny):
     done = papermill(project, 'aa.ipynb', scale='tiny', autoattack=True, sound=False, draws=0, attacks=['fgsm', 'pgd20'], n_test=20)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(project/'outputs'/'tiny'/'tables'/'white_box.csv')
-    assert {'rob', 'rob+', 'autoattack'} <= set(table.attack) and table.pyautoattack.notna().all()
+    assert {'worst', 'worst+', 'autoattack'} <= set(table.attack) and table.pyautoattack.notna().all()
