@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'draw_landscape', 'draw_coverage', 'draw_curvature', 'draw_s
            'draw_options', 'draw_hinge']
 
 # %% ../nbs/library/pictures.ipynb #imports
-import math
+import math, textwrap
 from io import StringIO
 
 import numpy as np, pandas as pd
@@ -223,7 +223,7 @@ def draw_options(
         for ax in axes[:, col]: ax.set_xticks(sorted(d.value.unique()), [f'{v:g}' for v in sorted(d.value.unique())]); ax.margins(x=0.15)
         axes[1, col].set_xlabel(_OPTIONS[o])
     for row, m in enumerate(('natural', 'robust')): axes[row, 0].set_ylabel(f'{m} accuracy, %'); _limits(axes[row, 0])
-    fig.suptitle(said, fontsize=8)
+    fig.suptitle(textwrap.fill(said, int(15*(1 + 1.9*len(there)))), fontsize=8)
     return fig
 
 # %% ../nbs/library/pictures.ipynb #hinge

@@ -140,7 +140,8 @@ def verdict(
     over = ' and '.join(_num(v) for v in (lo, hi) if a <= v <= b)
     if published is None: return 'underpowered', f'{span} covers {over}; no size was published'
     if a <= published <= b: return 'underpowered', f'{span} covers both {over} and the published {_num(published)}'
-    return 'not reproduced', f'{span} covers {over} and excludes the published {_num(published)}{alone}'
+    word, but = ('not reproduced', '') if found['seeds'] > 1 else ('underpowered', f'{alone}: others are not in it')
+    return word, f'{span} covers {over} and excludes the published {_num(published)}{but}'
 
 # %% ../nbs/library/verdicts.ipynb #judge
 @dataclass(frozen=True)

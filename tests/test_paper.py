@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat, numpy as np, pandas as pd, pytest
+from scipy import stats
 
 from adt_repro.claims import TABLE1, marked, measured, paper_claims, published_table1, read_evidence
 from adt_repro.core import ParameterError
@@ -129,6 +130,21 @@ def test_what_cannot_be_read_is_said(tmp_path):
     done = papermill(tmp_path, scale='nowhere')
     assert done.returncode and "scale='nowhere': allowed is one with finished runs" in done.stderr
     with pytest.raises(ParameterError, match='scale=None: allowed is one with records'): latest_scale(tmp_path)
+
+def test_what_readme_says_of_the_gpu_scale():
+    "Momentum 0 and 1 from the frame, by scipy's interval; the panel and the two precisions from theirs"
+    readme, out = (ROOT/'README.md').read_text(), ROOT/'outputs'/'gpu'
+    wide = pd.read_csv(out/'frames'/'ablation.csv').query("option == 'inner_momentum'").pivot(index='seed', columns='value', values=['robust', 'entropy'])
+    gap = 100*(wide.robust[1] - wide.robust[0])
+    lo, hi = stats.t.interval(0.95, len(gap) - 1, gap.mean(), gap.std()/len(gap)**0.5)
+    def signed(v, digits): return f'{v:+.{digits}f}'.replace('-', '−')
+    assert f'leaves {100*wide.robust[0].mean():.1f} % with momentum 0 and {100*wide.robust[1].mean():.1f} % with 1: {signed(gap.mean(), 1)} [{signed(lo, 1)}, {signed(hi, 1)}] points' in readme
+    assert f'ends at {signed(wide.entropy[0].mean(), 2)} against {signed(wide.entropy[1].mean(), 2)} nats' in readme and len(gap) == 5
+    checks = pd.concat(map(pd.read_csv, out.glob('frames/soundness_bf16-*.csv')))
+    assert checks.passed.all() and len(checks) == 8*len(read_evidence(out).runs) and 'Each network passes all eight checks of the soundness panel, on 50 images' in readme and (checks.n == 50).all()
+    beside = pd.concat(map(pd.read_csv, out.glob('tables/white_box_bf16_vs_fp32-*.csv')))
+    other = beside[(beside['felled by bf16 only'] + beside['felled by fp32 only'] > 0)]
+    assert (beside.n == 50).all() and other[['run', 'attack']].values.tolist() == [['cifar10-resnet18-at_pgd-s0', 'fgsm']] and other['felled by fp32 only'].item() == 1
 
 def test_what_readme_says_of_soundness_and_the_distribution():
     readme, runs = (ROOT/'README.md').read_text(), len(read_evidence(OUT).runs)

@@ -194,6 +194,7 @@ WORDS = [
     ('underpowered', found(0.2, 0.6), (0, inf), None, None),
     ('underpowered', found(0, 3), (-2, 2), 0., None),
     ('not reproduced', found(0.2, 0.6), (0, inf), 2.3, None),             # cannot tell from 0, but from 2.3
+    ('underpowered', found(0.2, 0.6, seeds=1), (0, inf), 2.3, None),     # of a single seed, whose interval knows no others
     ('not reproduced', found(-2, 0.5), (0, inf), 2.3, None),
     ('not reproduced', found(-2, 0.5), (0, inf), None, None),
     ('not reproduced', found(-2, 0.5, seeds=1), (0, inf), 2.3, None),
