@@ -25,7 +25,7 @@ BASE = yaml.safe_load(FILE.read_text(encoding='utf-8'))
 ASKED, ROWS, OUT = BASE.pop('experiments', None) or {}, BASE.pop('rows', None) or {}, f'outputs/{SCALE}'
 if BASE.get('scale') != SCALE: stop(f'{FILE}: scale={BASE.get("scale")!r}, allowed is the name of the file, {SCALE!r}')
 if not (ASKED.get('methods') and ASKED.get('seeds')): stop(f'{FILE}: experiments: allowed is a table with at least methods and seeds')
-if other := sorted(set(ASKED) - {'methods', 'seeds', 'rate', 'threads', 'paper', *EXPERIMENTS}): stop(f'{FILE}: experiments: {other[0]!r}, allowed are methods, seeds, rate, threads, {", ".join(EXPERIMENTS)}, paper')
+if other := sorted(set(ASKED) - {'methods', 'seeds', 'more_seeds', 'rate', 'threads', 'paper', *EXPERIMENTS}): stop(f'{FILE}: experiments: {other[0]!r}, allowed are methods, seeds, more_seeds, rate, threads, {", ".join(EXPERIMENTS)}, paper')
 
 def run_of(row, seed):
     "The folder of a run, as adt_repro.runs names it (which would import PyTorch; tests/test_snakefile.py compares the two)"
@@ -34,11 +34,15 @@ def run_of(row, seed):
     recipe = p.get('recipe', 'paper2020')
     return f"{p['dataset']}-{p['arch']}-{p.get('label') or row}" + f'-{recipe}'*(recipe != 'paper2020') + f'-s{seed}'
 
-RUNS = {run_of(m, s): dict(method=m, seed=s, rows={m: ROWS[m]} if m in ROWS else None) for m in ASKED['methods'] for s in ASKED['seeds']}
+MORE = ASKED.get('more_seeds') or {}
+if other := sorted(set(MORE) - set(ASKED['methods'])): stop(f'{FILE}: more_seeds: {other[0]!r}, allowed are {", ".join(ASKED["methods"])}')
+def seeds_of(row): return list(dict.fromkeys([*ASKED['seeds'], *MORE.get(row, [])]))
+RUNS = {run_of(m, s): dict(method=m, seed=s, rows={m: ROWS[m]} if m in ROWS else None) for m in ASKED['methods'] for s in seeds_of(m)}
 
-def runs_of(name, methods='methods', seeds='seeds', default=(ASKED['methods'], ASKED['seeds'])):
-    "The runs that an experiment is about"
-    names = [run_of(m, s) for m in ASKED[name].get(methods, default[0]) for s in ASKED[name].get(seeds, default[1])]
+def runs_of(name, methods='methods', seeds='seeds', default=(ASKED['methods'], None)):
+    "The runs that an experiment is about; without seeds of its own, all of its methods"
+    own = ASKED[name].get(seeds, default[1])
+    names = [run_of(m, s) for m in ASKED[name].get(methods, default[0]) for s in (seeds_of(m) if own is None else own)]
     return names if set(names) <= set(RUNS) else stop(f'{FILE}: {name}: {sorted(set(names) - set(RUNS))[0]}, allowed are the runs of methods and seeds above')
 
 def given(name, **more):

@@ -32,7 +32,9 @@ def _row(experiment, what, config, jobs, images, passes, generator=0, generator_
 # %% ../nbs/library/costs.ipynb #experiments
 _n, _names, _numbers, _flag, _table = whole(1), several(word()), several(number()), flag(), Rule(lambda v: isinstance(v, dict), 'a table of parameters')
 _attack = one_of(*[a for a in SUITE if a != 'feature'])
-_whose = dict(methods=(None, maybe(_names)), seeds=(None, maybe(several(whole(0)))))
+_seeds = several(whole(0))
+_whose = dict(methods=(None, maybe(_names)), seeds=(None, maybe(_seeds)))
+_by_method = Rule(lambda v: isinstance(v, dict) and all(word().ok(k) and _seeds.ok(s) for k, s in v.items()), f'a table of methods, for each {_seeds.says}')
 _free = dict.fromkeys('batch seed fresh device data_root memory image radius k jobs train'.split(), (None, Rule(lambda v: True, 'anything')))   # no matter of cost
 EXPERIMENTS = dict(   # what each may be told: default and rule
     white_box=_whose | dict(attacks=(list(SUITE), maybe(several(one_of(*SUITE)))), n_test=(100, _n), n_targets=(10, _n), cascade=(False, cascade_rule()), limits=(None, maybe(limits_rule())), n_sound=(None, maybe(_n)), n_beside=(500, _n), draws=(20, whole(0)),
@@ -128,8 +130,10 @@ def _checked(scale):
     common = dict.fromkeys(RULES) | dict(fresh=False, max_minutes=None, checkpoint_minutes=10., recipe='paper2020', device='auto', scale='demo', dataset='digits', method='standard', seed=0) | scale
     common = check_params(dict(experiments=None) | common, **RULES, **SESSION)
     if common['experiments'] is None: refuse('experiments', None, 'a table of experiments')
-    top = dict(methods=(None, _names), seeds=([0], several(whole(0))), rate=(None, number(0, above=True)), threads=(1, _n), paper=(None, maybe(_table)))
+    top = dict(methods=(None, _names), seeds=([0], _seeds), more_seeds=(None, maybe(_by_method)), rate=(None, number(0, above=True)), threads=(1, _n), paper=(None, maybe(_table)))
     asked = _read(common['experiments'], top | {k: (None, maybe(_table)) for k in EXPERIMENTS}, 'experiments')
+    for m in asked['more_seeds'] or {}:
+        if m not in asked['methods']: refuse('more_seeds', m, ', '.join(asked['methods']))
     for k in EXPERIMENTS:
         own = {f: common[f] for f in ('dataset', 'arch')} if k == 'ablation' else {}
         if asked[k] is not None: asked[k] = _read(own | asked[k], EXPERIMENTS[k] | _free, k)
@@ -150,12 +154,11 @@ def step_costs(
     common, asked = _checked(scale)
     named, configs, rows = {}, {}, []
     def who(methods, seeds):
-        seeds, found = list(dict.fromkeys(asked['seeds'] if seeds is None else seeds)), []
-        for m in dict.fromkeys(asked['methods'] if methods is None else methods):
+        found = {m: {*asked['seeds'], *(asked['more_seeds'] or {}).get(m, [])} if seeds is None else {*seeds} for m in (asked['methods'] if methods is None else methods)}
+        for m, own in found.items():
             if m not in configs: configs[m] = resolve(common | dict(method=m))
-            named.setdefault(m, set()).update(seeds)
-            found.append((m, configs[m], len(seeds)))
-        return found
+            named.setdefault(m, set()).update(own)
+        return [(m, configs[m], len(own)) for m, own in found.items()]
     who(None, None)
     parts = dict(white_box=_white_box, transfer=partial(_transfer, seeds=asked['seeds']), spsa=_spsa, landscape=_landscape, diversity=_diversity, ablation=lambda e, who: _ablation(e))
     for name, part in parts.items():

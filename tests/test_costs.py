@@ -28,6 +28,9 @@ def test_what_is_asked_is_what_it_costs():
     "More seeds, images or attacks cost in proportion; a run that only an experiment names is trained too"
     def eflop(what, **experiments): return cost_table(SMALL | dict(experiments=SMALL['experiments'] | experiments)).set_index('what').eflop[what]
     assert eflop('train: at_pgd', seeds=[0, 1, 2, 3]) == pytest.approx(2*eflop('train: at_pgd'))
+    more = dict(more_seeds=dict(at_pgd=[1, 2, 3]), white_box=dict(n_test=100))         # seed 1 is there already
+    assert eflop('train: at_pgd', **more) == pytest.approx(2*eflop('train: at_pgd')) and eflop('train: standard', **more) == eflop('train: standard')
+    assert eflop('white_box', **more) == pytest.approx(1.5*eflop('white_box', white_box=dict(n_test=100)), rel=0.01)
     whole, few = (eflop('white_box', white_box=dict(n_test=n)) for n in (300, 100))
     assert whole == pytest.approx(3*few)
     alone = eflop('white_box', white_box=dict(attacks=['pgd20'], draws=0, sound=False))
@@ -46,6 +49,7 @@ def test_what_is_asked_is_what_it_costs():
     (dict(experiments=dict(methods=['standard'])), 'experiments: rate=None: allowed is a number in'),
     (dict(experiments=dict(rate=1)), 'experiments: methods=None: allowed is a list'),
     (dict(experiments=dict(methods=['standart'], rate=1)), "method='standart'"),
+    (dict(experiments=dict(methods=['standard'], rate=1, more_seeds=dict(at_pgd=[1]))), "more_seeds='at_pgd': allowed is standard"),
     (dict(experiments=dict(methods=['standard'], rate=1, whitebox={})), "did you mean 'white_box'"),
     (dict(experiments=dict(methods=['standard'], rate=1, spsa=dict(samples=[3]))), 'spsa: samples='),
     (dict(experiments=dict(methods=['standard'], rate=1, spsa=dict(n_tset=3))), "spsa: n_tset=3: there is no such parameter, did you mean 'n_test'"),

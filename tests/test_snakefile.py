@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd, pytest, yaml
 
 from adt_repro.core import ParameterError
+from adt_repro.costs import cost_table
 from adt_repro.runs import RULES, resolve, run_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,8 +41,9 @@ def test_the_plan_names_runs_as_the_package_does(scale, tmp_path):
     file = yaml.safe_load((ROOT/'nbs'/'scales'/f'{scale}.yaml').read_text())
     asked, jobs = file.pop('experiments'), planned(project(tmp_path), scale=scale)
     blank = dict.fromkeys(RULES) | dict(recipe='paper2020', device='auto')
-    names = {run_name(resolve(blank | file | dict(method=m, seed=s))) for m in asked['methods'] for s in asked['seeds']}
-    assert jobs['train'] == jobs['white_box'] == names and jobs['paper'] == {''} and len(names) == len(asked['methods'])*len(asked['seeds'])
+    more = asked.get('more_seeds', {})
+    names = {run_name(resolve(blank | file | dict(method=m, seed=s))) for m in asked['methods'] for s in [*asked['seeds'], *more.get(m, [])]}
+    assert jobs['train'] == jobs['white_box'] == names and jobs['paper'] == {''} and len(names) == len(asked['methods'])*len(asked['seeds']) + sum(map(len, more.values()))
     assert {k for k in ('transfer', 'landscape', 'diversity', 'ablation') if k in asked} == {k for k in jobs if jobs[k] == {''}} - {'paper'}
 
 def test_a_scale_of_low_precision_and_an_ablation_of_another_network(tmp_path):
@@ -54,10 +56,19 @@ def test_a_scale_of_low_precision_and_an_ablation_of_another_network(tmp_path):
     given = re.search(r'nbs/ablation.ipynb .* -y (\S.*?) </dev/null', said.stdout)[1]
     assert '"arch": "wrn-10-1"' in given and '"dataset": "cifar10"' in given
 
+def test_more_seeds_of_one_method(tmp_path):
+    "They are trained and evaluated, and belong to an experiment that names its methods and no seeds"
+    e = MINI['experiments'] | dict(seeds=[0], more_seeds=dict(at_pgd=[0, 3]), spsa=dict(methods=['at_pgd']))
+    jobs, names = planned(project(tmp_path, experiments=e)), {f'digits-small_cnn-{run}' for run in ('standard-s0', 'at_pgd-s0', 'at_pgd-s3')}
+    assert jobs['train'] == jobs['white_box'] == names and jobs['spsa'] == names - {'digits-small_cnn-standard-s0'}
+    assert int(cost_table(MINI | dict(experiments=e)).set_index('what').runs['total']) == 3
+
 @pytest.mark.parametrize('change, line', [
     (dict(scale='other'), "scale='other', allowed is the name of the file, 'mini'"),
     (dict(experiments=dict(methods=['standard'], rate=1)), 'allowed is a table with at least methods and seeds'),
     (dict(experiments=MINI['experiments'] | dict(spsas={})), "'spsas', allowed are methods, seeds"),
+    (dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pdg=[2]))), "more_seeds: 'at_pdg', allowed are standard, at_pgd"),
+    (dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pgd=[-2]))), "more_seeds={'at_pgd': [-2]}: allowed is a table of methods"),
     (dict(experiments=MINI['experiments'] | dict(spsa=dict(seeds=[7]))), 'digits-small_cnn-at_pgd-s7, allowed are the runs of methods and seeds'),
     (dict(experiments=MINI['experiments'] | dict(methods=['at_pdg', 'at_pgd'])), "method='at_pdg'"),
     (dict(epochs=0), 'epochs=0: allowed is')])
