@@ -2,9 +2,11 @@
 import json, shutil, subprocess, sys
 from pathlib import Path
 
-import pytest
+import pandas as pd, pytest, torch
+from safetensors.torch import load_file
 
 from adt_repro.data import DataError, data_folder, fingerprint, load_data
+from adt_repro.models import build
 from adt_repro.report import CIFAR10_TEST
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,3 +37,19 @@ def test_a_wide_resnet_trains_on_it(tmp_path):
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path/'outputs'/'demo'/'runs'/'cifar10-wrn-10-1-adt_exp-s0'/'run.json').read_text())
     assert facts['eps'] == pytest.approx(8/255) and facts['results'][0]['n'] == 200
+
+def test_committed_weights_are_those_that_were_judged():
+    "Every network of scale cpu, loaded in plain PyTorch: its answers on clean images, and that FGSM, written out here, leaves what the records say"
+    data, out = load_data('cifar10', download=False), ROOT/'outputs'/'cpu'
+    x, y = data.x_test[:300], data.y_test[:300]
+    files = sorted(out.glob('records/white_box-*.parquet'))
+    assert len(files) >= 10
+    for f in files:
+        net, rows = build('small_cnn').eval(), pd.read_parquet(f).query('i < 300').pivot(index='i', columns='attack', values='pred')
+        net.load_state_dict(load_file(out/'runs'/f.stem.removeprefix('white_box-')/'weights.safetensors'))
+        moved = x.clone().requires_grad_()
+        torch.nn.functional.cross_entropy(net(moved), y, reduction='sum').backward()
+        with torch.no_grad():
+            clean, fgsm = net(x).argmax(1), net((x + 8/255*moved.grad.sign()).clamp(0, 1)).argmax(1)
+        assert (clean.numpy() != rows.natural.values).sum() <= 1, f.stem              # another processor may break a tie otherwise
+        assert abs((fgsm == y).sum().item() - (rows.fgsm.values == y.numpy()).sum()) <= 2, f.stem
