@@ -169,3 +169,28 @@ def test_what_readme_says_of_soundness_and_the_distribution_on_digits():
     assert 'feature_scatter' in square.index[-1] and f'up to {100*square.iloc[-1]:.1f} points more than PGD' in readme
     counts = pd.concat(map(pd.read_csv, OUT.glob('tables/white_box-*.csv'))).pivot(index='run', columns='attack', values='correct')
     assert (counts.rob == counts['rob+']).all() and len(counts) == runs and f'in any of the {runs}' in readme
+
+def test_what_readme_says_of_the_first_hundred_images():
+    "Scale cpu, seed 0: how many of the first 100 images withstand Table 1, AutoAttack after it, SPSA and Square, counted from the records"
+    readme, out = (ROOT/'README.md').read_text(), ROOT/'outputs'/'cpu'
+    def standing(rows, attacks):
+        rows = rows[(rows.i < 100) & rows.attack.isin(attacks)]
+        return 100 - rows[rows.attacked & (rows.pred != rows.y)].i.nunique()
+    felled = 0
+    for f in sorted(out.glob('records/white_box-*.parquet')):
+        rows, run = pd.read_parquet(f), f.stem.removeprefix('white_box-')
+        six, more = standing(rows, TABLE1), standing(rows, [*TABLE1, 'autoattack'])
+        met = rows[(rows.attack == 'autoattack') & rows.attacked]
+        assert len(met) == six and rows[rows.attack == 'distribution'].i.nunique() == 100
+        felled += six - standing(rows, [*TABLE1, 'distribution'])
+        if not run.endswith('-s0'): continue
+        asked = pd.read_parquet(spsa) if (spsa := out/'records'/f'spsa-{run}.parquet').exists() else None
+        queries = [str(standing(asked, ['natural', a])) for a in ('spsa256', 'square')] if asked is not None else ['–', '–']
+        assert f"| `{run.split('-')[2]}` | {' | '.join([str(standing(rows, ['natural', 'pgd20'])), str(six), str(more), *queries])} |" in readme, run
+    assert felled == 0 and 'fells nothing that the six leave standing' in readme
+
+def test_what_readme_says_of_the_cpu_scale():
+    "Its words on rows and claims, from table, claims, panel and transfer"
+    readme, out = (ROOT/'README.md').read_text(), ROOT/'outputs'/'cpu'
+    checks = pd.concat(map(pd.read_csv, out.glob('frames/soundness-*.csv')))
+    assert checks.passed.all() and f'All {len(checks)} checks of the panel pass, eight for each of the {checks.run.nunique()} networks' in readme
