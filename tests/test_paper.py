@@ -190,7 +190,24 @@ def test_what_readme_says_of_the_first_hundred_images():
     assert felled == 0 and 'fells nothing that the six leave standing' in readme
 
 def test_what_readme_says_of_the_cpu_scale():
-    "Its words on rows and claims, from table, claims, panel and transfer"
+    "Its words on rows, costs and claims, from table, runs, claims and panel"
     readme, out = (ROOT/'README.md').read_text(), ROOT/'outputs'/'cpu'
     checks = pd.concat(map(pd.read_csv, out.glob('frames/soundness-*.csv')))
-    assert checks.passed.all() and f'All {len(checks)} checks of the panel pass, eight for each of the {checks.run.nunique()} networks' in readme
+    assert checks.passed.all() and f'All {len(checks)} checks of the panel pass, eight for each of the {checks.run.nunique()} networks, on 100 images' in readme and (checks.n == 100).all()
+    table = pd.read_csv(out/'tables'/'table1.csv')
+    v, seeds = table.pivot(index='row', columns='column', values='accuracy'), table.groupby('row').seeds.max()
+    claims, runs = pd.read_csv(out/'tables'/'claims.csv').set_index('key'), read_evidence(out).runs
+    assert seeds[['at_pgd', 'adt_exp']].eq(3).all() and seeds[['standard', 'feature_scatter']].eq(2).all() and (seeds[seeds > 0] == 1).sum() == 6
+    took = runs.groupby(['row', 'seed']).seconds.mean()
+    am, imp = (took[k, 0]/took['adt_exp', 0] for k in ('adt_exp_am', 'adt_imp_am'))
+    assert 4.5 < took['adt_exp'].mean()/took['at_pgd'].mean() < 5.5 and 'a training by `adt_exp` takes five times as long as one by `at_pgd`' in readme
+    assert claims.verdict['C1'] == 'underpowered' and claims.lo['C1'] < -2.3 and claims.hi['C1'] > 2.3 and -0.75 < claims.estimate['C1'] < -0.25
+    paper = published_table1()
+    for said in (f"over three seeds, {v.rob.adt_exp:.1f} and {v.rob.at_pgd:.1f}, and on clean images {v.natural.adt_exp:.1f} and {v.natural.at_pgd:.1f}",
+                 f"train in {am:.2f} (`adt_exp_am`) and {imp:.2f} (`adt_imp_am`) of `adt_exp`'s time, the paper's was {13/73:.2f}",
+                 f"{v.natural.adt_exp_am:.1f} % each, and behind under attack, A_rob {v.rob.adt_exp_am:.1f} and {v.rob.adt_imp_am:.1f}",
+                 f"has {v.rob.at_pgd_tuned:.1f} beside `at_pgd`'s {v.rob.at_pgd:.1f}", f"of all, {v.rob.max():.1f}, with {v.natural[v.rob.idxmax()]:.1f} on clean images",
+                 f"A_rob {v.rob.at_fgsm:.1f}, but does not collapse: PGD-20 leaves {v.pgd20.at_fgsm:.1f} % of {v.fgsm.at_fgsm:.1f} under FGSM",
+                 f"A_rob {v.rob.feature_scatter:.1f}, but before the attack on features: PGD-20 alone leaves {v.pgd20.feature_scatter:.1f} %, FeaAttack {v.feature.feature_scatter:.1f} %. The published network kept {paper.pgd20.feature_scatter:.1f} % under PGD-20 and fell to {paper.feature.feature_scatter:.1f}",
+                 f"`at_pgd` there: {paper.natural.at_pgd:.1f} clean, A_rob {paper.rob.at_pgd:.1f}"): assert said in readme, said
+    assert v.natural.adt_exp_am == v.natural.adt_imp_am and v.rob.idxmax() == 'trades'
