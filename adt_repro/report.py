@@ -49,7 +49,7 @@ def scale_line(
     e: Evidence, # of `read_evidence`
 ) -> str: # data set, network, ε, epochs, n, seeds
     "What a scale's numbers are of"
-    r, n = e.runs, sorted({g.shape[1] for g in e.found.values()})
+    r, n = e.runs, sorted({g.shape[1] for (_, column), g in e.found.items() if column in COLUMNS} or {g.shape[1] for g in e.found.values()})   # the table's, where it was made
     seeds = r.groupby('row').seed.nunique()
     span = lambda v: f'{min(v)}' if min(v) == max(v) else f'{min(v)} to {max(v)}'
     train = _one(r.n_train.map(lambda v: 'all' if pd.isna(v) else f'{v:.0f}'))
