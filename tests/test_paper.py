@@ -211,3 +211,10 @@ def test_what_readme_says_of_the_cpu_scale():
                  f"A_rob {v.rob.feature_scatter:.1f}, but before the attack on features: PGD-20 alone leaves {v.pgd20.feature_scatter:.1f} %, FeaAttack {v.feature.feature_scatter:.1f} %. The published network kept {paper.pgd20.feature_scatter:.1f} % under PGD-20 and fell to {paper.feature.feature_scatter:.1f}",
                  f"`at_pgd` there: {paper.natural.at_pgd:.1f} clean, A_rob {paper.rob.at_pgd:.1f}"): assert said in readme, said
     assert v.natural.adt_exp_am == v.natural.adt_imp_am and v.rob.idxmax() == 'trades'
+    made = pd.read_csv(out/'tables'/'transfer.csv').set_index(['run', 'attack', 'source']).accuracy
+    gaps = [p - made[run, attack, run] for (run, attack, source), p in made.items() if source != run]
+    assert min(gaps) > 0 and len(gaps) == 32 and 'in all 32 comparisons ([`transfer.csv`](outputs/cpu/tables/transfer.csv))' in readme
+    asked = pd.concat(map(pd.read_csv, out.glob('tables/spsa-*.csv'))).pivot(index='run', columns='attack', values='correct')
+    more = {k: (asked[k] - asked.pgd20).rename(lambda run: run.split('-')[2]) for k in ('spsa256', 'square')}
+    assert set(more['spsa256']) == {2, 5} and len(asked) == 4 and 'SPSA leaves two to five images more than PGD-20 does' in readme
+    assert more['square'][['at_pgd', 'adt_exp']].tolist() == [-1, -4] and 'fells one and four images more than PGD-20 on the two that are robust, and fewer on the others' in readme and (more['square'][['standard', 'feature_scatter']] > 0).all()
