@@ -208,7 +208,7 @@ def test_what_readme_says_of_the_cpu_scale():
                  f"{v.natural.adt_exp_am:.1f} % each, and behind under attack, A_rob {v.rob.adt_exp_am:.1f} and {v.rob.adt_imp_am:.1f}",
                  f"has {v.rob.at_pgd_tuned:.1f} beside `at_pgd`'s {v.rob.at_pgd:.1f}", f"of all, {v.rob.max():.1f}, with {v.natural[v.rob.idxmax()]:.1f} on clean images",
                  f"A_rob {v.rob.at_fgsm:.1f}, but does not collapse: PGD-20 leaves {v.pgd20.at_fgsm:.1f} % of {v.fgsm.at_fgsm:.1f} under FGSM",
-                 f"A_rob {v.rob.feature_scatter:.1f}, but before the attack on features: PGD-20 alone leaves {v.pgd20.feature_scatter:.1f} %, FeaAttack {v.feature.feature_scatter:.1f} %. The published network kept {paper.pgd20.feature_scatter:.1f} % under PGD-20 and fell to {paper.feature.feature_scatter:.1f}",
+                 f"A_rob {v.rob.feature_scatter:.1f}, but before the attack on features: PGD-20 alone leaves {v.pgd20.feature_scatter:.1f} %, FeaAttack {v.feature.feature_scatter:.1f} %. The published network kept {paper.pgd20.feature_scatter:.2f} % under PGD-20 and fell to {paper.feature.feature_scatter:.2f}",
                  f"`at_pgd` there: {paper.natural.at_pgd:.1f} clean, A_rob {paper.rob.at_pgd:.1f}"): assert said in readme, said
     assert v.natural.adt_exp_am == v.natural.adt_imp_am and v.rob.idxmax() == 'trades'
     made = pd.read_csv(out/'tables'/'transfer.csv').set_index(['run', 'attack', 'source']).accuracy
