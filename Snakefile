@@ -35,6 +35,7 @@ def run_of(row, seed):
     return f"{p['dataset']}-{p['arch']}-{p.get('label') or row}" + f'-{recipe}'*(recipe != 'paper2020') + f'-s{seed}'
 
 MORE = ASKED.get('more_seeds') or {}
+if not (isinstance(MORE, dict) and all(isinstance(seeds, list) for seeds in MORE.values())): stop(f'{FILE}: more_seeds={MORE!r}: allowed is a table of methods, for each a list of seeds')
 if other := sorted(set(MORE) - set(ASKED['methods'])): stop(f'{FILE}: more_seeds: {other[0]!r}, allowed are {", ".join(ASKED["methods"])}')
 def seeds_of(row): return list(dict.fromkeys([*ASKED['seeds'], *MORE.get(row, [])]))
 RUNS = {run_of(m, s): dict(method=m, seed=s, rows={m: ROWS[m]} if m in ROWS else None) for m in ASKED['methods'] for s in seeds_of(m)}

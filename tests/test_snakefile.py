@@ -68,6 +68,8 @@ def test_more_seeds_of_one_method(tmp_path):
     (dict(experiments=dict(methods=['standard'], rate=1)), 'allowed is a table with at least methods and seeds'),
     (dict(experiments=MINI['experiments'] | dict(spsas={})), "'spsas', allowed are methods, seeds"),
     (dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pdg=[2]))), "more_seeds: 'at_pdg', allowed are standard, at_pgd"),
+    (dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pgd=2))), "more_seeds={'at_pgd': 2}: allowed is a table of methods, for each a list of seeds"),
+    (dict(experiments=MINI['experiments'] | dict(more_seeds=['at_pgd'])), "more_seeds=['at_pgd']: allowed is a table of methods"),
     (dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pgd=[-2]))), "more_seeds={'at_pgd': [-2]}: allowed is a table of methods"),
     (dict(experiments=MINI['experiments'] | dict(spsa=dict(seeds=[7]))), 'digits-small_cnn-at_pgd-s7, allowed are the runs of methods and seeds'),
     (dict(experiments=MINI['experiments'] | dict(methods=['at_pdg', 'at_pgd'])), "method='at_pdg'"),
