@@ -158,7 +158,7 @@ rule paper:
 
 if workflow.is_main_process:
     plan = Path(OUT)/'plan.txt'
-    if not plan.exists() or plan.stat().st_mtime < max(p.stat().st_mtime for p in [FILE, *Path('adt_repro').glob('*.py')]):
+    if not plan.exists() or plan.stat().st_mtime < max(p.stat().st_mtime for p in [FILE, *Path('adt_repro').rglob('*.py')]):
         said = subprocess.run([sys.executable, '-m', 'adt_repro.costs', FILE], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
         if said.returncode: stop(f'{FILE}: {(said.stderr.strip() or "?").splitlines()[-1]}')
         plan.parent.mkdir(parents=True, exist_ok=True)
