@@ -28,7 +28,7 @@ if not (ASKED.get('methods') and ASKED.get('seeds')): stop(f'{FILE}: experiments
 if other := sorted(set(ASKED) - {'methods', 'seeds', 'more_seeds', 'rate', 'threads', 'paper', *EXPERIMENTS}): stop(f'{FILE}: experiments: {other[0]!r}, allowed are methods, seeds, more_seeds, rate, threads, {", ".join(EXPERIMENTS)}, paper')
 
 def run_of(row, seed):
-    "The folder of a run, as adt_repro.runs names it (which would import PyTorch; tests/test_snakefile.py compares the two)"
+    "The folder of a run, as adt_repro.runs.store names it (which would import PyTorch; tests/test_snakefile.py compares the two)"
     p = ROWS.get(row, {}) | {k: v for k, v in BASE.items() if v is not None}
     if missing := {'dataset', 'arch'} - set(p): stop(f'{FILE}: {row}: {sorted(missing)[0]} is missing, allowed is a scale that names its dataset and arch')
     recipe = p.get('recipe', 'paper2020')
@@ -159,7 +159,7 @@ rule paper:
 if workflow.is_main_process:
     plan = Path(OUT)/'plan.txt'
     if not plan.exists() or plan.stat().st_mtime < max(p.stat().st_mtime for p in [FILE, *Path('adt_repro').rglob('*.py')]):
-        said = subprocess.run([sys.executable, '-m', 'adt_repro.costs', FILE], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+        said = subprocess.run([sys.executable, '-m', 'adt_repro.planning.costs', FILE], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
         if said.returncode: stop(f'{FILE}: {(said.stderr.strip() or "?").splitlines()[-1]}')
         plan.parent.mkdir(parents=True, exist_ok=True)
         plan.write_text(said.stdout, encoding='utf-8')

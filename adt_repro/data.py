@@ -7,15 +7,22 @@ __all__ = ['DATASETS', 'Data', 'Spec', 'DataError', 'check_data', 'as_data', 'da
            'crop_flip']
 
 # %% ../nbs/library/data.ipynb #imports
-import hashlib, os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np, torch, torch.nn.functional as F, torchvision.datasets as tv
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 from torchvision.datasets.utils import check_md5
+import hashlib
+import numpy as np
+import os
+import torch
+import torch.nn.functional as F
+import torchvision.datasets as tv
 
-from .core import *
+from .base.files import find_root
+from .base.noise import rand_unit
+from .base.parameters import ParameterError, refuse, shown
 
 # %% ../nbs/library/data.ipynb #data-class
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Spec:
     shape: tuple       # of an image (C, H, W)
     n_classes: int     # classes, at least 2
     eps: float         # radius of the ℓ∞ ball, in pixel values of [0, 1]
-    arch: str          # network, see `adt_repro.models.build`
+    arch: str          # network, see `adt_repro.models.classifiers.build`
     augment: bool      # random crop (4 pixels of padding) and horizontal flip?
     epochs: int        # passes over the training images
     n_mc: int          # Monte-Carlo samples for one gradient of ADT_EXP

@@ -8,10 +8,10 @@ __all__ = ['ce', 'kl', 'margin', 'neg_margin', 'cw', 'toward', 'least_likely', '
 
 # %% ../nbs/library/losses.ipynb #imports
 import math
+import torch
+import torch.nn.functional as F
 
-import torch, torch.nn.functional as F
-
-from .core import *
+from .base.parameters import refuse
 
 # %% ../nbs/library/losses.ipynb #ce
 def ce(

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pandas as pd, torch
 
-from adt_repro.attacks import pgd
-from adt_repro.black_box import square
-from adt_repro.methods import METHODS
-from adt_repro.records import run_suite, save_records
-from adt_repro.runs import *
-from adt_repro.runs import RULES
-from adt_repro.state import State
-from adt_repro.training import train
+from adt_repro.attacks.gradient import pgd
+from adt_repro.attacks.black_box import square
+from adt_repro.methods.table import METHODS
+from adt_repro.evaluation.records import save_records
+from adt_repro.evaluation.suite import run_suite
+from adt_repro.runs.config import RULES
+from adt_repro.runs.resolve import resolve, start_run
+from adt_repro.runs.store import load_run, lock_run, run_facts, run_folder, save_run, take_up
+from adt_repro.runs.config import RULES
+from adt_repro.training.state import State
+from adt_repro.training.loop import train
 
 CPU = torch.device('cpu')
 

@@ -18,8 +18,9 @@ import torch
 from exported import have
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from adt_repro.attacks import pgd
-from adt_repro.models import build, load_weights
+from adt_repro.attacks.gradient import pgd
+from adt_repro.models.classifiers import build
+from adt_repro.models.weights import load_weights
 
 # PGD by each library as its documentation says, all with one signature: the network in evaluation mode, images, labels, the sizes of the
 # attack, whether it starts at random, and that start as an offset from the images. Without an offset the library draws its own. All of

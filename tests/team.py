@@ -5,13 +5,14 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from torch import nn
 
-from adt_repro.adversaries import ExpAM, ImpAM
-from adt_repro.core import ParameterError
+from adt_repro.methods.adversaries import ExpAM, ImpAM
+from adt_repro.base.parameters import ParameterError
 from adt_repro.data import load_data
-from adt_repro.methods import Method, make_method
-from adt_repro.parallel import joined, launch
-from adt_repro.state import Recipe, State, load_checkpoint
-from adt_repro.training import train
+from adt_repro.methods.objective import Method
+from adt_repro.methods.table import make_method
+from adt_repro.runs.distributed import joined, launch
+from adt_repro.training.state import Recipe, State, load_checkpoint
+from adt_repro.training.loop import train
 
 RECIPE = Recipe(epochs=4, batch=32, lr=0.05, drops=(-1,), augment=True, average=0.9)
 CASES = dict(at_pgd=137, adt_exp=129, trades=137, adt_exp_am=129, adt_imp_am=137)   # to training images: a last batch of 9 or of 1 after four of 32. With adt_imp_am halves of a batch are on two sides of the hinge

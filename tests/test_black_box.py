@@ -4,15 +4,16 @@ from pathlib import Path
 
 import nbformat, pandas as pd, pytest, torch
 
-from adt_repro.attacks import auto_attack
-from adt_repro.black_box import query_curve, spsa, square
-from adt_repro.core import example_noise, rand_unit
+from adt_repro.attacks.autoattack import auto_attack
+from adt_repro.attacks.black_box import query_curve, spsa, square
+from adt_repro.base.noise import example_noise, rand_unit
 from adt_repro.data import load_data
-from adt_repro.evaluation import accuracy, evaluate
-from adt_repro.methods import make_method
-from adt_repro.models import build
-from adt_repro.records import SCHEMA, load_records
-from adt_repro.training import Recipe, train
+from adt_repro.evaluation.evaluate import accuracy, evaluate
+from adt_repro.methods.table import make_method
+from adt_repro.models.classifiers import build
+from adt_repro.evaluation.records import SCHEMA, load_records
+from adt_repro.training.loop import train
+from adt_repro.training.state import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = 'transfer', 'spsa'
@@ -55,8 +56,8 @@ def test_spsa_is_what_it_says(net):
 
 MEMORY = '''
 import sys, torch
-from adt_repro.black_box import spsa
-from adt_repro.models import build
+from adt_repro.attacks.black_box import spsa
+from adt_repro.models.classifiers import build
 torch.manual_seed(0)
 net, x, y = build('wrn-16-1').eval(), torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
 with torch.no_grad(): net.fc.bias[0] = 100.                       # nothing falls

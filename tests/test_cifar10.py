@@ -6,8 +6,8 @@ import pandas as pd, pytest, torch
 from safetensors.torch import load_file
 
 from adt_repro.data import DataError, data_folder, fingerprint, load_data
-from adt_repro.models import build
-from adt_repro.report import CIFAR10_TEST
+from adt_repro.models.classifiers import build
+from adt_repro.paper.report import CIFAR10_TEST
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = data_folder()/'cifar-10-batches-py'

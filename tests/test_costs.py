@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest, yaml
 
-from adt_repro.core import ParameterError
-from adt_repro.costs import EXPERIMENTS, cost_table, main, show, step_costs
-from adt_repro.passes import attack_passes
+from adt_repro.base.parameters import ParameterError
+from adt_repro.planning.costs import EXPERIMENTS, cost_table, main, show, step_costs
+from adt_repro.planning.passes import attack_passes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = yaml.safe_load((ROOT/'nbs'/'scales'/'paper.yaml').read_text())
@@ -15,7 +15,7 @@ SMALL = dict(dataset='digits', epochs=2, n_train=100, experiments=dict(methods=[
 def test_the_papers_costs_from_the_shell():
     "In seconds, on WRN-28-10, without its data: training, by hand: 50,000 images, 76 epochs, 3 or 73 passes of 5.24 GMAC"
     begin = time.perf_counter()
-    done = subprocess.run([sys.executable, '-m', 'adt_repro.costs', 'nbs/scales/paper.yaml'], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'adt_repro.planning.costs', 'nbs/scales/paper.yaml'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - begin < 60 and done.stderr == ''
     assert 'wrn-28-10' in done.stdout and '30 TFLOP/s as stated' in done.stdout and 'upper bound' in done.stdout

@@ -7,20 +7,22 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from adt_repro.attacks import auto_attack, fea_attack, mim, pgd
-from adt_repro.core import ParameterError
+from adt_repro.attacks.autoattack import auto_attack
+from adt_repro.attacks.feature import fea_attack
+from adt_repro.attacks.gradient import mim, pgd
+from adt_repro.base.parameters import ParameterError
 from adt_repro.data import as_data, load_data
-from adt_repro.evaluation import evaluate
-from adt_repro.interop import import_run, load_authors, load_network
-from adt_repro.methods import METHODS, make_method, method_options
-from adt_repro.models import Normalized, build
-from adt_repro.records import load_records
-from adt_repro.speed import near
-from adt_repro.runs import load_run, read_config, read_facts
-from adt_repro.selection import tiny_run
-from adt_repro.sharing import export
-from adt_repro.state import Recipe
-from adt_repro.training import train
+from adt_repro.evaluation.evaluate import evaluate
+from adt_repro.exchange.import_weights import import_run, load_authors, load_network
+from adt_repro.methods.table import METHODS, make_method, method_options
+from adt_repro.models.classifiers import Normalized, build
+from adt_repro.evaluation.records import load_records
+from adt_repro.speed.precision import near
+from adt_repro.runs.store import load_run, read_config, read_facts
+from adt_repro.runs.select import tiny_run
+from adt_repro.exchange.export import export
+from adt_repro.training.state import Recipe
+from adt_repro.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = os.environ.get('ADT_PEERS', '.venv-peers/bin/python')

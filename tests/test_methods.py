@@ -3,9 +3,11 @@ import copy, math
 
 import pytest, torch, torch.nn.functional as F
 
-from adt_repro.core import eval_mode
-from adt_repro.methods import METHODS, adt_loss, count_passes, make_method, method_options
-from adt_repro.models import build
+from adt_repro.base.device import eval_mode
+from adt_repro.methods.objective import adt_loss
+from adt_repro.methods.table import METHODS, make_method, method_options
+from adt_repro.models.flops import count_passes
+from adt_repro.models.classifiers import build
 
 EPS, SHAPE, N = 0.1, (1, 8, 8), 64   # 64 is the paper's batch; the scale of the generator's input and Adam's 1e-8 belong to it
 

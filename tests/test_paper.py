@@ -6,10 +6,10 @@ from pathlib import Path
 import nbformat, numpy as np, pandas as pd, pytest
 from scipy import stats
 
-from adt_repro.claims import TABLE1, marked, measured, paper_claims, published_table1, read_evidence
-from adt_repro.core import ParameterError
-from adt_repro.report import CIFAR10_TEST, REAL, latest_scale, paper_settings, readme_claims, readme_table, scale_line, table1_cells
-from adt_repro.verdicts import judge
+from adt_repro.paper.claims import TABLE1, marked, measured, paper_claims, published_table1, read_evidence
+from adt_repro.base.parameters import ParameterError
+from adt_repro.paper.report import CIFAR10_TEST, REAL, latest_scale, paper_settings, readme_claims, readme_table, scale_line, table1_cells
+from adt_repro.paper.verdicts import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE = latest_scale(ROOT/'outputs')

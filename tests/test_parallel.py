@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pandas as pd, pytest, torch, yaml
 
 import team
-from adt_repro.core import ParameterError, example_noise
+from adt_repro.base.noise import example_noise
+from adt_repro.base.parameters import ParameterError
 from adt_repro.data import crop_flip
-from adt_repro.methods import adt_loss
-from adt_repro.parallel import TeamError, _LEFT_OUT, _line, joined, launch, main
+from adt_repro.methods.objective import adt_loss
+from adt_repro.runs.distributed import TeamError, _LEFT_OUT, _line, joined, launch, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +88,7 @@ def test_what_is_said_of_a_failure(tmp_path):
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path/'c.yaml').write_text('processes: 3')
-    monkeypatch.setattr('adt_repro.parallel._begin', lambda *args: None)
+    monkeypatch.setattr('adt_repro.runs.sweeps._begin', lambda *args: None)
     for args, words in {(): 'processes=3: allowed is 1, as many as were started', ('-p', 'processes', '1', '-p', 'epoch', '3'): "epoch=3: there is no such parameter, did you mean 'epochs'?",
                         ('-p', 'processes', '1', '-p', 'lr', '[1'): 'allowed is a file of parameters (ParserError)'}.items():
         assert main([str(tmp_path/'c.yaml'), *args]) == 1 and words in (said := capsys.readouterr().err) and said.count('\n') == 1
@@ -105,7 +106,7 @@ def test_notebook_and_shell(tmp_path):
     for f in 'settings.ini', 'nbs/train.ipynb': shutil.copy(ROOT/f, tmp_path/f)
     (tmp_path/'c.yaml').write_text(yaml.safe_dump(dict(method='at_pgd', epochs=2, n_train=128, n_test=50, device='cpu', processes=1)))
     def call(*args): return subprocess.run([sys.executable, '-m', *args], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    papermill, shell = ('papermill', 'nbs/train.ipynb', 'out.ipynb', '-f', 'c.yaml'), ('torch.distributed.run', '--nproc-per-node', '1', '-m', 'adt_repro.parallel', 'c.yaml')
+    papermill, shell = ('papermill', 'nbs/train.ipynb', 'out.ipynb', '-f', 'c.yaml'), ('torch.distributed.run', '--nproc-per-node', '1', '-m', 'adt_repro.runs.distributed', 'c.yaml')
     run = tmp_path/'outputs'/'demo'/'runs'/'digits-small_cnn-at_pgd-s0'
     done = call(*papermill, '-p', 'max_minutes', '1e-6')
     assert done.returncode == 0 and 'after step 1 of epoch 1, which is kept' in (tmp_path/'out.ipynb').read_text(), done.stderr

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
-from adt_repro.attacks import pgd
-from adt_repro.models import save_weights
-from adt_repro.runs import RULES, resolve, start_run
-from adt_repro.training import train
+from adt_repro.attacks.gradient import pgd
+from adt_repro.models.weights import save_weights
+from adt_repro.runs.config import RULES
+from adt_repro.runs.resolve import resolve, start_run
+from adt_repro.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = all(find_spec(m) for m in ('torchattacks', 'foolbox', 'art'))

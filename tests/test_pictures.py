@@ -4,11 +4,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 
-from adt_repro.core import ParameterError
+from adt_repro.base.parameters import ParameterError
 from adt_repro.data import load_data
-from adt_repro.figures import save_figure
-from adt_repro.pictures import *
-from adt_repro.runs import load_run
+from adt_repro.analysis.style import save_figure
+from adt_repro.analysis.plots import draw_coverage, draw_curvature, draw_frontier, draw_hinge, draw_landscape, draw_options, draw_spread
+from adt_repro.runs.store import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = 'landscape', 'diversity', 'ablation'
@@ -138,8 +138,9 @@ def test_an_ablation_without_the_sweep_is_refused():
     plt.close(bare)
 
 LONG = """
-from adt_repro.runs import RULES, resolve
-from adt_repro.sweeps import finish_runs
+from adt_repro.runs.config import RULES
+from adt_repro.runs.resolve import resolve
+from adt_repro.runs.sweeps import finish_runs
 if __name__ == '__main__':
     blank = dict.fromkeys(RULES) | dict(method='adt_exp', dataset='digits', recipe='paper2020', device='cpu', scale='long', epochs=1000)
     list(finish_runs([resolve(blank | dict(seed=s)) for s in range(3)], 'outputs', jobs=2))

@@ -5,19 +5,21 @@ from pathlib import Path
 
 import nbformat, numpy as np, pandas as pd, pytest, torch
 
-from adt_repro.adversaries import drawn, exp_adversary
-from adt_repro.attacks import SUITE, fea_attack, pgd
-from adt_repro.black_box import spsa, square
-from adt_repro.core import example_noise
-from adt_repro.coverage import draws_of, restarts_of, seen_as
+from adt_repro.methods.adversaries import drawn, exp_adversary
+from adt_repro.attacks.feature import fea_attack
+from adt_repro.attacks.gradient import pgd
+from adt_repro.attacks.suite import SUITE
+from adt_repro.attacks.black_box import spsa, square
+from adt_repro.base.noise import example_noise
+from adt_repro.analysis.coverage import draws_of, restarts_of, seen_as
 from adt_repro.data import load_data
-from adt_repro.evaluation import evaluate, evaluate_on
-from adt_repro.geometry import landscape_axes, loss_surface, top_curvature
+from adt_repro.evaluation.evaluate import evaluate, evaluate_on
+from adt_repro.analysis.landscape import landscape_axes, loss_surface, top_curvature
 from adt_repro.losses import margin
-from adt_repro.models import build
-from adt_repro.records import load_records
-from adt_repro.soundness import panel, zero_gradients
-from adt_repro.speed import Fast, Speed, seen_at, tf32
+from adt_repro.models.classifiers import build
+from adt_repro.evaluation.records import load_records
+from adt_repro.evaluation.sanity import panel, zero_gradients
+from adt_repro.speed.precision import Fast, Speed, seen_at, tf32
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = load_data('digits').head(64, 64)

@@ -68,7 +68,7 @@ import importlib, pkgutil, sys, torch, torchvision
 before = set(sys.modules)
 import adt_repro
 for m in pkgutil.iter_modules(adt_repro.__path__): importlib.import_module(f'adt_repro.{m.name}')
-assert 'adt_repro.pictures' in sys.modules
+assert 'adt_repro.analysis.plots' in sys.modules
 print(*sorted({'scipy', 'sklearn', 'matplotlib', 'seaborn', 'nbdev', 'fastcore', 'papermill'} & (set(sys.modules) - before)))"""], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == '', f'imported by a module rather than by the function that needs it: {done.stdout}'
@@ -119,7 +119,7 @@ def test_readme_repeats_the_black_box_tables():
 
 def test_readme_repeats_the_numbers_of_the_pictures():
     import pandas as pd
-    from adt_repro.evaluation import mean_interval
+    from adt_repro.base.stats import mean_interval
     def pm(values, digits): m = mean_interval(values); return f"{m['mean']:.{digits}f} ± {m['mean'] - m['lo']:.{digits}f}"
     readme, frames = (ROOT/'README.md').read_text(), ROOT/'outputs'/'digits'/'frames'
     rows = pd.read_csv(frames/'coverage.csv')

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pandas as pd, pytest, torch
 
-from adt_repro.methods import METHODS
-from adt_repro.runs import RULES, lock_run, resolve, run_facts, start_run, take_up
-from adt_repro.state import State
-from adt_repro.training import train
+from adt_repro.methods.table import METHODS
+from adt_repro.runs.config import RULES
+from adt_repro.runs.resolve import resolve, start_run
+from adt_repro.runs.store import lock_run, run_facts, take_up
+from adt_repro.training.state import State
+from adt_repro.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 BLANK = dict.fromkeys(RULES) | dict(dataset='digits', recipe='tuned', seed=1, device='cpu', scale='tiny', epochs=2, n_train=96, n_test=20, batch=32)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pandas as pd, pytest, yaml
 
-from adt_repro.core import ParameterError
-from adt_repro.costs import cost_table
-from adt_repro.runs import RULES, resolve, run_name
+from adt_repro.base.parameters import ParameterError
+from adt_repro.planning.costs import cost_table
+from adt_repro.runs.config import RULES
+from adt_repro.runs.resolve import resolve
+from adt_repro.runs.store import run_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = [p.stem for p in sorted((ROOT/'nbs'/'scales').glob('*.yaml'))]

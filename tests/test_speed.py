@@ -8,17 +8,21 @@ import pandas as pd, pytest, torch, yaml
 from torch import nn
 
 import adt_repro.adversaries as adversaries
-from adt_repro.core import *
+from adt_repro.base.device import eval_mode
+from adt_repro.base.parameters import ParameterError, number, whole
 from adt_repro.data import load_data
-from adt_repro.losses import *
-from adt_repro.methods import *
-from adt_repro.models import build
-from adt_repro.runs import *
-from adt_repro.speed import *
-from adt_repro.state import *
-from adt_repro.sweeps import finish_run
-from adt_repro.timing import peak_growth
-from adt_repro.training import *
+
+from adt_repro.methods.objective import adt_loss
+from adt_repro.methods.table import METHODS, make_method, method_options
+from adt_repro.models.classifiers import build
+from adt_repro.runs.config import RULES
+from adt_repro.runs.resolve import resolve
+from adt_repro.runs.store import load_run
+from adt_repro.speed.precision import Fast, Speed, tf32
+from adt_repro.training.state import Recipe, State
+from adt_repro.runs.fit import finish_run
+from adt_repro.planning.timing import peak_growth
+from adt_repro.training.loop import train, train_step
 
 CPU = torch.device('cpu')
 DATA = load_data('digits').head(128, 64)

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import nbformat, pandas as pd, pytest, torch, yaml
 
-from adt_repro.core import ParameterError
+from adt_repro.base.parameters import ParameterError
 from adt_repro.data import load_data
-from adt_repro.evaluation import accuracy, evaluate
-from adt_repro.attacks import fgsm, pgd
-from adt_repro.methods import METHODS, OPTIONS, method_options
-from adt_repro.runs import RULES, SESSION, load_method, load_run, resolve, start_run
-from adt_repro.training import RECIPES, Recipe, train
+from adt_repro.evaluation.evaluate import accuracy, evaluate
+from adt_repro.attacks.gradient import fgsm, pgd
+from adt_repro.methods.table import METHODS, OPTIONS, method_options
+from adt_repro.runs.config import RULES, SESSION
+from adt_repro.runs.resolve import resolve, start_run
+from adt_repro.runs.store import load_method, load_run
+from adt_repro.training.loop import train
+from adt_repro.training.state import RECIPES, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(epochs=2, n_train=128, n_test=50, seed=3)

@@ -5,14 +5,19 @@ from pathlib import Path
 import pandas as pd, pytest, torch
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
-from adt_repro.core import ParameterError, check_params
+from adt_repro.base.parameters import ParameterError, check_params
 from adt_repro.data import DATASETS
-from adt_repro.methods import METHODS
-from adt_repro.models import build, load_weights
-from adt_repro.records import load_records, run_suite, save_records
-from adt_repro.runs import RULES, load_run, resolve, provenance, save_run, start_run
-from adt_repro.state import State, load_checkpoint, save_checkpoint
-from adt_repro.training import RECIPES, train
+from adt_repro.methods.table import METHODS
+from adt_repro.models.classifiers import build
+from adt_repro.models.weights import load_weights
+from adt_repro.evaluation.records import load_records, save_records
+from adt_repro.evaluation.suite import run_suite
+from adt_repro.runs.config import RULES
+from adt_repro.runs.resolve import resolve, start_run
+from adt_repro.runs.store import load_run, provenance, save_run
+from adt_repro.training.state import State, load_checkpoint, save_checkpoint
+from adt_repro.training.loop import train
+from adt_repro.training.state import RECIPES
 
 CPU, ROOT = torch.device('cpu'), Path(__file__).resolve().parents[1]
 LEFT_OUT = dict.fromkeys(RULES) | dict(method='at_pgd', dataset='digits', recipe='paper2020', seed=0, device='cpu', scale='tiny')

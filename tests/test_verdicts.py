@@ -4,9 +4,10 @@ import math
 import numpy as np, pytest
 from scipy.stats import binomtest, t as student, ttest_1samp
 
-from adt_repro.core import ParameterError
-from adt_repro.evaluation import mean_interval
-from adt_repro.verdicts import *
+from adt_repro.base.parameters import ParameterError
+from adt_repro.base.stats import mean_interval
+from adt_repro.base.stats import holm, mcnemar, p_outside, two_level
+from adt_repro.paper.verdicts import Claim, cell_verdict, judge, verdict
 
 inf = math.inf
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import nbformat, pandas as pd, pytest, torch
 from safetensors.torch import load_file, save_file
 
-from adt_repro.core import ParameterError
-from adt_repro.evaluation import evaluate
+from adt_repro.base.parameters import ParameterError
+from adt_repro.evaluation.evaluate import evaluate
 from adt_repro.data import load_data
-from adt_repro.models import build
-from adt_repro.records import SCHEMA, accuracies, load_records, robust
-from adt_repro.runs import load_run
+from adt_repro.models.classifiers import build
+from adt_repro.evaluation.metrics import accuracies, robust
+from adt_repro.evaluation.records import SCHEMA, load_records
+from adt_repro.runs.store import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
