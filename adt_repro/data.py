@@ -7,18 +7,17 @@ __all__ = ['DATASETS', 'Data', 'Spec', 'DataError', 'check_data', 'as_data', 'da
            'crop_flip']
 
 # %% ../nbs/library/data.ipynb #imports
-from dataclasses import dataclass
-from dataclasses import replace
-from pathlib import Path
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset
-from torchvision.datasets.utils import check_md5
 import hashlib
-import numpy as np
 import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.datasets as tv
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.utils import check_md5
 
 from .base.files import find_root
 from .base.noise import rand_unit
@@ -28,168 +27,252 @@ from .base.parameters import ParameterError, refuse, shown
 @dataclass(frozen=True)
 class Data:
     "A data set in memory: images (N, C, H, W) float32 in [0, 1], labels (N,) int64"
-    name: str               # one of `DATASETS`
-    x_train: torch.Tensor   # training images (N, C, H, W)
-    y_train: torch.Tensor   # their labels (N,)
-    x_test: torch.Tensor    # test images (M, C, H, W)
-    y_test: torch.Tensor    # their labels (M,)
-    classes: tuple          # the classes' names, in the labels' order
+
+    name: str  # one of `DATASETS`
+    x_train: torch.Tensor  # training images (N, C, H, W)
+    y_train: torch.Tensor  # their labels (N,)
+    x_test: torch.Tensor  # test images (M, C, H, W)
+    y_test: torch.Tensor  # their labels (M,)
+    classes: tuple  # the classes' names, in the labels' order
 
     @property
-    def shape(self) -> tuple: # (C, H, W)
+    def shape(self) -> tuple:  # (C, H, W)
         "An image's size"
         return tuple(self.x_train.shape[1:])
 
-    def to(self,
-        device: torch.device | str, # where to
-    ) -> 'Data': # the same data set there
+    def to(
+        self,
+        device: torch.device | str,  # where to
+    ) -> 'Data':  # the same data set there
         "The data set on another device"
-        return replace(self, **{k: getattr(self, k).to(device) for k in ('x_train', 'y_train', 'x_test', 'y_test')})
+        return replace(
+            self, **{k: getattr(self, k).to(device) for k in ('x_train', 'y_train', 'x_test', 'y_test')}
+        )
 
-    def head(self,
-        n_train: int = None, # training images to keep; None: all
+    def head(
+        self,
+        n_train: int = None,  # training images to keep; None: all
         n_test: int = None,  # test images to keep; None: all
-    ) -> 'Data': # the first ones of each part
+    ) -> 'Data':  # the first ones of each part
         "A smaller data set, for a rehearsal"
-        return replace(self, x_train=self.x_train[:n_train], y_train=self.y_train[:n_train],
-                       x_test=self.x_test[:n_test], y_test=self.y_test[:n_test])
+        return replace(
+            self,
+            x_train=self.x_train[:n_train],
+            y_train=self.y_train[:n_train],
+            x_test=self.x_test[:n_test],
+            y_test=self.y_test[:n_test],
+        )
 
 # %% ../nbs/library/data.ipynb #spec
 @dataclass(frozen=True)
 class Spec:
     "What a run gets from its data set, unless told otherwise"
-    shape: tuple       # of an image (C, H, W)
-    n_classes: int     # classes, at least 2
-    eps: float         # radius of the ℓ∞ ball, in pixel values of [0, 1]
-    arch: str          # network, see `adt_repro.models.classifiers.build`
-    augment: bool      # random crop (4 pixels of padding) and horizontal flip?
-    epochs: int        # passes over the training images
-    n_mc: int          # Monte-Carlo samples for one gradient of ADT_EXP
+
+    shape: tuple  # of an image (C, H, W)
+    n_classes: int  # classes, at least 2
+    eps: float  # radius of the ℓ∞ ball, in pixel values of [0, 1]
+    arch: str  # network, see `adt_repro.models.classifiers.build`
+    augment: bool  # random crop (4 pixels of padding) and horizontal flip?
+    epochs: int  # passes over the training images
+    n_mc: int  # Monte-Carlo samples for one gradient of ADT_EXP
+
 
 DATASETS = dict(
     digits=Spec((1, 8, 8), 10, 0.15, 'small_cnn', False, 15, 1),
     mnist=Spec((1, 28, 28), 10, 0.3, 'small_cnn', False, 10, 5),
-    cifar10=Spec((3, 32, 32), 10, 8/255, 'wrn-28-10', True, 76, 5),
-    cifar100=Spec((3, 32, 32), 100, 8/255, 'wrn-28-10', True, 76, 5),
-    svhn=Spec((3, 32, 32), 10, 4/255, 'wrn-28-10', False, 76, 5))
+    cifar10=Spec((3, 32, 32), 10, 8 / 255, 'wrn-28-10', True, 76, 5),
+    cifar100=Spec((3, 32, 32), 100, 8 / 255, 'wrn-28-10', True, 76, 5),
+    svhn=Spec((3, 32, 32), 10, 4 / 255, 'wrn-28-10', False, 76, 5),
+)
 
 # %% ../nbs/library/data.ipynb #data-error
 class DataError(ParameterError):
     "A data set whose files are missing or damaged: one line that says which files belong where"
 
+
 _CLASSES = dict(mnist=tv.MNIST, cifar10=tv.CIFAR10, cifar100=tv.CIFAR100, svhn=tv.SVHN)
+
 
 def _expected(name, root):
     "The MD5 sum of every file that torchvision knows for a data set, and the words for what to put where"
     cls = _CLASSES[name]
     if name == 'svhn':
-        return ({root/f: md5 for _, f, md5 in (cls.split_list[s] for s in ('train', 'test'))},
-                'train_32x32.mat and test_32x32.mat')
+        return (
+            {root / f: md5 for _, f, md5 in (cls.split_list[s] for s in ('train', 'test'))},
+            'train_32x32.mat and test_32x32.mat',
+        )
     if name == 'mnist':
-        return ({root/'MNIST'/'raw'/f: md5 for f, md5 in cls.resources},
-                'the four files MNIST/raw/*-ubyte.gz (' + ', '.join(f for f, _ in cls.resources) + ')')
-    sums = {root/cls.base_folder/f: md5 for f, md5 in cls.train_list + cls.test_list}
-    sums[root/cls.base_folder/cls.meta['filename']] = cls.meta['md5']
-    return sums | {root/cls.filename: cls.tgz_md5}, f'{cls.filename}, or the folder {cls.base_folder} unpacked from it'
+        return (
+            {root / 'MNIST' / 'raw' / f: md5 for f, md5 in cls.resources},
+            'the four files MNIST/raw/*-ubyte.gz (' + ', '.join(f for f, _ in cls.resources) + ')',
+        )
+    sums = {root / cls.base_folder / f: md5 for f, md5 in cls.train_list + cls.test_list}
+    sums[root / cls.base_folder / cls.meta['filename']] = cls.meta['md5']
+    return sums | {
+        root / cls.filename: cls.tgz_md5
+    }, f'{cls.filename}, or the folder {cls.base_folder} unpacked from it'
 
 # %% ../nbs/library/data.ipynb #find-files
 def _open(name, root, download):
     "torchvision's train and test parts, or whatever torchvision raises"
-    kinds = [dict(split=s) for s in ('train', 'test')] if name == 'svhn' else [dict(train=t) for t in (True, False)]
+    kinds = (
+        [dict(split=s) for s in ('train', 'test')]
+        if name == 'svhn'
+        else [dict(train=t) for t in (True, False)]
+    )
     return [_CLASSES[name](str(root), download=download, **kind) for kind in kinds]
+
 
 def _fetch(name, root, download):
     "Open a data set's files; unpack or download them where that is what is missing"
     sums, words = _expected(name, root)
-    try: return _open(name, root, False)
-    except Exception: pass    # not there, cut short or altered: torchvision has one word for all three
+    try:
+        return _open(name, root, False)
+    except Exception:
+        pass  # not there, cut short or altered: torchvision has one word for all three
     for path, md5 in sums.items():
         if path.exists() and not check_md5(path, md5):
-            raise DataError(f'data_root={str(root)!r}: {name} is damaged, {path.relative_to(root)} has another MD5 sum than {md5}. '
-                            f'Delete it, and put there {words}')
+            raise DataError(
+                f'data_root={str(root)!r}: {name} is damaged, {path.relative_to(root)} has another MD5 sum than {md5}. '
+                f'Delete it, and put there {words}'
+            )
     packed = all(p.exists() for p in sums if p.suffix in ('.gz', '.mat'))
     there = any(p.exists() or p.with_suffix('').exists() for p in sums)
     try:
-        if download or packed: return _open(name, root, True)
+        if download or packed:
+            return _open(name, root, True)
         reason = ''
-    except Exception as e: reason = f' and could not be downloaded ({type(e).__name__})'
-    raise DataError(f"data_root={str(root)!r}: {name} is not {'whole' if there else 'there'}{reason}. Put there {words}")
+    except Exception as e:
+        reason = f' and could not be downloaded ({type(e).__name__})'
+    raise DataError(
+        f'data_root={str(root)!r}: {name} is not {"whole" if there else "there"}{reason}. Put there {words}'
+    )
 
 # %% ../nbs/library/data.ipynb #check-data
 def check_data(
-    data: Data, # as it is about to be used
-) -> Data: # the same
+    data: Data,  # as it is about to be used
+) -> Data:  # the same
     "Stop with one line where a data set cannot be used"
     for part, x, y in ('training', data.x_train, data.y_train), ('test', data.x_test, data.y_test):
-        if not 0 < len(x) == len(y): raise DataError(f'{data.name}: {len(x)} {part} images with {len(y)} labels, allowed is at least one image, and a label for each')
+        if not 0 < len(x) == len(y):
+            raise DataError(
+                f'{data.name}: {len(x)} {part} images with {len(y)} labels, allowed is at least one image, and a label for each'
+            )
         lo, hi = x.min(), x.max()
-        if not (lo >= 0 and hi <= 1): raise DataError(f'{data.name}: {part} pixels from {lo:.4g} to {hi:.4g}, allowed are finite ones in [0, 1]')
+        if not (lo >= 0 and hi <= 1):
+            raise DataError(
+                f'{data.name}: {part} pixels from {lo:.4g} to {hi:.4g}, allowed are finite ones in [0, 1]'
+            )
         lo, hi, n = y.min(), y.max(), len(data.classes)
-        if not (lo >= 0 and hi < n): raise DataError(f'{data.name}: {part} labels from {lo} to {hi}, allowed are those of {n} classes, from 0 to {n - 1}')
-    if (data.y_train == data.y_train[0]).all(): raise DataError(f'{data.name}: {len(data.y_train)} training images of class {data.classes[data.y_train[0]]} alone, allowed are at least two classes')
+        if not (lo >= 0 and hi < n):
+            raise DataError(
+                f'{data.name}: {part} labels from {lo} to {hi}, allowed are those of {n} classes, from 0 to {n - 1}'
+            )
+    if (data.y_train == data.y_train[0]).all():
+        raise DataError(
+            f'{data.name}: {len(data.y_train)} training images of class {data.classes[data.y_train[0]]} alone, allowed are at least two classes'
+        )
     return data
 
 # %% ../nbs/library/data.ipynb #as-data
 def _collected(part, name):
     "(x, y) of tensors, a Dataset or a DataLoader, as they come"
-    if isinstance(part, Dataset): part = DataLoader(part, batch_size=256)
+    if isinstance(part, Dataset):
+        part = DataLoader(part, batch_size=256)
     if isinstance(part, DataLoader):
-        batches = [b if isinstance(b, (tuple, list)) and len(b) == 2 else refuse(name, type(b).__name__, 'batches of (images, labels)') for b in part]
+        batches = [
+            b
+            if isinstance(b, (tuple, list)) and len(b) == 2
+            else refuse(name, type(b).__name__, 'batches of (images, labels)')
+            for b in part
+        ]
         part = tuple(torch.cat([torch.as_tensor(b[i]) for b in batches]) for i in (0, 1)) if batches else ()
-    if not (isinstance(part, (tuple, list)) and len(part) == 2): refuse(name, type(part).__name__, '(images, labels), a Dataset or a DataLoader of them, with at least one')
-    try: return [torch.as_tensor(t) for t in part]
-    except (TypeError, ValueError, RuntimeError) as e: raise DataError(f'{name}: allowed are tensors or arrays of numbers ({type(e).__name__})') from None
+    if not (isinstance(part, (tuple, list)) and len(part) == 2):
+        refuse(
+            name,
+            type(part).__name__,
+            '(images, labels), a Dataset or a DataLoader of them, with at least one',
+        )
+    try:
+        return [torch.as_tensor(t) for t in part]
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise DataError(f'{name}: allowed are tensors or arrays of numbers ({type(e).__name__})') from None
+
 
 def _fitting(part, name):
     x, y = _collected(part, name)
-    if x.ndim != 4: raise DataError(f'{name}: images of shape {tuple(x.shape)}, allowed is (N, C, H, W)')
-    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool: raise DataError(f'{name}: labels of shape {tuple(y.shape)} and type {y.dtype}, allowed are whole numbers (N,)')
-    return (x.float()/255 if x.dtype == torch.uint8 else x.float()).contiguous(), y.long()
+    if x.ndim != 4:
+        raise DataError(f'{name}: images of shape {tuple(x.shape)}, allowed is (N, C, H, W)')
+    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise DataError(
+            f'{name}: labels of shape {tuple(y.shape)} and type {y.dtype}, allowed are whole numbers (N,)'
+        )
+    return (x.float() / 255 if x.dtype == torch.uint8 else x.float()).contiguous(), y.long()
+
 
 def as_data(
-    train,                # (images, labels), a Dataset or a DataLoader of such pairs; images (N, C, H, W), floats in [0, 1] or bytes; labels (N,) from 0
-    test,                 # likewise
-    classes: list = None, # the classes' names; None: their numbers
-    name: str = 'mine',   # of the data set, for messages
-) -> Data: # in memory; a `DataError` says in one line what cannot be used
+    train,  # (images, labels), a Dataset or a DataLoader of such pairs; images (N, C, H, W), floats in [0, 1] or bytes; labels (N,) from 0
+    test,  # likewise
+    classes: list = None,  # the classes' names; None: their numbers
+    name: str = 'mine',  # of the data set, for messages
+) -> Data:  # in memory; a `DataError` says in one line what cannot be used
     "A data set of one's own"
-    (x_train, y_train), (x_test, y_test) = _fitting(train, f'{name}, training'), _fitting(test, f'{name}, test')
-    if x_train.shape[1:] != x_test.shape[1:]: raise DataError(f'{name}: training images {tuple(x_train.shape[1:])}, test images {tuple(x_test.shape[1:])}, allowed is one shape')
+    (x_train, y_train), (x_test, y_test) = (
+        _fitting(train, f'{name}, training'),
+        _fitting(test, f'{name}, test'),
+    )
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise DataError(
+            f'{name}: training images {tuple(x_train.shape[1:])}, test images {tuple(x_test.shape[1:])}, allowed is one shape'
+        )
     top = max([int(y.max()) for y in (y_train, y_test) if len(y)], default=0)
-    return check_data(Data(name, x_train, y_train, x_test, y_test, tuple(classes or map(str, range(top + 1)))))
+    return check_data(
+        Data(name, x_train, y_train, x_test, y_test, tuple(classes or map(str, range(top + 1))))
+    )
 
 # %% ../nbs/library/data.ipynb #load-data
 def data_folder(
-    data_root: str | Path = None, # folder as given by the user; None: $ADT_DATA, else data/ in the project
-) -> Path: # absolute path, which may not exist yet
+    data_root: str | Path = None,  # folder as given by the user; None: $ADT_DATA, else data/ in the project
+) -> Path:  # absolute path, which may not exist yet
     "Where the data sets' files are; a `DataError` where that cannot be a folder"
-    given = data_root or os.environ.get('ADT_DATA') or find_root()/'data'
+    given = data_root or os.environ.get('ADT_DATA') or find_root() / 'data'
     try:
         folder = Path(given).expanduser().resolve()
         folder.exists()
-    except (OSError, RuntimeError, ValueError) as e: raise DataError(f'data_root={shown(str(given))}: allowed is a folder ({type(e).__name__})') from None
+    except (OSError, RuntimeError, ValueError) as e:
+        raise DataError(f'data_root={shown(str(given))}: allowed is a folder ({type(e).__name__})') from None
     return folder
 
 # %% ../nbs/library/data.ipynb #load-tensors
 def _digits():
-    from sklearn.datasets import load_digits   # here: other data sets do not wait for it
+    from sklearn.datasets import load_digits  # here: other data sets do not wait for it
     from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(images.reshape(-1, 1, 8, 8)/16, labels, test_size=360, stratify=labels, random_state=0)
-    return [torch.tensor(a, dtype=d) for a, d in zip(parts, [torch.float32]*2 + [torch.int64]*2)]
+    parts = train_test_split(
+        images.reshape(-1, 1, 8, 8) / 16, labels, test_size=360, stratify=labels, random_state=0
+    )
+    return [torch.tensor(a, dtype=d) for a, d in zip(parts, [torch.float32] * 2 + [torch.int64] * 2)]
+
 
 def _tensors(part):
     x = torch.as_tensor(part.data)
-    x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x   # all become (N, C, H, W)
-    return x.contiguous().float()/255, torch.as_tensor(np.asarray(part.targets if hasattr(part, 'targets') else part.labels)).long()
+    x = (
+        x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x
+    )  # all become (N, C, H, W)
+    return x.contiguous().float() / 255, torch.as_tensor(
+        np.asarray(part.targets if hasattr(part, 'targets') else part.labels)
+    ).long()
+
 
 def load_data(
-    name: str,                    # one of `DATASETS`
-    data_root: str | Path = None, # folder of its files; None: $ADT_DATA, else data/ in the project
-    download: bool = True,        # fetch files that are not there? (digits needs none)
-) -> Data: # in memory, on the CPU; a `DataError` says in one line which files are missing or damaged
+    name: str,  # one of `DATASETS`
+    data_root: str | Path = None,  # folder of its files; None: $ADT_DATA, else data/ in the project
+    download: bool = True,  # fetch files that are not there? (digits needs none)
+) -> Data:  # in memory, on the CPU; a `DataError` says in one line which files are missing or damaged
     "One of the project's data sets"
-    if name not in DATASETS: refuse('dataset', name, ', '.join(DATASETS))
+    if name not in DATASETS:
+        refuse('dataset', name, ', '.join(DATASETS))
     if name == 'digits':
         x_train, x_test, y_train, y_test = _digits()
         return Data(name, x_train, y_train, x_test, y_test, tuple('0123456789'))
@@ -199,24 +282,30 @@ def load_data(
 
 # %% ../nbs/library/data.ipynb #fingerprint
 def fingerprint(
-    x: torch.Tensor, # (N, C, H, W) images
-    y: torch.Tensor, # (N,) labels
-) -> str: # 12 hexadecimal digits of a SHA-256 sum over shape, pixels and labels
+    x: torch.Tensor,  # (N, C, H, W) images
+    y: torch.Tensor,  # (N,) labels
+) -> str:  # 12 hexadecimal digits of a SHA-256 sum over shape, pixels and labels
     "A short name for exactly these images with exactly these labels in this order"
     h = hashlib.sha256(repr((tuple(x.shape), str(x.dtype))).encode())
-    for t in x, y: h.update(t.detach().cpu().contiguous().numpy().tobytes())
+    for t in x, y:
+        h.update(t.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:12]
 
 # %% ../nbs/library/data.ipynb #crop-flip
 def crop_flip(
-    x: torch.Tensor, # (N, C, H, W)
-    pad: int = 4,    # pixels of zeros on each side before the crop, at least 0
-) -> torch.Tensor: # (N, C, H, W), each image shifted by up to ±`pad` pixels each way, half of them mirrored
+    x: torch.Tensor,  # (N, C, H, W)
+    pad: int = 4,  # pixels of zeros on each side before the crop, at least 0
+) -> torch.Tensor:  # (N, C, H, W), each image shifted by up to ±`pad` pixels each way, half of them mirrored
     "Random crop with padding, and random horizontal flip, for each image on its own"
     n, c, h, w = x.shape
-    down, right, side = (rand_unit(x.new_empty(n, 3)) + 1)[:, :, None].unbind(1)   # uniform in (0, 2)
-    span = lambda size, by: torch.arange(size, device=x.device) + ((2*pad + 1)*by/2).long().clamp(max=2*pad)
+    down, right, side = (rand_unit(x.new_empty(n, 3)) + 1)[:, :, None].unbind(1)  # uniform in (0, 2)
+    span = lambda size, by: (
+        torch.arange(size, device=x.device) + ((2 * pad + 1) * by / 2).long().clamp(max=2 * pad)
+    )
     rows, cols = span(h, down), span(w, right)
     cols = torch.where(side < 1, cols.flip(1), cols)
-    image, channel = torch.arange(n, device=x.device)[:, None, None, None], torch.arange(c, device=x.device)[:, None, None]
-    return F.pad(x, [pad]*4)[image, channel, rows[:, None, :, None], cols[:, None, None, :]]
+    image, channel = (
+        torch.arange(n, device=x.device)[:, None, None, None],
+        torch.arange(c, device=x.device)[:, None, None],
+    )
+    return F.pad(x, [pad] * 4)[image, channel, rows[:, None, :, None], cols[:, None, None, :]]

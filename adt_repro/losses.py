@@ -8,6 +8,7 @@ __all__ = ['ce', 'kl', 'margin', 'neg_margin', 'cw', 'toward', 'least_likely', '
 
 # %% ../nbs/library/losses.ipynb #imports
 import math
+
 import torch
 import torch.nn.functional as F
 
@@ -15,147 +16,179 @@ from .base.parameters import refuse
 
 # %% ../nbs/library/losses.ipynb #ce
 def ce(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images; not needed by this loss
-    y: torch.Tensor,        # (N,) labels
-): # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images; not needed by this loss
+    y: torch.Tensor,  # (N,) labels
+):  # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
     "Cross-entropy with the true label: the loss of AT and of ADT"
     return lambda x_adv: F.cross_entropy(model(x_adv), y, reduction='none')
 
 # %% ../nbs/library/losses.ipynb #kl
 def kl(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images
-    y: torch.Tensor = None, # (N,) labels; not needed by this loss
-): # a function of x_adv (N, C, H, W) that gives (N,) divergences in nats, 0 at the clean images
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images
+    y: torch.Tensor = None,  # (N,) labels; not needed by this loss
+):  # a function of x_adv (N, C, H, W) that gives (N,) divergences in nats, 0 at the clean images
     "KL divergence of the prediction at x_adv from the clean prediction"
-    with torch.no_grad(): clean = model(x).log_softmax(1)
-    return lambda x_adv: F.kl_div(model(x_adv).log_softmax(1), clean, reduction='none', log_target=True).sum(1)
+    with torch.no_grad():
+        clean = model(x).log_softmax(1)
+    return lambda x_adv: F.kl_div(model(x_adv).log_softmax(1), clean, reduction='none', log_target=True).sum(
+        1
+    )
 
 # %% ../nbs/library/losses.ipynb #margin
 def margin(
-    logits: torch.Tensor, # (N, classes)
-    y: torch.Tensor,      # (N,) labels
-) -> torch.Tensor: # (N,) in units of the logits; negative where the prediction is wrong
+    logits: torch.Tensor,  # (N, classes)
+    y: torch.Tensor,  # (N,) labels
+) -> torch.Tensor:  # (N,) in units of the logits; negative where the prediction is wrong
     "The label's logit minus the best other one"
     others = logits.scatter(1, y[:, None], -torch.inf)
     return logits.gather(1, y[:, None])[:, 0] - others.amax(1)
 
+
 def neg_margin(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images; not needed by this loss
-    y: torch.Tensor,        # (N,) labels
-): # a function of x_adv (N, C, H, W) that gives (N,) negative margins, to be climbed
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images; not needed by this loss
+    y: torch.Tensor,  # (N,) labels
+):  # a function of x_adv (N, C, H, W) that gives (N,) negative margins, to be climbed
     "The margin with its sign turned: positive where the network is wrong"
     return lambda x_adv: -margin(model(x_adv), y)
 
 # %% ../nbs/library/losses.ipynb #cw
 def cw(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images; not needed by this loss
-    y: torch.Tensor,        # (N,) labels
-    kappa: float = 50.,     # margin beyond which nothing is gained, in units of the logits
-): # a function of x_adv (N, C, H, W) that gives (N,) values in (-inf, 0], to be climbed
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images; not needed by this loss
+    y: torch.Tensor,  # (N,) labels
+    kappa: float = 50.0,  # margin beyond which nothing is gained, in units of the logits
+):  # a function of x_adv (N, C, H, W) that gives (N,) values in (-inf, 0], to be climbed
     "Carlini and Wagner's loss as in the authors' evaluation: -max(margin + κ, 0)"
     return lambda x_adv: -(margin(model(x_adv), y) + kappa).clamp(min=0)
 
+
 def toward(
-    rank: int, # 0: the likeliest wrong class at the clean image, 1: the next one; at most the number of classes less 2
-): # a loss: (model, x, y) to a function of x_adv that gives (N,) logits of that class minus the label's
+    rank: int,  # 0: the likeliest wrong class at the clean image, 1: the next one; at most the number of classes less 2
+):  # a loss: (model, x, y) to a function of x_adv that gives (N,) logits of that class minus the label's
     "Targeted margin: climb towards one wrong class; the loss raises a `ValueError` where there are not as many classes"
+
     def loss(model, x, y):
-        with torch.no_grad(): z = model(x)
-        if rank >= z.shape[1] - 1: raise ValueError(f'rank={rank}: allowed is 0 to {z.shape[1] - 2}, the other classes')
+        with torch.no_grad():
+            z = model(x)
+        if rank >= z.shape[1] - 1:
+            raise ValueError(f'rank={rank}: allowed is 0 to {z.shape[1] - 2}, the other classes')
         target = z.scatter(1, y[:, None], -torch.inf).topk(rank + 1, 1).indices[:, rank:]
+
         def bound(x_adv):
             z = model(x_adv)
             return (z.gather(1, target) - z.gather(1, y[:, None]))[:, 0]
+
         return bound
+
     return loss
 
 # %% ../nbs/library/losses.ipynb #least-likely
 def least_likely(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images; not needed by this loss
-    y: torch.Tensor = None, # (N,) labels; not needed by this loss
-): # a function of x_adv (N, C, H, W) that gives (N,) log-probabilities in nats of the class least likely at x_adv
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images; not needed by this loss
+    y: torch.Tensor = None,  # (N,) labels; not needed by this loss
+):  # a function of x_adv (N, C, H, W) that gives (N,) log-probabilities in nats of the class least likely at x_adv
     "Log-probability of the least-likely class, to be climbed: FGSM as in the authors' `at_fgsm`"
     return lambda x_adv: model(x_adv).log_softmax(1).amin(1)
 
 # %% ../nbs/library/losses.ipynb #outer
 def half_ce(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images
-    y: torch.Tensor,        # (N,) labels
-): # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images
+    y: torch.Tensor,  # (N,) labels
+):  # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
     "Half the cross-entropy of the clean and half that of the adversarial image"
     clean = ce(model, x, y)(x)
-    return lambda x_adv: 0.5*clean + 0.5*ce(model, x, y)(x_adv)
+    return lambda x_adv: 0.5 * clean + 0.5 * ce(model, x, y)(x_adv)
+
 
 def alp(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images
-    y: torch.Tensor,        # (N,) labels
-    beta: float = 0.5,      # weight of the pairing, at least 0
-): # a function of x_adv (N, C, H, W) that gives (N,) losses
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images
+    y: torch.Tensor,  # (N,) labels
+    beta: float = 0.5,  # weight of the pairing, at least 0
+):  # a function of x_adv (N, C, H, W) that gives (N,) losses
     "Adversarial logit pairing: `half_ce`, and the mean squared difference of the logits"
     clean = model(x)
+
     def bound(x_adv):
         z = model(x_adv)
-        return sum(0.5*F.cross_entropy(logits, y, reduction='none') for logits in (clean, z)) + beta*((clean - z)**2).mean(1)
+        return sum(0.5 * F.cross_entropy(logits, y, reduction='none') for logits in (clean, z)) + beta * (
+            (clean - z) ** 2
+        ).mean(1)
+
     return bound
 
 # %% ../nbs/library/losses.ipynb #trades
 def trades(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images
-    y: torch.Tensor,        # (N,) labels
-    beta: float = 6.,       # weight of the divergence, TRADES' 1/λ, at least 0
-): # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images
+    y: torch.Tensor,  # (N,) labels
+    beta: float = 6.0,  # weight of the divergence, TRADES' 1/λ, at least 0
+):  # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
     "Cross-entropy of the clean image, and `beta` times the divergence of the adversarial prediction from it"
     z = model(x)
     nat, clean = F.cross_entropy(z, y, reduction='none'), z.log_softmax(1)
-    return lambda x_adv: nat + beta*F.kl_div(model(x_adv).log_softmax(1), clean, reduction='none', log_target=True).sum(1)
+    return lambda x_adv: (
+        nat + beta * F.kl_div(model(x_adv).log_softmax(1), clean, reduction='none', log_target=True).sum(1)
+    )
 
 # %% ../nbs/library/losses.ipynb #sinkhorn
 def sinkhorn(
     cost: torch.Tensor,  # (N, M) cost of moving a unit from row to column
-    reg: float = 0.01,   # weight of the plan's entropy, in the cost's unit, above 0
-    rounds: int = 100,   # at most so many iterations
-    tol: float = 0.1,    # stop when the row potentials, in the cost's unit, moved by less in total; 0: never
-) -> torch.Tensor: # (N, M) the plan, with a gradient through all rounds: positive, columns sum to 1/M, rows nearly to 1/N
+    reg: float = 0.01,  # weight of the plan's entropy, in the cost's unit, above 0
+    rounds: int = 100,  # at most so many iterations
+    tol: float = 0.1,  # stop when the row potentials, in the cost's unit, moved by less in total; 0: never
+) -> (
+    torch.Tensor
+):  # (N, M) the plan, with a gradient through all rounds: positive, columns sum to 1/M, rows nearly to 1/N
     "Entropic optimal transport between uniform masses (Cuturi, 2013), in the log domain"
     (n, m), u, v = cost.shape, cost.new_zeros(cost.shape[0], 1), cost.new_zeros(cost.shape[1])
     for _ in range(rounds):
         before = u
-        u = -reg*(math.log(n) + ((v - cost)/reg).logsumexp(1, keepdim=True))
-        v = -reg*(math.log(m) + ((u - cost)/reg).logsumexp(0))
-        if (u - before).abs().sum() < tol: break
-    return ((u + v - cost)/reg).exp()
+        u = -reg * (math.log(n) + ((v - cost) / reg).logsumexp(1, keepdim=True))
+        v = -reg * (math.log(m) + ((u - cost) / reg).logsumexp(0))
+        if (u - before).abs().sum() < tol:
+            break
+    return ((u + v - cost) / reg).exp()
+
 
 def scatter(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images
-    y: torch.Tensor = None, # (N,) labels; not needed by this loss
-): # a function of x_adv (N, C, H, W) that gives (N,): each adversarial image's share of the transport cost, times N
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images
+    y: torch.Tensor = None,  # (N,) labels; not needed by this loss
+):  # a function of x_adv (N, C, H, W) that gives (N,): each adversarial image's share of the transport cost, times N
     "Optimal-transport distance of the adversarial batch's logits from the clean batch's (feature scattering)"
-    with torch.no_grad(): clean = F.normalize(model(x))
+    with torch.no_grad():
+        clean = F.normalize(model(x))
+
     def bound(x_adv):
         cost = (1 - clean @ F.normalize(model(x_adv)).T).clamp(min=0)
-        return len(x)*(sinkhorn(cost)*cost).sum(0)
+        return len(x) * (sinkhorn(cost) * cost).sum(0)
+
     return bound
 
 # %% ../nbs/library/losses.ipynb #smooth
 def smooth_ce(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) clean images; not needed by this loss
-    y: torch.Tensor,        # (N,) labels
-    smoothing: float = 0.5, # mass that the other classes share, at least 0, less than 1 - 1/classes
-): # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) clean images; not needed by this loss
+    y: torch.Tensor,  # (N,) labels
+    smoothing: float = 0.5,  # mass that the other classes share, at least 0, less than 1 - 1/classes
+):  # a function of x_adv (N, C, H, W) that gives (N,) losses in nats
     "Cross-entropy with part of the label's mass on the other classes; so much that the label is no likelier than they are is refused"
+
     def bound(x_adv):
         z = model(x_adv)
-        over_all = smoothing*z.shape[1]/max(1, z.shape[1] - 1)
-        if not 0 <= over_all < 1: refuse('smoothing', smoothing, f'at least 0 and less than {1 - 1/z.shape[1]:.3g} with {z.shape[1]} classes, else the label is no likelier than the others')
+        over_all = smoothing * z.shape[1] / max(1, z.shape[1] - 1)
+        if not 0 <= over_all < 1:
+            refuse(
+                'smoothing',
+                smoothing,
+                f'at least 0 and less than {1 - 1 / z.shape[1]:.3g} with {z.shape[1]} classes, else the label is no likelier than the others',
+            )
         return F.cross_entropy(z, y, reduction='none', label_smoothing=over_all)
+
     return bound

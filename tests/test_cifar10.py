@@ -1,8 +1,14 @@
 "The real thing: CIFAR-10 under $ADT_DATA, if it is there (no test downloads anything)"
-import json, shutil, subprocess, sys
+
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import pandas as pd, pytest, torch
+import pandas as pd
+import pytest
+import torch
 from safetensors.torch import load_file
 
 from adt_repro.data import DataError, data_folder, fingerprint, load_data
@@ -10,46 +16,92 @@ from adt_repro.models.classifiers import build
 from adt_repro.paper.report import CIFAR10_TEST
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCHES = data_folder()/'cifar-10-batches-py'
-pytestmark = pytest.mark.skipif(not (BATCHES/'data_batch_1').exists(), reason='no CIFAR-10 under $ADT_DATA or data/')
+BATCHES = data_folder() / 'cifar-10-batches-py'
+pytestmark = pytest.mark.skipif(
+    not (BATCHES / 'data_batch_1').exists(), reason='no CIFAR-10 under $ADT_DATA or data/'
+)
+
 
 def test_the_images_are_cifar10():
     data = load_data('cifar10', download=False)
     assert data.x_train.shape == (50_000, 3, 32, 32) and data.x_test.shape == (10_000, 3, 32, 32)
-    assert data.y_train.bincount().tolist() == [5000]*10 and data.y_test.bincount().tolist() == [1000]*10
-    assert data.classes[:3] == ('airplane', 'automobile', 'bird') and (data.x_train*255).round().div(255).equal(data.x_train)
-    assert data.x_train.mean((0, 2, 3)).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)   # as everybody normalises by
-    assert fingerprint(data.x_test, data.y_test) == CIFAR10_TEST != fingerprint(data.x_test, data.y_test.flip(0))   # by which the report knows the paper's test set
+    assert data.y_train.bincount().tolist() == [5000] * 10 and data.y_test.bincount().tolist() == [1000] * 10
+    assert data.classes[:3] == ('airplane', 'automobile', 'bird') and (data.x_train * 255).round().div(
+        255
+    ).equal(data.x_train)
+    assert data.x_train.mean((0, 2, 3)).tolist() == pytest.approx(
+        [0.4914, 0.4822, 0.4465], abs=1e-4
+    )  # as everybody normalises by
+    assert (
+        fingerprint(data.x_test, data.y_test) == CIFAR10_TEST != fingerprint(data.x_test, data.y_test.flip(0))
+    )  # by which the report knows the paper's test set
+
 
 def test_one_flipped_byte_is_found(tmp_path):
-    shutil.copytree(BATCHES, tmp_path/BATCHES.name)
-    file = tmp_path/BATCHES.name/'data_batch_3'
-    raw = bytearray(file.read_bytes()); raw[1_000_000] ^= 1; file.write_bytes(raw)
-    with pytest.raises(DataError, match='cifar-10-batches-py/data_batch_3 has another MD5 sum') as e: load_data('cifar10', tmp_path)
+    shutil.copytree(BATCHES, tmp_path / BATCHES.name)
+    file = tmp_path / BATCHES.name / 'data_batch_3'
+    raw = bytearray(file.read_bytes())
+    raw[1_000_000] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match='cifar-10-batches-py/data_batch_3 has another MD5 sum') as e:
+        load_data('cifar10', tmp_path)
     assert '\n' not in str(e.value)
 
+
 def test_a_wide_resnet_trains_on_it(tmp_path):
-    (tmp_path/'nbs').mkdir()
-    for f in 'settings.ini', 'nbs/train.ipynb': shutil.copy(ROOT/f, tmp_path/f)
-    given = dict(dataset='cifar10', data_root=data_folder(), arch='wrn-10-1', n_train=2000, epochs=1, n_test=200, inner_steps=2, n_mc=1)
-    done = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', 'out.ipynb', *(w for k, v in given.items() for w in ('-p', k, str(v)))],
-                          cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    (tmp_path / 'nbs').mkdir()
+    for f in 'settings.ini', 'nbs/train.ipynb':
+        shutil.copy(ROOT / f, tmp_path / f)
+    given = dict(
+        dataset='cifar10',
+        data_root=data_folder(),
+        arch='wrn-10-1',
+        n_train=2000,
+        epochs=1,
+        n_test=200,
+        inner_steps=2,
+        n_mc=1,
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'papermill',
+            'nbs/train.ipynb',
+            'out.ipynb',
+            *(w for k, v in given.items() for w in ('-p', k, str(v))),
+        ],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    facts = json.loads((tmp_path/'outputs'/'demo'/'runs'/'cifar10-wrn-10-1-adt_exp-s0'/'run.json').read_text())
-    assert facts['eps'] == pytest.approx(8/255) and facts['results'][0]['n'] == 200
+    facts = json.loads(
+        (tmp_path / 'outputs' / 'demo' / 'runs' / 'cifar10-wrn-10-1-adt_exp-s0' / 'run.json').read_text()
+    )
+    assert facts['eps'] == pytest.approx(8 / 255) and facts['results'][0]['n'] == 200
+
 
 def test_committed_weights_are_those_that_were_judged():
     "Every network of scale cpu, loaded in plain PyTorch: its answers on clean images, and that FGSM, written out here, leaves what the records say"
-    data, out = load_data('cifar10', download=False), ROOT/'outputs'/'cpu'
+    data, out = load_data('cifar10', download=False), ROOT / 'outputs' / 'cpu'
     x, y = data.x_test[:300], data.y_test[:300]
     files = sorted(out.glob('records/white_box-*.parquet'))
     assert len(files) >= 10
     for f in files:
-        net, rows = build('small_cnn').eval(), pd.read_parquet(f).query('i < 300').pivot(index='i', columns='attack', values='pred')
-        net.load_state_dict(load_file(out/'runs'/f.stem.removeprefix('white_box-')/'weights.safetensors'))
+        net, rows = (
+            build('small_cnn').eval(),
+            pd.read_parquet(f).query('i < 300').pivot(index='i', columns='attack', values='pred'),
+        )
+        net.load_state_dict(
+            load_file(out / 'runs' / f.stem.removeprefix('white_box-') / 'weights.safetensors')
+        )
         moved = x.clone().requires_grad_()
         torch.nn.functional.cross_entropy(net(moved), y, reduction='sum').backward()
         with torch.no_grad():
-            clean, fgsm = net(x).argmax(1), net((x + 8/255*moved.grad.sign()).clamp(0, 1)).argmax(1)
-        assert (clean.numpy() != rows.natural.values).sum() <= 1, f.stem              # another processor may break a tie otherwise
+            clean, fgsm = net(x).argmax(1), net((x + 8 / 255 * moved.grad.sign()).clamp(0, 1)).argmax(1)
+        assert (clean.numpy() != rows.natural.values).sum() <= 1, (
+            f.stem
+        )  # another processor may break a tie otherwise
         assert abs((fgsm == y).sum().item() - (rows.fgsm.values == y.numpy()).sum()) <= 2, f.stem

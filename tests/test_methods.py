@@ -1,166 +1,219 @@
 "Every training method against its equations, written out once more, plainly and slowly: the same noise, the same gradients of every network"
-import copy, math
 
-import pytest, torch, torch.nn.functional as F
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
 
 from adt_repro.base.device import eval_mode
 from adt_repro.methods.objective import adt_loss
 from adt_repro.methods.table import METHODS, make_method, method_options
-from adt_repro.models.flops import count_passes
 from adt_repro.models.classifiers import build
+from adt_repro.models.flops import count_passes
 
-EPS, SHAPE, N = 0.1, (1, 8, 8), 64   # 64 is the paper's batch; the scale of the generator's input and Adam's 1e-8 belong to it
+EPS, SHAPE, N = (
+    0.1,
+    (1, 8, 8),
+    64,
+)  # 64 is the paper's batch; the scale of the generator's input and Adam's 1e-8 belong to it
 
 # The equations. Each takes the network in training mode and gives what θ descends; of the amortised methods also what φ descends.
 
-def unit(x): return torch.empty_like(x).uniform_(-1, 1)
 
-def ce(net, x, y): return F.cross_entropy(net(x), y)
+def unit(x):
+    return torch.empty_like(x).uniform_(-1, 1)
 
-def kl(p, q): return (p.softmax(1)*(p.softmax(1).log() - q.softmax(1).log())).sum(1).mean()   # of logits q from logits p
+
+def ce(net, x, y):
+    return F.cross_entropy(net(x), y)
+
+
+def kl(p, q):
+    return (
+        (p.softmax(1) * (p.softmax(1).log() - q.softmax(1).log())).sum(1).mean()
+    )  # of logits q from logits p
+
 
 def ascend(value, x, x_adv, steps, step):
     "Textbook PGD: the value is a mean over the batch"
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
-        g, = torch.autograd.grad(value(x_adv), x_adv)
-        x_adv = torch.min(torch.max(x_adv.detach() + step*g.sign(), x - EPS), x + EPS).clamp(0, 1)
+        (g,) = torch.autograd.grad(value(x_adv), x_adv)
+        x_adv = torch.min(torch.max(x_adv.detach() + step * g.sign(), x - EPS), x + EPS).clamp(0, 1)
     return x_adv
+
 
 def pgd7(net, x, y):
     net.eval()
-    x_adv = ascend(lambda at: ce(net, at, y), x, (x + EPS*unit(x)).clamp(0, 1), 7, EPS/4)
+    x_adv = ascend(lambda at: ce(net, at, y), x, (x + EPS * unit(x)).clamp(0, 1), 7, EPS / 4)
     net.train()
     return x_adv
 
-def standard(net, x, y): return ce(net, x, y)
+
+def standard(net, x, y):
+    return ce(net, x, y)
+
 
 def at_fgsm(net, x, y, target='least_likely'):
     net.eval()
     at = x.clone().requires_grad_()
     logits = net(at)
     least = target == 'least_likely'
-    g, = torch.autograd.grad(F.cross_entropy(logits, logits.argmin(1) if least else y), at)
-    x_adv = (x - EPS*g.sign() if least else x + EPS*g.sign()).clamp(0, 1)
+    (g,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmin(1) if least else y), at)
+    x_adv = (x - EPS * g.sign() if least else x + EPS * g.sign()).clamp(0, 1)
     net.train()
-    return 0.5*(ce(net, x, y) + ce(net, x_adv, y))
+    return 0.5 * (ce(net, x, y) + ce(net, x_adv, y))
+
 
 def rs_fgsm(net, x, y):
     net.eval()
-    x_adv = ascend(lambda at: ce(net, at, y), x, (x + EPS*unit(x)).clamp(0, 1), 1, 1.25*EPS)
+    x_adv = ascend(lambda at: ce(net, at, y), x, (x + EPS * unit(x)).clamp(0, 1), 1, 1.25 * EPS)
     net.train()
     return ce(net, x_adv, y)
 
-def at_pgd(net, x, y): return ce(net, pgd7(net, x, y), y)
+
+def at_pgd(net, x, y):
+    return ce(net, pgd7(net, x, y), y)
+
 
 def alp(net, x, y, beta=0.5):
     x_adv = pgd7(net, x, y)
     clean, adv = net(x), net(x_adv)
-    return 0.5*F.cross_entropy(clean, y) + 0.5*F.cross_entropy(adv, y) + beta*F.mse_loss(clean, adv)
+    return 0.5 * F.cross_entropy(clean, y) + 0.5 * F.cross_entropy(adv, y) + beta * F.mse_loss(clean, adv)
+
 
 def transport(cost, reg=0.01, rounds=100):
     "Sinkhorn's iteration as Cuturi writes it; exp(-2/0.01) is still a number in double precision"
-    n, kernel = len(cost), (-cost/reg).exp()
+    n, kernel = len(cost), (-cost / reg).exp()
     u = v = torch.ones_like(cost[0])
     for _ in range(rounds):
-        before, u = u, 1/n/(kernel @ v)
-        v = 1/n/(kernel.T @ u)
-        if (reg*u.log() - reg*before.log()).abs().sum() < 0.1: break
-    return u[:, None]*kernel*v
+        before, u = u, 1 / n / (kernel @ v)
+        v = 1 / n / (kernel.T @ u)
+        if (reg * u.log() - reg * before.log()).abs().sum() < 0.1:
+            break
+    return u[:, None] * kernel * v
+
 
 def feature_scatter(net, x, y, smoothing=0.5, rounds=100, fixed=False):
     net.eval()
     clean = net(x).detach()
+
     def distance(at):
         cost = (1 - F.cosine_similarity(clean[:, None], net(at)[None], dim=2)).clamp(min=0)
-        return (transport(cost.detach() if fixed else cost, rounds=rounds)*cost).sum()
-    x_adv = ascend(distance, x, x + EPS*unit(x), 1, EPS)
+        return (transport(cost.detach() if fixed else cost, rounds=rounds) * cost).sum()
+
+    x_adv = ascend(distance, x, x + EPS * unit(x), 1, EPS)
     net.train()
-    target = (1 - smoothing - smoothing/9)*F.one_hot(y, 10).to(x) + smoothing/9
-    return -(target*net(x_adv).log_softmax(1)).sum(1).mean()
+    target = (1 - smoothing - smoothing / 9) * F.one_hot(y, 10).to(x) + smoothing / 9
+    return -(target * net(x_adv).log_softmax(1)).sum(1).mean()
+
 
 def with_trades(net, x, x_adv, y, beta):
     clean, adv = net(x), net(x_adv)
-    return F.cross_entropy(clean, y) + beta*kl(clean, adv), kl(clean, adv)
+    return F.cross_entropy(clean, y) + beta * kl(clean, adv), kl(clean, adv)
 
-def trades(net, x, y, beta=6.):
+
+def trades(net, x, y, beta=6.0):
     net.eval()
     clean = net(x).detach()
-    x_adv = ascend(lambda at: kl(clean, net(at)), x, x + 0.001*torch.randn_like(x), 10, 0.223125*EPS)
+    x_adv = ascend(lambda at: kl(clean, net(at)), x, x + 0.001 * torch.randn_like(x), 10, 0.223125 * EPS)
     net.train()
     return with_trades(net, x, x_adv, y, beta)[0]
 
-def noise(net, x, y): return ce(net, (x + EPS*unit(x)).clamp(0, 1), y)
+
+def noise(net, x, y):
+    return ce(net, (x + EPS * unit(x)).clamp(0, 1), y)
+
 
 def gaussian(mu, rho):
     r, sigma = torch.randn_like(mu), torch.log(1 + torch.exp(rho))
-    t = torch.tanh(mu + sigma*r)
-    return EPS*t, (r**2/2 + torch.log(sigma + 1e-8) + torch.log(1 - t**2 + 1e-8)).mean()
+    t = torch.tanh(mu + sigma * r)
+    return EPS * t, (r**2 / 2 + torch.log(sigma + 1e-8) + torch.log(1 - t**2 + 1e-8)).mean()
+
 
 def fitted(net, x, value, inner_momentum, rho, lbd, n_mc, adam_eps):
     "The authors' loop: Adam without memory; gradients that nobody clears are its momentum"
     net.eval()
     params = [torch.zeros_like(x, requires_grad=True), torch.full_like(x, rho, requires_grad=True)]
-    adam = torch.optim.Adam(params, lr=0.3, betas=(0., 0.), eps=adam_eps)
+    adam = torch.optim.Adam(params, lr=0.3, betas=(0.0, 0.0), eps=adam_eps)
     for _ in range(7):
-        if inner_momentum == 0: adam.zero_grad()
+        if inner_momentum == 0:
+            adam.zero_grad()
         for _ in range(n_mc):
             delta, entropy = gaussian(*params)
-            (-value((x + delta).clamp(0, 1)) - lbd*entropy).backward()
+            (-value((x + delta).clamp(0, 1)) - lbd * entropy).backward()
         adam.step()
     net.train()
     return (x + gaussian(*params)[0]).clamp(0, 1).detach()
 
-def adt_exp(net, x, y, inner_momentum=1., rho=0., lbd=0.01, n_mc=5, adam_eps=1e-8):
+
+def adt_exp(net, x, y, inner_momentum=1.0, rho=0.0, lbd=0.01, n_mc=5, adam_eps=1e-8):
     return ce(net, fitted(net, x, lambda at: ce(net, at, y), inner_momentum, rho, lbd, n_mc, adam_eps), y)
 
-def adt_exp_trades(net, x, y, inner_momentum=1., rho=0., lbd=0.01, n_mc=5, beta=6., adam_eps=1e-8):
+
+def adt_exp_trades(net, x, y, inner_momentum=1.0, rho=0.0, lbd=0.01, n_mc=5, beta=6.0, adam_eps=1e-8):
     net.eval()
     clean = net(x).detach()
     x_adv = fitted(net, x, lambda at: kl(clean, net(at)), inner_momentum, rho, lbd, n_mc, adam_eps)
     return with_trades(net, x, x_adv, y, beta)[0]
 
+
 def seen(net, x, y, gen_input):
-    if gen_input == 'image': return x
+    if gen_input == 'image':
+        return x
     net.eval()
     at = x.clone().requires_grad_()
-    g1, = torch.autograd.grad(ce(net, at, y), at)
-    at = (x + EPS*g1.sign()).clamp(0, 1).requires_grad_()
-    g2, = torch.autograd.grad(ce(net, at, y), at)
+    (g1,) = torch.autograd.grad(ce(net, at, y), at)
+    at = (x + EPS * g1.sign()).clamp(0, 1).requires_grad_()
+    (g2,) = torch.autograd.grad(ce(net, at, y), at)
     net.train()
     return torch.cat([x, g1, g2], 1)
+
 
 def versus(net, x, delta, y, beta):
     "What θ descends, and what φ climbs of it"
     x_adv = (x + delta).clamp(0, 1)
-    return [ce(net, x_adv, y)]*2 if beta is None else with_trades(net, x, x_adv, y, beta)
+    return [ce(net, x_adv, y)] * 2 if beta is None else with_trades(net, x, x_adv, y, beta)
 
-def adt_exp_am(net, x, y, generator, lbd=0.01, gen_input='gradients', beta=None, climb=1.):
+
+def adt_exp_am(net, x, y, generator, lbd=0.01, gen_input='gradients', beta=None, climb=1.0):
     out = generator(seen(net, x, y, gen_input))
     delta, entropy = gaussian(out[:, :1], out[:, 1:])
     theta, phi = versus(net, x, delta, y, beta)
-    return theta, -climb*phi - lbd*entropy
+    return theta, -climb * phi - lbd * entropy
 
-def adt_imp_am(net, x, y, generator, encoder, lbd=1., u_max=0.9, gen_input='gradients', beta=None, climb=1.):
+
+def adt_imp_am(
+    net, x, y, generator, encoder, lbd=1.0, u_max=0.9, gen_input='gradients', beta=None, climb=1.0
+):
     features, z = seen(net, x, y, gen_input), unit(x.new_empty(N, 64))
     t = torch.tanh(generator(features, z))
     out = encoder(t)
     mean, var = out[:, :64], torch.log(1 + torch.exp(out[:, 64:]))
-    u = -torch.log(torch.exp(-(z - mean)**2/(2*var))/torch.sqrt(2*math.pi*var)).mean()
-    theta, phi = versus(net, x, EPS*t, y, beta)
-    return theta, -climb*phi + lbd*F.relu(u - u_max)
+    u = -torch.log(torch.exp(-((z - mean) ** 2) / (2 * var)) / torch.sqrt(2 * math.pi * var)).mean()
+    theta, phi = versus(net, x, EPS * t, y, beta)
+    return theta, -climb * phi + lbd * F.relu(u - u_max)
 
-def adt_exp_am_trades(*args, beta=6., **kw): return adt_exp_am(*args, beta=beta, **kw)
 
-def adt_imp_am_trades(*args, beta=6., **kw): return adt_imp_am(*args, beta=beta, **kw)
+def adt_exp_am_trades(*args, beta=6.0, **kw):
+    return adt_exp_am(*args, beta=beta, **kw)
+
+
+def adt_imp_am_trades(*args, beta=6.0, **kw):
+    return adt_imp_am(*args, beta=beta, **kw)
+
 
 # Both sides, and how far they are apart
+
 
 def batch(seed=1, border=True):
     "Images with pixels at 0 and at 1, or none near them"
     torch.manual_seed(seed)
     x, y = torch.rand(N, *SHAPE, dtype=torch.float64), torch.randint(10, (N,))
-    return (1.4*x - 0.2).clamp(0, 1) if border else 0.3 + 0.4*x, y
+    return (1.4 * x - 0.2).clamp(0, 1) if border else 0.3 + 0.4 * x, y
+
 
 def prepare(name, options, x, seed=2):
     "A network with opinions and running statistics, and the method, all in double precision"
@@ -168,19 +221,27 @@ def prepare(name, options, x, seed=2):
     net = build('small_cnn', in_ch=1).double()
     with torch.no_grad():
         net.fc.weight *= 10
-        for _ in range(3): net(x + 0.1*torch.randn_like(x))
-    method = make_method(name, EPS, SHAPE, **({'gen_width': 16} if 'gen_width' in method_options(name) else {}), **options)
-    if isinstance(method.adversary, torch.nn.Module): method.adversary.double()
+        for _ in range(3):
+            net(x + 0.1 * torch.randn_like(x))
+    method = make_method(
+        name, EPS, SHAPE, **({'gen_width': 16} if 'gen_width' in method_options(name) else {}), **options
+    )
+    if isinstance(method.adversary, torch.nn.Module):
+        method.adversary.double()
     return net, method
 
-def parts(method): return dict(method.adversary.named_children()) if isinstance(method.adversary, torch.nn.Module) else {}
+
+def parts(method):
+    return dict(method.adversary.named_children()) if isinstance(method.adversary, torch.nn.Module) else {}
+
 
 def gradients(name, options, plain=None, border=True, inner='eval'):
     "{network: list of gradients} of the package and of the equations above, whose options may be others; and the two losses"
     x, y = batch(border=border)
     net, method = prepare(name, options, x)
     net2, parts2 = copy.deepcopy((net, parts(method)))
-    if inner == 'train': net2.eval = net2.train
+    if inner == 'train':
+        net2.eval = net2.train
     torch.manual_seed(3)
     objective, loss, _ = adt_loss(net, x, y, method)
     objective.backward()
@@ -192,28 +253,51 @@ def gradients(name, options, plain=None, border=True, inner='eval'):
     want = dict(net=grad(theta, net2), **{k: grad(phi, m) for k, m in parts2.items()})
     return got, want, (loss.item(), theta.item())
 
+
 def errors(got, want):
     "{network: relative error}: of all parameters together, or of one that is not tiny if that is larger"
-    def relative(a, b): return ((a - b).norm()/b.norm()).item() if b.norm() > 0 else a.norm().item()
+
+    def relative(a, b):
+        return ((a - b).norm() / b.norm()).item() if b.norm() > 0 else a.norm().item()
+
     def error(a, b):
         flat = [torch.cat([t.flatten() for t in ts]) for ts in (a, b)]
-        return max([relative(*flat)] + [relative(p, q) for p, q in zip(a, b) if q.norm() > 1e-6*flat[1].norm()])
+        return max(
+            [relative(*flat)] + [relative(p, q) for p, q in zip(a, b) if q.norm() > 1e-6 * flat[1].norm()]
+        )
+
     return {k: error(got[k], want[k]) for k in want}
 
+
 ROWS = [(name, {}) for name in METHODS] + [
-    ('at_fgsm', dict(target='label')), ('adt_exp', dict(inner_momentum=0.)), ('adt_exp', dict(rho=-5.)), ('adt_exp_trades', dict(inner_momentum=0.)),
-    ('adt_exp_am', dict(gen_input='image')), ('adt_imp_am', dict(gen_input='image')), ('adt_imp_am', dict(u_max=0.5)),
-    ('adt_imp_am', dict(u_max=2.)), ('adt_imp_am_trades', dict(u_max=0.5)), ('adt_imp_am_trades', dict(u_max=2.))]
+    ('at_fgsm', dict(target='label')),
+    ('adt_exp', dict(inner_momentum=0.0)),
+    ('adt_exp', dict(rho=-5.0)),
+    ('adt_exp_trades', dict(inner_momentum=0.0)),
+    ('adt_exp_am', dict(gen_input='image')),
+    ('adt_imp_am', dict(gen_input='image')),
+    ('adt_imp_am', dict(u_max=0.5)),
+    ('adt_imp_am', dict(u_max=2.0)),
+    ('adt_imp_am_trades', dict(u_max=0.5)),
+    ('adt_imp_am_trades', dict(u_max=2.0)),
+]
+
 
 @pytest.mark.parametrize('name, options', ROWS)
 def test_gradients(name, options):
     got, want, (loss, theta) = gradients(name, options)
     silent = {k for k, gs in want.items() if not any(g.any() for g in gs)}
-    assert silent == ({'encoder'} if options.get('u_max') == 2. else set())   # above its hinge the entropy moves nobody
+    assert silent == (
+        {'encoder'} if options.get('u_max') == 2.0 else set()
+    )  # above its hinge the entropy moves nobody
     found = errors(got, want)
-    assert max(found.values()) <= 1e-5 and abs(loss - theta) <= 1e-5*theta, found
+    assert max(found.values()) <= 1e-5 and abs(loss - theta) <= 1e-5 * theta, found
 
-AT = [(name, {}) for name in ('standard', 'at_fgsm', 'at_pgd', 'rs_fgsm', 'alp')] + [('at_fgsm', dict(target='label'))]
+
+AT = [(name, {}) for name in ('standard', 'at_fgsm', 'at_pgd', 'rs_fgsm', 'alp')] + [
+    ('at_fgsm', dict(target='label'))
+]
+
 
 @pytest.mark.parametrize('name, options', AT)
 def test_no_difference_at_all(name, options):
@@ -221,30 +305,68 @@ def test_no_difference_at_all(name, options):
     got, want, _ = gradients(name, options, border=False)
     assert all(torch.equal(a, b) and b.any() for a, b in zip(got['net'], want['net']))
 
-WRONG = [('at_fgsm', {}, dict(target='label')), ('alp', {}, dict(beta=0.49)), ('trades', {}, dict(beta=5.9)),
-         ('feature_scatter', {}, dict(smoothing=0.49)), ('feature_scatter', {}, dict(rounds=1)), ('feature_scatter', {}, dict(fixed=True)),
-         ('adt_exp', {}, dict(inner_momentum=0.)), ('adt_exp', dict(inner_momentum=0.), {}), ('adt_exp', {}, dict(rho=-5.)),
-         ('adt_exp', {}, dict(lbd=0.)), ('adt_exp', {}, dict(adam_eps=1e-9)), ('adt_exp_trades', {}, dict(lbd=0.01/N)),
-         ('adt_exp_am', {}, dict(climb=-1.)), ('adt_exp_am', {}, dict(lbd=-0.01)), ('adt_exp_am_trades', {}, dict(climb=6.)),
-         ('adt_imp_am', dict(u_max=0.5), dict(climb=-1.)), ('adt_imp_am', dict(u_max=0.5), dict(u_max=2.)),
-         ('adt_imp_am_trades', dict(u_max=0.5), dict(u_max=0.5, climb=6.))]
+
+WRONG = [
+    ('at_fgsm', {}, dict(target='label')),
+    ('alp', {}, dict(beta=0.49)),
+    ('trades', {}, dict(beta=5.9)),
+    ('feature_scatter', {}, dict(smoothing=0.49)),
+    ('feature_scatter', {}, dict(rounds=1)),
+    ('feature_scatter', {}, dict(fixed=True)),
+    ('adt_exp', {}, dict(inner_momentum=0.0)),
+    ('adt_exp', dict(inner_momentum=0.0), {}),
+    ('adt_exp', {}, dict(rho=-5.0)),
+    ('adt_exp', {}, dict(lbd=0.0)),
+    ('adt_exp', {}, dict(adam_eps=1e-9)),
+    ('adt_exp_trades', {}, dict(lbd=0.01 / N)),
+    ('adt_exp_am', {}, dict(climb=-1.0)),
+    ('adt_exp_am', {}, dict(lbd=-0.01)),
+    ('adt_exp_am_trades', {}, dict(climb=6.0)),
+    ('adt_imp_am', dict(u_max=0.5), dict(climb=-1.0)),
+    ('adt_imp_am', dict(u_max=0.5), dict(u_max=2.0)),
+    ('adt_imp_am_trades', dict(u_max=0.5), dict(u_max=0.5, climb=6.0)),
+]
+
 
 @pytest.mark.parametrize('name, options, plain', WRONG)
 def test_a_wrong_equation_is_noticed(name, options, plain):
     assert max(errors(*gradients(name, options, plain)[:2]).values()) > 1e-3
 
+
 @pytest.mark.parametrize('name', [name for name in METHODS if name not in ('standard', 'noise')])
 def test_an_inner_problem_in_training_mode_is_noticed(name):
     assert max(errors(*gradients(name, {}, inner='train')[:2]).values()) > 1e-3
 
-INNER = dict(standard=0, noise=0, at_fgsm=1, rs_fgsm=1, feature_scatter=1, at_pgd=7, alp=7, trades=10, adt_exp=35, adt_exp_trades=35,
-             adt_exp_am=2, adt_imp_am=2, adt_exp_am_trades=2, adt_imp_am_trades=2)
+
+INNER = dict(
+    standard=0,
+    noise=0,
+    at_fgsm=1,
+    rs_fgsm=1,
+    feature_scatter=1,
+    at_pgd=7,
+    alp=7,
+    trades=10,
+    adt_exp=35,
+    adt_exp_trades=35,
+    adt_exp_am=2,
+    adt_imp_am=2,
+    adt_exp_am_trades=2,
+    adt_imp_am_trades=2,
+)
+
 
 @pytest.mark.parametrize('name', METHODS)
 def test_no_inner_problem_computes_gradients_of_weights(name):
     x, y = batch()
     net, method = prepare(name, {}, x)
-    with count_passes(net) as passes, eval_mode(net): method.adversary(net, x, y)
-    assert passes['weight_grad'] == 0 and passes['input_grad'] == INNER[name]*N and all(p.grad is None for p in net.parameters())
-    with count_passes(net) as passes: adt_loss(net, x, y, method)[0].backward()
-    assert passes['weight_grad'] in (N, 2*N)
+    with count_passes(net) as passes, eval_mode(net):
+        method.adversary(net, x, y)
+    assert (
+        passes['weight_grad'] == 0
+        and passes['input_grad'] == INNER[name] * N
+        and all(p.grad is None for p in net.parameters())
+    )
+    with count_passes(net) as passes:
+        adt_loss(net, x, y, method)[0].backward()
+    assert passes['weight_grad'] in (N, 2 * N)

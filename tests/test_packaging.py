@@ -1,16 +1,20 @@
 """The package in an empty environment: built, installed, complete and without the development tools
 
-    pytest -m slow tests/test_packaging.py                                       # with this Python
-    ADT_PYTHONS=python3.11,python3.12,python3.13 pytest -m slow tests/test_packaging.py
+pytest -m slow tests/test_packaging.py                                       # with this Python
+ADT_PYTHONS=python3.11,python3.12,python3.13 pytest -m slow tests/test_packaging.py
 """
-import os, shutil, subprocess, sys
+
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = os.environ.get('ADT_PYTHONS', sys.executable).split(',')
-USE = '''
+USE = """
 import importlib, pkgutil, sys, adt_repro
 names = [m.name for m in pkgutil.iter_modules(adt_repro.__path__)]
 for name in names: importlib.import_module('adt_repro.' + name)
@@ -22,29 +26,43 @@ for row in training.train(net, digits, method, training.Recipe(epochs=1, augment
 rows = evaluation.evaluate(net, digits.x_test, digits.y_test, attacks.pgd, eps=0.15)
 assert len(rows) == 50 and rows.linf.max() <= 0.15 + 1e-6
 print(sys.version.split()[0], len(names), 'modules')
-'''
+"""
+
 
 def run(*command, cwd=None):
     "Run it outside this project, with nothing of this environment"
     env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize('python', PYTHONS)
 def test_in_an_empty_environment(python, tmp_path):
     "sdist from the files that git has, wheel from the sdist, installed alone: `pip check` has nothing to say, every module imports, and five lines train"
     for f in run('git', 'ls-files', '-co', '--exclude-standard', cwd=ROOT).splitlines():
-        if not (ROOT/f).is_file(): continue
-        (tmp_path/'clone'/f).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT/f, tmp_path/'clone'/f)
-    for venv in 'build', 'empty': run(python, '-m', 'venv', tmp_path/venv)
-    build, empty = (tmp_path/v/('Scripts' if os.name == 'nt' else 'bin')/'python' for v in ('build', 'empty'))
+        if not (ROOT / f).is_file():
+            continue
+        (tmp_path / 'clone' / f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / f, tmp_path / 'clone' / f)
+    for venv in 'build', 'empty':
+        run(python, '-m', 'venv', tmp_path / venv)
+    build, empty = (
+        tmp_path / v / ('Scripts' if os.name == 'nt' else 'bin') / 'python' for v in ('build', 'empty')
+    )
     run(build, '-m', 'pip', 'install', '-q', 'setuptools>=77')
-    run(build, '-c', f'import setuptools.build_meta as b; b.build_sdist({str(tmp_path/"dist")!r})', cwd=tmp_path/'clone')
-    sdist, = (tmp_path/'dist').glob('*.tar.gz')
-    run(build, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', tmp_path/'dist', sdist)
-    wheel, = (tmp_path/'dist').glob('*.whl')
+    run(
+        build,
+        '-c',
+        f'import setuptools.build_meta as b; b.build_sdist({str(tmp_path / "dist")!r})',
+        cwd=tmp_path / 'clone',
+    )
+    (sdist,) = (tmp_path / 'dist').glob('*.tar.gz')
+    run(build, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', tmp_path / 'dist', sdist)
+    (wheel,) = (tmp_path / 'dist').glob('*.whl')
     run(empty, '-m', 'pip', 'install', '-q', wheel)
     assert 'No broken requirements found' in run(empty, '-m', 'pip', 'check')
     assert ' modules' in run(empty, '-c', USE, cwd=tmp_path)

@@ -16,136 +16,158 @@ from ..speed.precision import measuring
 
 # %% ../../nbs/library/analysis/coverage.ipynb #reaching
 def reaching(
-    x: torch.Tensor,     # (N, C, H, W) clean images in [0, 1]
-    delta: torch.Tensor, # (..., N, C, H, W) perturbations
-) -> torch.Tensor: # (..., N, C, H, W): what is left of `delta` after x + delta was clipped to [0, 1]
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    delta: torch.Tensor,  # (..., N, C, H, W) perturbations
+) -> torch.Tensor:  # (..., N, C, H, W): what is left of `delta` after x + delta was clipped to [0, 1]
     "The part of a perturbation that reaches the network"
     return (x + delta).clamp(0, 1) - x
 
 # %% ../../nbs/library/analysis/coverage.ipynb #draws
 def draws_of(
-    adversary,              # (model, x, y) to a distribution, see `adt_repro.methods.adversaries`
-    model: torch.nn.Module, # images to logits; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
-    n: int,                 # draws for each image
+    adversary,  # (model, x, y) to a distribution, see `adt_repro.methods.adversaries`
+    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
+    n: int,  # draws for each image
     *,
-    ids: torch.Tensor,      # (N,) which images these are: each has noise of its own
-    seed: int = 0,          # of the noise
-) -> torch.Tensor: # (n, N, C, H, W) perturbations as they are drawn, not clipped
+    ids: torch.Tensor,  # (N,) which images these are: each has noise of its own
+    seed: int = 0,  # of the noise
+) -> torch.Tensor:  # (n, N, C, H, W) perturbations as they are drawn, not clipped
     "Draws from the distribution that an adversary fits to each image"
     with measuring(model, adversary), example_noise(ids, seed):
         p = adversary(model, x, y)
-        with torch.no_grad(): return torch.stack([p()[0] for _ in range(n)])
+        with torch.no_grad():
+            return torch.stack([p()[0] for _ in range(n)])
 
 # %% ../../nbs/library/analysis/coverage.ipynb #restarts
 def restarts_of(
-    attack,                 # (model, x, y, *, eps) to x_adv, see `adt_repro.attacks.gradient`
-    model: torch.nn.Module, # images to logits; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
-    n: int,                 # starts for each image
+    attack,  # (model, x, y, *, eps) to x_adv, see `adt_repro.attacks.gradient`
+    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
+    n: int,  # starts for each image
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values
-    ids: torch.Tensor,      # (N,) which images these are: each has noise of its own
-    seed: int = 0,          # of the noise
-    batch: int = 1024,      # copies of images at a time; a matter of memory, not of results
-) -> torch.Tensor: # (n, N, C, H, W) perturbations
+    eps: float,  # radius of the ℓ∞ ball in pixel values
+    ids: torch.Tensor,  # (N,) which images these are: each has noise of its own
+    seed: int = 0,  # of the noise
+    batch: int = 1024,  # copies of images at a time; a matter of memory, not of results
+) -> torch.Tensor:  # (n, N, C, H, W) perturbations
     "Where an attack ends from many random starts"
-    copies = (ids.cpu() + (torch.arange(n) << 32)[:, None]).flatten()                # each copy an example of its own
+    copies = (ids.cpu() + (torch.arange(n) << 32)[:, None]).flatten()  # each copy an example of its own
     at, out = torch.arange(len(x)).repeat(n), []
     for i, c in zip(at.split(batch), copies.split(batch)):
         xi, yi = x[i.to(x.device)], y[i.to(x.device)]
-        with measuring(model), example_noise(c, seed): out.append(attack(model, xi, yi, eps=eps) - xi)
+        with measuring(model), example_noise(c, seed):
+            out.append(attack(model, xi, yi, eps=eps) - xi)
     return torch.cat(out).view(n, *x.shape)
 
 # %% ../../nbs/library/analysis/coverage.ipynb #recall
 def covered(
-    points: torch.Tensor, # (N, D) what may be covered
+    points: torch.Tensor,  # (N, D) what may be covered
     cloud: torch.Tensor,  # (n, D) samples
-    k: int = 3,           # how many neighbours set a sample's radius, in [1, n - 1]
-) -> torch.Tensor: # (N,) bool
+    k: int = 3,  # how many neighbours set a sample's radius, in [1, n - 1]
+) -> torch.Tensor:  # (N,) bool
     "Which points lie within the k-nearest-neighbour ball of a sample (recall of Kynkäänniemi et al. 2019); a `ParameterError` where k is out of range"
-    if not 0 < k < len(cloud): refuse('k', k, f'from 1 to {len(cloud) - 1}, one less than the {len(cloud)} samples')
+    if not 0 < k < len(cloud):
+        refuse('k', k, f'from 1 to {len(cloud) - 1}, one less than the {len(cloud)} samples')
     exact = dict(compute_mode='donot_use_mm_for_euclid_dist')
-    radius = torch.cdist(cloud, cloud, **exact).kthvalue(k + 1, dim=1).values        # the nearest is the sample itself
+    radius = (
+        torch.cdist(cloud, cloud, **exact).kthvalue(k + 1, dim=1).values
+    )  # the nearest is the sample itself
     return (torch.cdist(points, cloud, **exact) <= radius).any(1)
 
 # %% ../../nbs/library/analysis/coverage.ipynb #marginal
 def marginal_share(
-    points: torch.Tensor, # (N, D) what is asked about
+    points: torch.Tensor,  # (N, D) what is asked about
     cloud: torch.Tensor,  # (n, D) samples
     level: float = 0.95,  # middle share of the samples, in (0, 1)
-) -> torch.Tensor: # (N,) shares in [0, 1]
+) -> torch.Tensor:  # (N,) shares in [0, 1]
     "Share of a point's coordinates that lie within the middle of the cloud's, each coordinate on its own"
-    tail = (1 - level)/2
-    few = max(1, 10**7//len(cloud))                                                  # as many coordinates as torch.quantile takes at a time
+    tail = (1 - level) / 2
+    few = max(1, 10**7 // len(cloud))  # as many coordinates as torch.quantile takes at a time
     lo, hi = (torch.cat([torch.quantile(c, q, dim=0) for c in cloud.split(few, 1)]) for q in (tail, 1 - tail))
     return ((points >= lo) & (points <= hi)).to(points.dtype).mean(1)
 
 # %% ../../nbs/library/analysis/coverage.ipynb #control
 def clouds_of(
-    x: torch.Tensor,     # (N, C, H, W) clean images in [0, 1]
-    raw: torch.Tensor,   # (n, N, C, H, W) of `draws_of` these images
-    other: torch.Tensor, # (n, N, C, H, W) of `draws_of` other images, one for each
-    eps: float,          # radius of the ℓ∞ ball in pixel values
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    raw: torch.Tensor,  # (n, N, C, H, W) of `draws_of` these images
+    other: torch.Tensor,  # (n, N, C, H, W) of `draws_of` other images, one for each
+    eps: float,  # radius of the ℓ∞ ball in pixel values
     *,
-    ids: torch.Tensor,   # (N,) which images these are: each has noise of its own
-    seed: int = 0,       # of the noise
-) -> dict: # distribution, uniform, corners, other_image: each (n, N, C, H, W), perturbations that reach the network
+    ids: torch.Tensor,  # (N,) which images these are: each has noise of its own
+    seed: int = 0,  # of the noise
+) -> (
+    dict
+):  # distribution, uniform, corners, other_image: each (n, N, C, H, W), perturbations that reach the network
     "A distribution's draws, and clouds that know nothing of the image"
-    with example_noise(ids, seed): noise = torch.stack([rand_unit(x) for _ in range(len(raw))])
-    each = dict(distribution=raw, uniform=eps*noise, corners=eps*noise.sign(), other_image=other)
+    with example_noise(ids, seed):
+        noise = torch.stack([rand_unit(x) for _ in range(len(raw))])
+    each = dict(distribution=raw, uniform=eps * noise, corners=eps * noise.sign(), other_image=other)
     return {k: reaching(x, v) for k, v in each.items()}
 
 # %% ../../nbs/library/analysis/coverage.ipynb #rows
 def _features(model, x, deltas):
     "(..., N, D) penultimate features of x + deltas"
     flat = (x + deltas).flatten(0, deltas.ndim - x.ndim)
-    with measuring(model), torch.no_grad(): return in_groups(model.features, flat).view(*deltas.shape[:deltas.ndim - x.ndim + 1], -1)
+    with measuring(model), torch.no_grad():
+        return in_groups(model.features, flat).view(*deltas.shape[: deltas.ndim - x.ndim + 1], -1)
+
 
 def coverage(
-    model: torch.nn.Module, # with `features`; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    clouds: dict,           # name to (n, N, C, H, W), see `clouds_of`
-    ends: dict,             # attack to (N, C, H, W): the perturbations that it found
+    model: torch.nn.Module,  # with `features`; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    clouds: dict,  # name to (n, N, C, H, W), see `clouds_of`
+    ends: dict,  # attack to (N, C, H, W): the perturbations that it found
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values
-    ids: torch.Tensor,      # (N,) which images these are
-    k: int = 3,             # neighbours, in [1, n - 1], see `covered`
-) -> pd.DataFrame: # a row for each image, cloud and attack: i, cloud, attack, pixels and features (covered there?), marginal (share in [0, 1])
+    eps: float,  # radius of the ℓ∞ ball in pixel values
+    ids: torch.Tensor,  # (N,) which images these are
+    k: int = 3,  # neighbours, in [1, n - 1], see `covered`
+) -> pd.DataFrame:  # a row for each image, cloud and attack: i, cloud, attack, pixels and features (covered there?), marginal (share in [0, 1])
     "Which clouds hold what other attacks find"
     points, rows = torch.stack([*ends.values()]), []
     point_features = _features(model, x, points)
     for name, cloud in clouds.items():
         cloud_features = _features(model, x, cloud)
         for j, i in enumerate(ids.tolist()):
-            p, c = points[:, j].flatten(1)/eps, cloud[:, j].flatten(1)/eps
-            found = dict(pixels=covered(p, c, k), features=covered(point_features[:, j], cloud_features[:, j], k), marginal=marginal_share(p, c))
-            rows.append(pd.DataFrame(dict(i=i, cloud=name, attack=list(ends)) | {q: v.cpu().numpy() for q, v in found.items()}))
+            p, c = points[:, j].flatten(1) / eps, cloud[:, j].flatten(1) / eps
+            found = dict(
+                pixels=covered(p, c, k),
+                features=covered(point_features[:, j], cloud_features[:, j], k),
+                marginal=marginal_share(p, c),
+            )
+            rows.append(
+                pd.DataFrame(
+                    dict(i=i, cloud=name, attack=list(ends)) | {q: v.cpu().numpy() for q, v in found.items()}
+                )
+            )
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/library/analysis/coverage.ipynb #spread
 def spread(
-    cloud: torch.Tensor, # (n, N, C, H, W) perturbations, at least 2
-    eps: float,          # radius of the ℓ∞ ball in pixel values
+    cloud: torch.Tensor,  # (n, N, C, H, W) perturbations, at least 2
+    eps: float,  # radius of the ℓ∞ ball in pixel values
     *,
-    ids: torch.Tensor,   # (N,) which images these are
-) -> pd.DataFrame: # a row for each image: i, cosine in [-1, 1], distance in [0, 2], variance in [0, n/(n - 1)]
+    ids: torch.Tensor,  # (N,) which images these are
+) -> (
+    pd.DataFrame
+):  # a row for each image: i, cosine in [-1, 1], distance in [0, 2], variance in [0, n/(n - 1)]
     "How diverse the members of each image's cloud are: means over all pairs, and over pixels"
-    d = cloud.flatten(2).transpose(0, 1)/eps                                             # (N, n, D)
+    d = cloud.flatten(2).transpose(0, 1) / eps  # (N, n, D)
     n = d.shape[1]
     total = torch.nn.functional.normalize(d, dim=2).sum(1)
-    zero = (d == 0).all(2).sum(1)                                                        # a perturbation of nothing has no direction
-    cosine = ((total**2).sum(1) - (n - zero))/(n*(n - 1))
-    distance = torch.stack([torch.pdist(each).mean() for each in d])/d.shape[2]**0.5
+    zero = (d == 0).all(2).sum(1)  # a perturbation of nothing has no direction
+    cosine = ((total**2).sum(1) - (n - zero)) / (n * (n - 1))
+    distance = torch.stack([torch.pdist(each).mean() for each in d]) / d.shape[2] ** 0.5
     columns = dict(cosine=cosine, distance=distance, variance=d.var(1).mean(1))
     return pd.DataFrame(dict(i=ids.tolist()) | {k: v.cpu().numpy() for k, v in columns.items()})
 
+
 def seen_as(
-    model: torch.nn.Module, # images to logits; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    cloud: torch.Tensor,    # (n, N, C, H, W) perturbations
-) -> torch.Tensor: # (n, N) predicted classes
+    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    cloud: torch.Tensor,  # (n, N, C, H, W) perturbations
+) -> torch.Tensor:  # (n, N) predicted classes
     "What the network takes each member of a cloud for"
-    with measuring(model), torch.no_grad(): return in_groups(model, (x + cloud).flatten(0, 1)).argmax(1).view(cloud.shape[:2])
+    with measuring(model), torch.no_grad():
+        return in_groups(model, (x + cloud).flatten(0, 1)).argmax(1).view(cloud.shape[:2])

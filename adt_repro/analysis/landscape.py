@@ -15,100 +15,115 @@ from ..speed.precision import measuring
 # %% ../../nbs/library/analysis/landscape.ipynb #axes
 def _each(v, like):
     "(N,) values in a shape that goes with (N, ...)"
-    return v.view(-1, *[1]*(like.ndim - 1))
+    return v.view(-1, *[1] * (like.ndim - 1))
+
 
 def _signs(model, x, y):
     "The sign of each image's loss gradient, also where the loss is too small for one"
+
     def grad(loss):
         at = x.detach().requires_grad_()
         return torch.autograd.grad(loss(model, x, y)(at).sum(), at)[0].sign()
+
     g = grad(ce)
     flat = (g == 0).flatten(1).all(1)
     return torch.where(_each(flat, x), grad(neg_margin), g) if flat.any() else g
 
+
 def landscape_axes(
-    model: torch.nn.Module, # images to logits; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
-) -> tuple: # (d1, d2), both (N, C, H, W): sign of the loss's gradient, and ±1 at a right angle to it
+    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
+) -> tuple:  # (d1, d2), both (N, C, H, W): sign of the loss's gradient, and ±1 at a right angle to it
     "The two directions of the paper's figure of the loss landscape"
-    with measuring(model): d1 = _signs(model, x, y)
+    with measuring(model):
+        d1 = _signs(model, x, y)
     noise, moving = rand_unit(x).flatten(1), (d1 != 0).flatten(1)
-    order = noise.masked_fill(~moving, torch.inf).argsort(1).argsort(1)               # a random rank for each pixel that moves
-    half = torch.where(order < moving.sum(1, keepdim=True)//2, 1., -1.).to(x.dtype)
-    return d1, torch.where(moving, half*d1.flatten(1), noise.sign()).view_as(x)
+    order = (
+        noise.masked_fill(~moving, torch.inf).argsort(1).argsort(1)
+    )  # a random rank for each pixel that moves
+    half = torch.where(order < moving.sum(1, keepdim=True) // 2, 1.0, -1.0).to(x.dtype)
+    return d1, torch.where(moving, half * d1.flatten(1), noise.sign()).view_as(x)
 
 # %% ../../nbs/library/analysis/landscape.ipynb #surface
 def loss_surface(
-    model: torch.nn.Module, # images to logits; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
-    axes: tuple,            # of `landscape_axes`
+    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
+    axes: tuple,  # of `landscape_axes`
     *,
-    radius: float,          # the grid goes from -radius to radius, in pixel values
-    n: int = 41,            # lines of the grid in each direction, at least 2
-    batch: int = 1024,      # points at a time; a matter of memory, not of results
-    loss=ce,                # see `adt_repro.losses`
-) -> torch.Tensor: # (N, n, n) losses in nats; the first grid index goes along d1, the second along d2
+    radius: float,  # the grid goes from -radius to radius, in pixel values
+    n: int = 41,  # lines of the grid in each direction, at least 2
+    batch: int = 1024,  # points at a time; a matter of memory, not of results
+    loss=ce,  # see `adt_repro.losses`
+) -> torch.Tensor:  # (N, n, n) losses in nats; the first grid index goes along d1, the second along d2
     "The loss on a plane through each image"
     line = torch.linspace(-radius, radius, n, device=x.device, dtype=x.dtype)
-    at, lead = torch.cartesian_prod(line, line), (-1, *[1]*(x.ndim - 1))
+    at, lead = torch.cartesian_prod(line, line), (-1, *[1] * (x.ndim - 1))
     rows = []
     with measuring(model), torch.no_grad():
         for xi, yi, a, b in zip(x, y, *axes):
-            points = [loss(model, xi.expand(len(p), *xi.shape), yi.expand(len(p)))(xi + p[:, 0].view(lead)*a + p[:, 1].view(lead)*b) for p in at.split(batch)]
+            points = [
+                loss(model, xi.expand(len(p), *xi.shape), yi.expand(len(p)))(
+                    xi + p[:, 0].view(lead) * a + p[:, 1].view(lead) * b
+                )
+                for p in at.split(batch)
+            ]
             rows.append(torch.cat(points).view(n, n))
     return torch.stack(rows)
 
 # %% ../../nbs/library/analysis/landscape.ipynb #ball
 def on_axes(
-    delta: torch.Tensor, # (..., N, C, H, W) perturbations
-    axes: tuple,         # of `landscape_axes`
-) -> torch.Tensor: # (..., N, 2) coordinates (a, b), in units of `delta`
+    delta: torch.Tensor,  # (..., N, C, H, W) perturbations
+    axes: tuple,  # of `landscape_axes`
+) -> torch.Tensor:  # (..., N, 2) coordinates (a, b), in units of `delta`
     "The nearest point a·d1 + b·d2 of each perturbation, least squares"
-    d = torch.stack([a.flatten(1) for a in axes], 1)                                     # (N, 2, D)
+    d = torch.stack([a.flatten(1) for a in axes], 1)  # (N, 2, D)
     inner = torch.einsum('...nd,nkd->...nk', delta.flatten(-3), d)
     return torch.linalg.solve(d @ d.mT, inner[..., None])[..., 0]
 
+
 def diamond(
-    eps: float, # radius of the ℓ∞ ball, in any unit
-) -> tuple: # (a, b): five corners each, the last is the first
+    eps: float,  # radius of the ℓ∞ ball, in any unit
+) -> tuple:  # (a, b): five corners each, the last is the first
     "The ε-ball as it is seen on the plane"
     return [eps, 0, -eps, 0, eps], [0, eps, 0, -eps, 0]
 
 # %% ../../nbs/library/analysis/landscape.ipynb #curvature
 def _unit(v):
     size = v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny)
-    return v/_each(size, v)
+    return v / _each(size, v)
+
 
 def _power(product, v, steps, tol):
     "Eigenvalues largest in size, and the length of what is left of the equation"
     for _ in range(steps):
         w = product(v)
-        top = (v*w).flatten(1).sum(1)
-        left = (w - _each(top, v)*v).flatten(1).norm(dim=1)
-        if (left <= tol*top.abs()).all(): break
+        top = (v * w).flatten(1).sum(1)
+        left = (w - _each(top, v) * v).flatten(1).norm(dim=1)
+        if (left <= tol * top.abs()).all():
+            break
         v = _unit(w)
     return top, left
 
 # %% ../../nbs/library/analysis/landscape.ipynb #top-curvature
 def top_curvature(
-    model: torch.nn.Module, # images to logits; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) images
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) images
+    y: torch.Tensor,  # (N,) labels
     *,
-    loss=ce,                # what is bent, see `adt_repro.losses`
-    steps: int = 200,       # products with the matrix at most
-    tol: float = 1e-3,      # stop where Hv = λv to within so large a share of λ
-) -> tuple: # (eigenvalue, residual), both (N,): nats per squared pixel value; ‖Hv - λv‖ in the same unit says how far it got
+    loss=ce,  # what is bent, see `adt_repro.losses`
+    steps: int = 200,  # products with the matrix at most
+    tol: float = 1e-3,  # stop where Hv = λv to within so large a share of λ
+) -> tuple:  # (eigenvalue, residual), both (N,): nats per squared pixel value; ‖Hv - λv‖ in the same unit says how far it got
     "The largest eigenvalue of the input Hessian of each image's loss, by power iteration"
     with measuring(model):
         at = x.detach().requires_grad_()
-        g, = torch.autograd.grad(loss(model, x, y)(at).sum(), at, create_graph=True)
+        (g,) = torch.autograd.grad(loss(model, x, y)(at).sum(), at, create_graph=True)
         product = lambda v: torch.autograd.grad(g, at, v, retain_graph=True)[0]
         start = _unit(rand_normal(x))
         top, left = _power(product, start, steps, tol)
         if (below := top.clamp(max=0)).any():
-            again, left_again = _power(lambda v: product(v) - _each(below, v)*v, start, steps, tol)
+            again, left_again = _power(lambda v: product(v) - _each(below, v) * v, start, steps, tol)
             top, left = torch.where(below < 0, again + below, top), torch.where(below < 0, left_again, left)
     return top.detach(), left.detach()

@@ -7,11 +7,12 @@ __all__ = ['KINDS', 'draw_landscape', 'draw_coverage', 'draw_curvature', 'draw_s
            'draw_options', 'draw_hinge']
 
 # %% ../../nbs/library/analysis/plots.ipynb #imports
-from io import StringIO
 import math
+import textwrap
+from io import StringIO
+
 import numpy as np
 import pandas as pd
-import textwrap
 
 from .landscape import diamond
 from .style import COLORS, MARKERS, house_style, panels, short_names
@@ -22,229 +23,416 @@ from ..base.stats import mean_interval
 def _rows(frame, columns, name='frame'):
     "The columns to six digits, as `save_figure` writes them; a `ParameterError` where there is nothing to draw"
     columns = columns.split()
-    if not isinstance(frame, pd.DataFrame): refuse(name, frame, 'a DataFrame')
-    if missing := [c for c in columns if c not in frame]: refuse(name, list(frame.columns), f"a frame with the columns {', '.join(columns)}; not there: {', '.join(missing)}")
-    if not len(frame): refuse(name, 'no rows', 'a frame with at least one row')
-    return pd.read_csv(StringIO(frame[columns].to_csv(index=False, float_format='%.6g')), dtype={'run': str} if 'run' in columns else None)
+    if not isinstance(frame, pd.DataFrame):
+        refuse(name, frame, 'a DataFrame')
+    if missing := [c for c in columns if c not in frame]:
+        refuse(
+            name,
+            list(frame.columns),
+            f'a frame with the columns {", ".join(columns)}; not there: {", ".join(missing)}',
+        )
+    if not len(frame):
+        refuse(name, 'no rows', 'a frame with at least one row')
+    return pd.read_csv(
+        StringIO(frame[columns].to_csv(index=False, float_format='%.6g')),
+        dtype={'run': str} if 'run' in columns else None,
+    )
 
 # %% ../../nbs/library/analysis/plots.ipynb #landscape-planes
 def _planes(rows):
     "Line of the grid, and name of a run to its losses as a square; refused where a point is missing"
-    squares = {run: d.pivot_table(index='a', columns='b', values='loss') for run, d in rows.groupby('run', sort=False)}
+    squares = {
+        run: d.pivot_table(index='a', columns='b', values='loss')
+        for run, d in rows.groupby('run', sort=False)
+    }
     line = squares[rows.run.iloc[0]].index.to_numpy()
     for run, s in squares.items():
-        if s.isna().any(axis=None) or not (np.array_equal(s.index, line) and np.array_equal(s.columns, line)): refuse('frame', run, 'a loss for each a and b of one square grid, run by run')
+        if s.isna().any(axis=None) or not (np.array_equal(s.index, line) and np.array_equal(s.columns, line)):
+            refuse('frame', run, 'a loss for each a and b of one square grid, run by run')
     return line, {run: s.to_numpy() for run, s in squares.items()}
+
 
 def _surface(ax, a, b, s, color, top, title):
     "One network's loss as a surface"
-    ax.plot_surface(a, b, s, facecolors=color(s), rstride=1, cstride=1, linewidth=0, antialiased=False, shade=False, rasterized=True)
-    ax.set(zlim=(0, top)); ax.set_title(title, fontsize=9); ax.tick_params(labelsize=6, pad=-3); ax.view_init(28, -125)
-    for which, said in dict(x='gradient, ε', y='random, ε', z='nats').items(): ax.set(**{f'{which}label': said}); (at := getattr(ax, f'{which}axis')).label.set_fontsize(6); at.labelpad = -9
+    ax.plot_surface(
+        a,
+        b,
+        s,
+        facecolors=color(s),
+        rstride=1,
+        cstride=1,
+        linewidth=0,
+        antialiased=False,
+        shade=False,
+        rasterized=True,
+    )
+    ax.set(zlim=(0, top))
+    ax.set_title(title, fontsize=9)
+    ax.tick_params(labelsize=6, pad=-3)
+    ax.view_init(28, -125)
+    for which, said in dict(x='gradient, ε', y='random, ε', z='nats').items():
+        ax.set(**{f'{which}label': said})
+        (at := getattr(ax, f'{which}axis')).label.set_fontsize(6)
+        at.labelpad = -9
 
 # %% ../../nbs/library/analysis/plots.ipynb #landscape
 @house_style()
 def draw_landscape(
-    frame: pd.DataFrame, # run, a, b (along the gradient's sign and across it, in ε) and loss in nats, as in frames/landscape.csv
-    said: str,           # the title
-    eps: float = None,   # radius of the ball in pixel values, for the title; None: not said
-): # a Figure: for each run a surface above its contours
+    frame: pd.DataFrame,  # run, a, b (along the gradient's sign and across it, in ε) and loss in nats, as in frames/landscape.csv
+    said: str,  # the title
+    eps: float = None,  # radius of the ball in pixel values, for the title; None: not said
+):  # a Figure: for each run a surface above its contours
     "The loss around one image, network by network; a `ParameterError` where the frame is no grid"
     import matplotlib.pyplot as plt
     from matplotlib.colors import BoundaryNorm
+
     line, squares = _planes(_rows(frame, 'run a b loss'))
     a, b = np.meshgrid(line, line, indexing='ij')
     low = max(1e-3, min(s.min() for s in squares.values()))
-    top, n, short = max(2*low, *(s.max() for s in squares.values())), len(squares), short_names(squares)
+    top, n, short = max(2 * low, *(s.max() for s in squares.values())), len(squares), short_names(squares)
     levels = np.geomspace(low, top, 16)
     norm = BoundaryNorm(levels, plt.cm.cividis.N)
-    fig = plt.figure(figsize=(1 + (2.3 if n < 5 else 1.8)*n, 4.6 if n < 5 else 3.9), layout='constrained')
+    fig = plt.figure(figsize=(1 + (2.3 if n < 5 else 1.8) * n, 4.6 if n < 5 else 3.9), layout='constrained')
     for j, (run, s) in enumerate(squares.items()):
-        _surface(fig.add_subplot(2, n, j + 1, projection='3d'), a, b, s.clip(low), lambda z: plt.cm.cividis(norm(z)), top, short[run])
+        _surface(
+            fig.add_subplot(2, n, j + 1, projection='3d'),
+            a,
+            b,
+            s.clip(low),
+            lambda z: plt.cm.cividis(norm(z)),
+            top,
+            short[run],
+        )
         flat = fig.add_subplot(2, n, n + j + 1)
         filled = flat.contourf(a, b, s.clip(low), levels, cmap='cividis', norm=norm)
         flat.plot(*diamond(1), color='#D55E00', lw=1.2, marker='')
-        flat.set(aspect='equal', xlabel='gradient’s sign, in ε', ylabel='' if j else 'random ±1 direction, in ε')
+        flat.set(
+            aspect='equal', xlabel='gradient’s sign, in ε', ylabel='' if j else 'random ±1 direction, in ε'
+        )
     fig.colorbar(filled, ax=fig.axes[1::2], label='cross-entropy, nats', format='%.2g', ticks=levels[::3])
     fig.suptitle(said + ('' if eps is None else f'; diamond: the ball of ε = {eps:.3g}'), fontsize=9)
     return fig
 
 # %% ../../nbs/library/analysis/plots.ipynb #coverage
-_COVERED = dict(pixels='within the cloud,\npixels', features='within the cloud,\nfeatures', marginal='pixels within the middle\n95 % of the cloud')
+_COVERED = dict(
+    pixels='within the cloud,\npixels',
+    features='within the cloud,\nfeatures',
+    marginal='pixels within the middle\n95 % of the cloud',
+)
+
 
 def _whisker(ax, v, at, q, color, **how):
     "A mean with its interval, lying, and whose marker it is"
     d = mean_interval(v)
-    ax.errorbar(d['mean'], at, xerr=[[d['mean'] - d['lo']], [d['hi'] - d['mean']]], fmt=MARKERS[q % len(MARKERS)], color=COLORS[color % len(COLORS)], capsize=2, lw=1, **how)
+    ax.errorbar(
+        d['mean'],
+        at,
+        xerr=[[d['mean'] - d['lo']], [d['hi'] - d['mean']]],
+        fmt=MARKERS[q % len(MARKERS)],
+        color=COLORS[color % len(COLORS)],
+        capsize=2,
+        lw=1,
+        **how,
+    )
+
 
 @house_style()
 def draw_coverage(
-    frame: pd.DataFrame, # run, i, cloud, attack; pixels and features (covered or not) and marginal (a share), as in frames/coverage.csv
-    said: str,           # begins the title, which ends on the number of attacks and of images
-): # a Figure: three panels, one for each measure
+    frame: pd.DataFrame,  # run, i, cloud, attack; pixels and features (covered or not) and marginal (a share), as in frames/coverage.csv
+    said: str,  # begins the title, which ends on the number of attacks and of images
+):  # a Figure: three panels, one for each measure
     "How much of the attacks' results each cloud covers; a `ParameterError` where a column is missing"
     rows = _rows(frame, 'run i cloud attack pixels features marginal')
     by_image = rows.groupby(['run', 'cloud', 'i'], sort=False)[[*_COVERED]].mean()
     clouds, short = list(rows.cloud.unique()), short_names(rows.run.unique())
-    fig, axes = panels(1, 3, (8.4, 1 + 0.16*len(short)*len(clouds)), sharey=True)
+    fig, axes = panels(1, 3, (8.4, 1 + 0.16 * len(short) * len(clouds)), sharey=True)
     for ax, (m, title) in zip(axes, _COVERED.items()):
         for j, run in enumerate(short):
             for c, cloud in enumerate(clouds):
-                _whisker(ax, 100*by_image.loc[(run, cloud), m], c + 0.7*((j + 0.5)/len(short) - 0.5), j, j, label=None if c else short[run])
-        ax.set(xlabel='share, %', title=title, xlim=(-4, 104)); ax.grid(axis='x', alpha=0.3)
-        for edge in range(1, len(clouds)): ax.axhline(edge - 0.5, color='0.85', lw=0.6, marker='')
-    axes[0].set_yticks(range(len(clouds)), [c.replace('_', ' ') for c in clouds]); axes[0].invert_yaxis()
+                _whisker(
+                    ax,
+                    100 * by_image.loc[(run, cloud), m],
+                    c + 0.7 * ((j + 0.5) / len(short) - 0.5),
+                    j,
+                    j,
+                    label=None if c else short[run],
+                )
+        ax.set(xlabel='share, %', title=title, xlim=(-4, 104))
+        ax.grid(axis='x', alpha=0.3)
+        for edge in range(1, len(clouds)):
+            ax.axhline(edge - 0.5, color='0.85', lw=0.6, marker='')
+    axes[0].set_yticks(range(len(clouds)), [c.replace('_', ' ') for c in clouds])
+    axes[0].invert_yaxis()
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside right center')
-    fig.suptitle(f'{said}; {rows.attack.nunique()} attacks, mean over {rows.i.nunique()} test images with 95 % interval (Student’s t)', fontsize=9)
+    fig.suptitle(
+        f'{said}; {rows.attack.nunique()} attacks, mean over {rows.i.nunique()} test images with 95 % interval (Student’s t)',
+        fontsize=9,
+    )
     return fig
 
 # %% ../../nbs/library/analysis/plots.ipynb #curvature
 @house_style()
 def draw_curvature(
-    frame: pd.DataFrame, # run, i, eigenvalue in nats per pixel value², and converged, as in frames/curvature.csv
-    said: str,           # begins the title, which ends on the number of images and of those that converged
-): # a Figure: cumulative shares beside paired ratios
+    frame: pd.DataFrame,  # run, i, eigenvalue in nats per pixel value², and converged, as in frames/curvature.csv
+    said: str,  # begins the title, which ends on the number of images and of those that converged
+):  # a Figure: cumulative shares beside paired ratios
     "The largest eigenvalue of the input Hessian, network by network; a `ParameterError` where a column is missing"
     rows = _rows(frame, 'run i eigenvalue converged')
-    size = np.log10(rows.set_index(['run', 'i']).eigenvalue.clip(lower=max(1e-12, rows.eigenvalue[rows.eigenvalue > 0].min())))
+    size = np.log10(
+        rows.set_index(['run', 'i']).eigenvalue.clip(
+            lower=max(1e-12, rows.eigenvalue[rows.eigenvalue > 0].min())
+        )
+    )
     short, first = short_names(rows.run.unique()), rows.run[0]
-    fig, (ax, pairs) = panels(1, 2, (8.4, 1.7 + 0.2*len(short)), width_ratios=[3, 2])
+    fig, (ax, pairs) = panels(1, 2, (8.4, 1.7 + 0.2 * len(short)), width_ratios=[3, 2])
     for j, run in enumerate(short):
-        v = 10**np.sort(size[run])
-        ax.step(v, 100*np.arange(1, len(v) + 1)/len(v), where='post', color=COLORS[j % len(COLORS)], marker='')
-        ax.plot(np.median(v), 50, MARKERS[j % len(MARKERS)], color=COLORS[j % len(COLORS)], mec='black', mew=0.5, ms=6)
+        v = 10 ** np.sort(size[run])
+        ax.step(
+            v, 100 * np.arange(1, len(v) + 1) / len(v), where='post', color=COLORS[j % len(COLORS)], marker=''
+        )
+        ax.plot(
+            np.median(v),
+            50,
+            MARKERS[j % len(MARKERS)],
+            color=COLORS[j % len(COLORS)],
+            mec='black',
+            mew=0.5,
+            ms=6,
+        )
         _whisker(pairs, size[run] - size[first], j, j, j, mec='black', mew=0.5, ms=6)
-    ax.set(xscale='log', xlabel='largest eigenvalue of the input Hessian, nats per pixel value²', ylabel='share of images, %', ylim=(0, 101)); ax.grid(alpha=0.3)
-    pairs.axvline(0, color='0.5', lw=0.8, marker=''); pairs.set_yticks(range(len(short)), [f'{s}, median {np.median(10**size[run]):.2g}' for run, s in short.items()])
-    pairs.set(xlabel=f'log₁₀ of the ratio to {short[first]},\nmean over images, 95 % interval', ylim=(len(short) - 0.5, -0.5))
-    fig.suptitle(f'{said}, {rows.i.nunique()} test images; converged: {rows.converged.sum()} of {len(rows)}', fontsize=9)
+    ax.set(
+        xscale='log',
+        xlabel='largest eigenvalue of the input Hessian, nats per pixel value²',
+        ylabel='share of images, %',
+        ylim=(0, 101),
+    )
+    ax.grid(alpha=0.3)
+    pairs.axvline(0, color='0.5', lw=0.8, marker='')
+    pairs.set_yticks(
+        range(len(short)), [f'{s}, median {np.median(10 ** size[run]):.2g}' for run, s in short.items()]
+    )
+    pairs.set(
+        xlabel=f'log₁₀ of the ratio to {short[first]},\nmean over images, 95 % interval',
+        ylim=(len(short) - 0.5, -0.5),
+    )
+    fig.suptitle(
+        f'{said}, {rows.i.nunique()} test images; converged: {rows.converged.sum()} of {len(rows)}',
+        fontsize=9,
+    )
     return fig
 
 # %% ../../nbs/library/analysis/plots.ipynb #spread
 KINDS = dict(distribution='distribution', restarts='PGD, random starts')
-_SPREAD = dict(cosine='cosine of two samples', distance='distance of two, ε per pixel', variance='variance, ε² per pixel', wrong='share misclassified')
+_SPREAD = dict(
+    cosine='cosine of two samples',
+    distance='distance of two, ε per pixel',
+    variance='variance, ε² per pixel',
+    wrong='share misclassified',
+)
+
 
 @house_style()
 def draw_spread(
-    frame: pd.DataFrame, # run, i, kind (of `KINDS`), cosine, distance in ε, variance in ε², wrong (a share), as in frames/diversity_measures.csv
-    said: str,           # begins the title, which ends on the number of images
-): # a Figure: four panels, one for each measure
+    frame: pd.DataFrame,  # run, i, kind (of `KINDS`), cosine, distance in ε, variance in ε², wrong (a share), as in frames/diversity_measures.csv
+    said: str,  # begins the title, which ends on the number of images
+):  # a Figure: four panels, one for each measure
     "How far the samples of a cloud lie apart; a `ParameterError` where a column is missing"
     rows = _rows(frame, 'run i kind cosine distance variance wrong')
     short, rng = short_names(rows.run.unique()), np.random.default_rng(0)
-    fig, axes = panels(1, 4, (9, 0.9 + 0.45*len(short)), sharey=True)
+    fig, axes = panels(1, 4, (9, 0.9 + 0.45 * len(short)), sharey=True)
     for ax, (m, label) in zip(axes, _SPREAD.items()):
         for j, run in enumerate(short):
             for q, kind in enumerate(KINDS):
-                v, at = rows[(rows.run == run) & (rows.kind == kind)][m], j + (q - 0.5)*0.4
-                if not len(v): continue
+                v, at = rows[(rows.run == run) & (rows.kind == kind)][m], j + (q - 0.5) * 0.4
+                if not len(v):
+                    continue
                 ax.plot(v, at + rng.uniform(-0.08, 0.08, len(v)), '.', ms=2, color=COLORS[q], alpha=0.4)
                 _whisker(ax, v, at, q, q, mec='black', mew=0.6, ms=6, label=KINDS[kind] if j == 0 else None)
-        ax.set(xlabel=label); ax.grid(axis='x', alpha=0.3)
-    axes[0].set_yticks(range(len(short)), [*short.values()]); axes[0].invert_yaxis()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, title=f'{said}, {rows.i.nunique()} test images, 95 % interval')
+        ax.set(xlabel=label)
+        ax.grid(axis='x', alpha=0.3)
+    axes[0].set_yticks(range(len(short)), [*short.values()])
+    axes[0].invert_yaxis()
+    fig.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc='outside upper center',
+        ncols=2,
+        title=f'{said}, {rows.i.nunique()} test images, 95 % interval',
+    )
     return fig
 
 # %% ../../nbs/library/analysis/plots.ipynb #start
 def _start_entropy():
     "Of tanh(σr), r normal and σ = softplus(0): nats"
     (r, w), sigma = np.polynomial.hermite_e.hermegauss(80), math.log(2)
-    return 0.5*math.log(2*math.pi*math.e) + math.log(sigma) + float(w @ np.log(1 - np.tanh(sigma*r)**2))/math.sqrt(2*math.pi)
+    return (
+        0.5 * math.log(2 * math.pi * math.e)
+        + math.log(sigma)
+        + float(w @ np.log(1 - np.tanh(sigma * r) ** 2)) / math.sqrt(2 * math.pi)
+    )
 
 # %% ../../nbs/library/analysis/plots.ipynb #points
 def _points(ax, d, x, y, q, label, percent=True):
     "The seeds; their mean with its interval, value by value and joined in that order; returns the means"
     f = 100 if percent else 1
-    ax.plot(d[x], f*d[y], MARKERS[q], color=COLORS[q], ms=3, alpha=0.5)
-    means = pd.DataFrame([dict(x=g[x].mean(), value=v) | mean_interval(f*g[y]) for v, g in d.groupby('value')])
-    ax.errorbar(means.x, means['mean'], yerr=[means['mean'] - means.lo, means.hi - means['mean']], fmt=MARKERS[q] + '-', color=COLORS[q], mec='black', mew=0.5, ms=6, capsize=3, label=label)
+    ax.plot(d[x], f * d[y], MARKERS[q], color=COLORS[q], ms=3, alpha=0.5)
+    means = pd.DataFrame(
+        [dict(x=g[x].mean(), value=v) | mean_interval(f * g[y]) for v, g in d.groupby('value')]
+    )
+    ax.errorbar(
+        means.x,
+        means['mean'],
+        yerr=[means['mean'] - means.lo, means.hi - means['mean']],
+        fmt=MARKERS[q] + '-',
+        color=COLORS[q],
+        mec='black',
+        mew=0.5,
+        ms=6,
+        capsize=3,
+        label=label,
+    )
     return means
+
 
 def _limits(ax):
     "An interval of two seeds may leave what an accuracy can be"
-    lo, hi = ax.get_ylim(); ax.set_ylim(max(lo, -2), min(hi, 102))
+    lo, hi = ax.get_ylim()
+    ax.set_ylim(max(lo, -2), min(hi, 102))
+
 
 def _sweep(frame, *options):
     "The rows of an ablation that belong to some of its options"
     rows = _rows(frame, 'option value method seed natural robust expected_loss entropy')
     rows = rows[rows.option.isin(options)]
-    return rows if len(rows) else refuse('frame', list(frame.option.unique()), f"an ablation with one of the options {', '.join(options)}")
+    return (
+        rows
+        if len(rows)
+        else refuse(
+            'frame', list(frame.option.unique()), f'an ablation with one of the options {", ".join(options)}'
+        )
+    )
+
 
 def said_of(
-    frame: pd.DataFrame, # as in frames/ablation.csv
-) -> str: # data set, network, radius, sizes, epochs, seeds and attacks
+    frame: pd.DataFrame,  # as in frames/ablation.csv
+) -> str:  # data set, network, radius, sizes, epochs, seeds and attacks
     "What the runs of an ablation share, for the title of its figures; a `ParameterError` where a column is missing"
     rows = _rows(frame, 'dataset arch eps n_train epochs n_test attacks seed')
     one = rows.iloc[0]
-    return (f'{one.dataset}, {one.arch}, ε = {one.eps:.3g}, {one.n_train} training images, {one.epochs} epochs; {one.n_test} test images, {rows.seed.nunique()} seeds; '
-            f"robust: {', '.join(one.attacks.split())}")
+    return (
+        f'{one.dataset}, {one.arch}, ε = {one.eps:.3g}, {one.n_train} training images, {one.epochs} epochs; {one.n_test} test images, {rows.seed.nunique()} seeds; '
+        f'robust: {", ".join(one.attacks.split())}'
+    )
 
 # %% ../../nbs/library/analysis/plots.ipynb #frontier
 _ENDS = dict(at_pgd='--', noise=':')
 
+
 @house_style()
 def draw_frontier(
-    frame: pd.DataFrame, # as in frames/ablation.csv or ablation_frontier.csv: the rows of option lbd are drawn, and reference for the two ends
-    said: str,           # the title, such as of `said_of`
-): # a Figure: accuracies, and the expected loss of a draw, against the entropy
+    frame: pd.DataFrame,  # as in frames/ablation.csv or ablation_frontier.csv: the rows of option lbd are drawn, and reference for the two ends
+    said: str,  # the title, such as of `said_of`
+):  # a Figure: accuracies, and the expected loss of a draw, against the entropy
     "What the weight of the entropy does; a `ParameterError` where the frame has no such sweep"
-    d, ends = _sweep(frame, 'lbd'), _sweep(frame, 'lbd', 'reference').query("option == 'reference'").groupby('method')[['natural', 'robust', 'expected_loss']].mean()
+    d, ends = (
+        _sweep(frame, 'lbd'),
+        _sweep(frame, 'lbd', 'reference')
+        .query("option == 'reference'")
+        .groupby('method')[['natural', 'robust', 'expected_loss']]
+        .mean(),
+    )
     styles = {name: style for name, style in _ENDS.items() if name in ends.index}
     fig, (ax, right) = panels(1, 2, (8.4, 3.4), width_ratios=[3, 2])
     for q, (m, label) in enumerate(dict(natural='natural accuracy', robust='robust accuracy').items()):
         means = _points(ax, d, 'entropy', m, q, label)
-        for name, style in styles.items(): ax.axhline(100*ends[m][name], ls=style, color=COLORS[q], lw=1, marker='')
-    for n, p in enumerate(means.itertuples()): ax.annotate(f'λ={p.value:g}', (p.x, p.mean), xytext=(5, (3, -9)[n % 2 and p.x < -0.2]), textcoords='offset points', fontsize=7)
+        for name, style in styles.items():
+            ax.axhline(100 * ends[m][name], ls=style, color=COLORS[q], lw=1, marker='')
+    for n, p in enumerate(means.itertuples()):
+        ax.annotate(
+            f'λ={p.value:g}',
+            (p.x, p.mean),
+            xytext=(5, (3, -9)[n % 2 and p.x < -0.2]),
+            textcoords='offset points',
+            fontsize=7,
+        )
     for at, name in (math.log(2), 'uniform noise'), (_start_entropy(), 'start of the ascent'):
-        ax.axvline(at, color='0.6', lw=0.8, marker=''); ax.annotate(name, (at, 0.25), xycoords=('data', 'axes fraction'), rotation=90, ha='right', fontsize=7)
-    ax.set(xlabel='entropy of δ/ε, nats per pixel', ylabel='accuracy, %'); ax.autoscale_view(); _limits(ax)
-    for name, style in styles.items(): ax.plot([], [], style, marker='', color='0.4', lw=1, label=name)
+        ax.axvline(at, color='0.6', lw=0.8, marker='')
+        ax.annotate(name, (at, 0.25), xycoords=('data', 'axes fraction'), rotation=90, ha='right', fontsize=7)
+    ax.set(xlabel='entropy of δ/ε, nats per pixel', ylabel='accuracy, %')
+    ax.autoscale_view()
+    _limits(ax)
+    for name, style in styles.items():
+        ax.plot([], [], style, marker='', color='0.4', lw=1, label=name)
     ax.legend(loc='center left')
     _points(right, d, 'entropy', 'expected_loss', 2, 'expected loss', percent=False)
-    for name, style in styles.items(): right.axhline(ends.expected_loss[name], ls=style, color=COLORS[2], lw=1, marker='', label=name)
-    right.set(xlabel='entropy of δ/ε, nats per pixel', ylabel='expected loss of a draw, nats'); right.legend()
+    for name, style in styles.items():
+        right.axhline(ends.expected_loss[name], ls=style, color=COLORS[2], lw=1, marker='', label=name)
+    right.set(xlabel='entropy of δ/ε, nats per pixel', ylabel='expected loss of a draw, nats')
+    right.legend()
     fig.suptitle(said, fontsize=8)
     return fig
 
 # %% ../../nbs/library/analysis/plots.ipynb #options
-_OPTIONS = dict(n_mc='draws k in a step', inner_steps='inner steps T', inner_momentum='inner momentum', rho='start of ρ')
+_OPTIONS = dict(
+    n_mc='draws k in a step', inner_steps='inner steps T', inner_momentum='inner momentum', rho='start of ρ'
+)
+
 
 @house_style()
 def draw_options(
-    frame: pd.DataFrame, # as in frames/ablation.csv or ablation_options.csv: the rows of n_mc, inner_steps, inner_momentum and rho are drawn
-    said: str,           # the title, such as of `said_of`
-): # a Figure: natural accuracy above robust accuracy, a column for each option
+    frame: pd.DataFrame,  # as in frames/ablation.csv or ablation_options.csv: the rows of n_mc, inner_steps, inner_momentum and rho are drawn
+    said: str,  # the title, such as of `said_of`
+):  # a Figure: natural accuracy above robust accuracy, a column for each option
     "What each choice of the inner problem does; a `ParameterError` where the frame has none of these sweeps"
     rows = _sweep(frame, *_OPTIONS)
     there = [o for o in _OPTIONS if (rows.option == o).any()]
-    fig, axes = panels(2, len(there), (1 + 1.9*len(there), 3.8), sharex='col', sharey='row', squeeze=False)
+    fig, axes = panels(2, len(there), (1 + 1.9 * len(there), 3.8), sharex='col', sharey='row', squeeze=False)
     for col, o in enumerate(there):
         d = rows[rows.option == o]
-        for row, m in enumerate(('natural', 'robust')): _points(axes[row, col], d, 'value', m, row, m)
-        for ax in axes[:, col]: ax.set_xticks(sorted(d.value.unique()), [f'{v:g}' for v in sorted(d.value.unique())]); ax.margins(x=0.15)
+        for row, m in enumerate(('natural', 'robust')):
+            _points(axes[row, col], d, 'value', m, row, m)
+        for ax in axes[:, col]:
+            ax.set_xticks(sorted(d.value.unique()), [f'{v:g}' for v in sorted(d.value.unique())])
+            ax.margins(x=0.15)
         axes[1, col].set_xlabel(_OPTIONS[o])
-    for row, m in enumerate(('natural', 'robust')): axes[row, 0].set_ylabel(f'{m} accuracy, %'); _limits(axes[row, 0])
-    fig.suptitle(textwrap.fill(said, int(15*(1 + 1.9*len(there)))), fontsize=8)
+    for row, m in enumerate(('natural', 'robust')):
+        axes[row, 0].set_ylabel(f'{m} accuracy, %')
+        _limits(axes[row, 0])
+    fig.suptitle(textwrap.fill(said, int(15 * (1 + 1.9 * len(there)))), fontsize=8)
     return fig
 
 # %% ../../nbs/library/analysis/plots.ipynb #hinge
-_DEAF = 0.5*(math.log(2*math.pi/3) + 1)   # U of an encoder that ignores the perturbation
+_DEAF = 0.5 * (math.log(2 * math.pi / 3) + 1)  # U of an encoder that ignores the perturbation
+
 
 @house_style()
 def draw_hinge(
-    hinge: pd.DataFrame,   # u_max, seed, epoch and U in nats per latent dimension, as in frames/ablation_hinge.csv
-    results: pd.DataFrame, # as in frames/ablation.csv: the rows of u_max are drawn
-    said: str,             # the title, such as of `said_of`
-): # a Figure: U epoch by epoch, and accuracy against the threshold
+    hinge: pd.DataFrame,  # u_max, seed, epoch and U in nats per latent dimension, as in frames/ablation_hinge.csv
+    results: pd.DataFrame,  # as in frames/ablation.csv: the rows of u_max are drawn
+    said: str,  # the title, such as of `said_of`
+):  # a Figure: U epoch by epoch, and accuracy against the threshold
     "Whether U crosses its threshold, and what that changes; a `ParameterError` where the frames have no such sweep"
     rows, d = _rows(hinge, 'u_max seed epoch U', 'hinge'), _sweep(results, 'u_max')
     fig, (left, right) = panels(1, 2, (8.4, 3))
     for q, (u, g) in enumerate(rows.groupby('u_max')):
-        for n, (_, h) in enumerate(g.groupby('seed')): left.plot(h.epoch, h.U, ('-', '--', '-.', ':')[q % 4], marker='', color=COLORS[q], lw=1, label=None if n else f'threshold {u:g}')
+        for n, (_, h) in enumerate(g.groupby('seed')):
+            left.plot(
+                h.epoch,
+                h.U,
+                ('-', '--', '-.', ':')[q % 4],
+                marker='',
+                color=COLORS[q],
+                lw=1,
+                label=None if n else f'threshold {u:g}',
+            )
         left.axhline(u, ls=':', color=COLORS[q], lw=1, marker='')
     left.axhline(_DEAF, color='0.4', lw=1, marker='', label=f'{_DEAF:.4f}: ignores δ')
-    left.set(xlabel='epoch', ylabel='U, nats per latent dimension'); left.legend(ncols=2)
-    for q, m in enumerate(('natural', 'robust')): _points(right, d, 'value', m, q, m + ' accuracy')
-    right.axvline(_DEAF, color='0.4', lw=1, marker=''); right.set(xlabel='threshold', ylabel='accuracy, %'); _limits(right); right.legend()
+    left.set(xlabel='epoch', ylabel='U, nats per latent dimension')
+    left.legend(ncols=2)
+    for q, m in enumerate(('natural', 'robust')):
+        _points(right, d, 'value', m, q, m + ' accuracy')
+    right.axvline(_DEAF, color='0.4', lw=1, marker='')
+    right.set(xlabel='threshold', ylabel='accuracy, %')
+    _limits(right)
+    right.legend()
     fig.suptitle(said, fontsize=8)
     return fig

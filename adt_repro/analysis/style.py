@@ -6,63 +6,107 @@
 __all__ = ['COLORS', 'MARKERS', 'STYLE', 'house_style', 'panels', 'short_names', 'save_figure']
 
 # %% ../../nbs/library/analysis/style.ipynb #imports
+import re
 from contextlib import contextmanager
-from cycler import cycler
 from io import BytesIO
 from pathlib import Path
+
 import pandas as pd
-import re
+from cycler import cycler
 
 from ..base.files import replacing
 
 # %% ../../nbs/library/analysis/style.ipynb #style
-COLORS = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#999999', '#000000', '#F0E442']   # Okabe and Ito
-MARKERS = ['o', 's', '^', 'D', 'v', 'P', 'X', '*', 'h']                                                        # one for each
-STYLE = {'axes.prop_cycle': cycler(color=COLORS, marker=MARKERS), 'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'savefig.transparent': False,
-         'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 9, 'axes.labelsize': 9, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
-         'legend.fontsize': 8, 'legend.frameon': False, 'lines.markersize': 4, 'lines.linewidth': 1.2, 'figure.dpi': 90, 'svg.hashsalt': 'adt_repro'}
+COLORS = [
+    '#0072B2',
+    '#E69F00',
+    '#009E73',
+    '#CC79A7',
+    '#56B4E9',
+    '#D55E00',
+    '#999999',
+    '#000000',
+    '#F0E442',
+]  # Okabe and Ito
+MARKERS = ['o', 's', '^', 'D', 'v', 'P', 'X', '*', 'h']  # one for each
+STYLE = {
+    'axes.prop_cycle': cycler(color=COLORS, marker=MARKERS),
+    'figure.facecolor': 'white',
+    'savefig.facecolor': 'white',
+    'savefig.transparent': False,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.titlesize': 9,
+    'axes.labelsize': 9,
+    'xtick.labelsize': 8,
+    'ytick.labelsize': 8,
+    'legend.fontsize': 8,
+    'legend.frameon': False,
+    'lines.markersize': 4,
+    'lines.linewidth': 1.2,
+    'figure.dpi': 90,
+    'svg.hashsalt': 'adt_repro',
+}
+
 
 @contextmanager
-def house_style(): # a context; figures that are made in it, and shown or saved in it, have the project's look
+def house_style():  # a context; figures that are made in it, and shown or saved in it, have the project's look
     "Matplotlib as the project uses it"
     import matplotlib as mpl
-    with mpl.rc_context(STYLE): yield
+
+    with mpl.rc_context(STYLE):
+        yield
 
 # %% ../../nbs/library/analysis/style.ipynb #panels
 def panels(
-    rows: int,      # at least 1
-    columns: int,   # at least 1
-    figsize: tuple, # width and height in inches
-    **options,      # as of `plt.subplots`
-) -> tuple: # the figure; its axes, as of `plt.subplots`
+    rows: int,  # at least 1
+    columns: int,  # at least 1
+    figsize: tuple,  # width and height in inches
+    **options,  # as of `plt.subplots`
+) -> tuple:  # the figure; its axes, as of `plt.subplots`
     "A figure of panels, each with room for its labels"
     import matplotlib.pyplot as plt
+
     return plt.subplots(rows, columns, figsize=figsize, layout='constrained', **options)
 
 # %% ../../nbs/library/analysis/style.ipynb #short
 def short_names(
-    runs, # names of runs, such as digits-small_cnn-adt_exp-s0
-) -> dict: # name to the same without the data set, and without the network, where all of them share it
+    runs,  # names of runs, such as digits-small_cnn-adt_exp-s0
+) -> dict:  # name to the same without the data set, and without the network, where all of them share it
     "What a figure calls its runs"
     parts = {run: re.findall(r'wrn-[0-9]+-[0-9]+|[^-]+', run) for run in runs}
     shared = 0
-    while shared < 2 and len({tuple(p[:shared + 1]) for p in parts.values()}) == 1 and min(map(len, parts.values())) > shared + 1: shared += 1
+    while (
+        shared < 2
+        and len({tuple(p[: shared + 1]) for p in parts.values()}) == 1
+        and min(map(len, parts.values())) > shared + 1
+    ):
+        shared += 1
     return {run: run.removeprefix('-'.join(parts[run][:shared]) + '-') if shared else run for run in parts}
 
 # %% ../../nbs/library/analysis/style.ipynb #save
 def save_figure(
-    fig,                 # a Figure, drawn in `house_style`
+    fig,  # a Figure, drawn in `house_style`
     folder: Path | str,  # of a scale, such as outputs/demo
-    name: str,           # of the files
-    frame: pd.DataFrame, # the numbers in the figure; written with six significant digits
-) -> list: # the three paths: figures/<name>.svg, figures/<name>.png, frames/<name>.csv
+    name: str,  # of the files
+    frame: pd.DataFrame,  # the numbers in the figure; written with six significant digits
+) -> list:  # the three paths: figures/<name>.svg, figures/<name>.png, frames/<name>.csv
     "Write a figure twice, and what it shows as a table"
     folder = Path(folder)
-    paths = [folder/'figures'/f'{name}.svg', folder/'figures'/f'{name}.png', folder/'frames'/f'{name}.csv']
-    for p in paths: p.parent.mkdir(parents=True, exist_ok=True)
+    paths = [
+        folder / 'figures' / f'{name}.svg',
+        folder / 'figures' / f'{name}.png',
+        folder / 'frames' / f'{name}.csv',
+    ]
+    for p in paths:
+        p.parent.mkdir(parents=True, exist_ok=True)
     with house_style():
-        for path, options in zip(paths, (dict(metadata=dict(Date=None, Creator=None)), dict(dpi=150, metadata=dict(Software=None)))):
+        for path, options in zip(
+            paths, (dict(metadata=dict(Date=None, Creator=None)), dict(dpi=150, metadata=dict(Software=None)))
+        ):
             fig.savefig(drawn := BytesIO(), format=path.suffix[1:], transparent=False, **options)
-            with replacing(path) as f: f.write(drawn.getbuffer())
-    with replacing(paths[2]) as f: f.write(frame.to_csv(index=False, float_format='%.6g').encode())
+            with replacing(path) as f:
+                f.write(drawn.getbuffer())
+    with replacing(paths[2]) as f:
+        f.write(frame.to_csv(index=False, float_format='%.6g').encode())
     return paths

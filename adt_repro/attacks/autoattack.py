@@ -6,8 +6,8 @@
 __all__ = ['autoattack_version', 'auto_attack']
 
 # %% ../../nbs/library/attacks/autoattack.ipynb #imports
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+
 import torch
 
 from .gradient import linf_ball
@@ -15,24 +15,29 @@ from ..base.device import eval_mode
 from ..base.parameters import ParameterError
 
 # %% ../../nbs/library/attacks/autoattack.ipynb #auto
-def autoattack_version() -> str: # of the installed package
+def autoattack_version() -> str:  # of the installed package
     "The version of pyautoattack; a `ParameterError` says what to install where it is missing"
-    try: return version('pyautoattack')
+    try:
+        return version('pyautoattack')
     except PackageNotFoundError:
-        raise ParameterError("autoattack=True: allowed where pyautoattack is installed: pip install 'adt_repro[autoattack]'") from None
+        raise ParameterError(
+            "autoattack=True: allowed where pyautoattack is installed: pip install 'adt_repro[autoattack]'"
+        ) from None
+
 
 def auto_attack(
-    model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes), at least 4 of them; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes), at least 4 of them; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    attacks: list = None,   # of apgd-ce, apgd-t, apgd-dlr, fab-t, fab, square; None: the standard four
-    seed: int = 0,          # of its noise
-) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    attacks: list = None,  # of apgd-ce, apgd-t, apgd-dlr, fab-t, fab, square; None: the standard four
+    seed: int = 0,  # of its noise
+) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "AutoAttack by the package pyautoattack; a `ParameterError` says what to install where it is missing"
     autoattack_version()
     from pyautoattack import AutoAttack
+
     own = dict(version='custom', attacks=attacks) if attacks else dict(version='standard')
     with eval_mode(model), torch.random.fork_rng():
         judge = AutoAttack(model, eps=eps, seed=seed, device=x.device, **own)

@@ -7,6 +7,7 @@ __all__ = ['samples_rule', 'spsa_gradient', 'images_in', 'spsa', 'square', 'quer
 
 # %% ../../nbs/library/attacks/black_box.ipynb #imports
 from bisect import bisect
+
 import pandas as pd
 import torch
 
@@ -21,13 +22,15 @@ from ..speed.precision import measuring, unrounded
 # %% ../../nbs/library/attacks/black_box.ipynb #own
 def _names(x):
     "(N,) int64: for each example a name out of its own noise"
-    high, low = ((rand_unit(x.new_empty(len(x), 2)).double() + 1)*2**23).long().T
-    return high*2**24 + low
+    high, low = ((rand_unit(x.new_empty(len(x), 2)).double() + 1) * 2**23).long().T
+    return high * 2**24 + low
+
 
 def _asked(model, y):
     "A function of points and of the example that each belongs to, which gives the margins there"
     net = unrounded(model)
     return lambda p, who: in_groups(lambda p, y: margin(net(p), y), p, y[who])
+
 
 def _until_fallen(model, x, y, steps, cost, step):
     "x_adv and queries, where `step(t, live, points, margins)` gives the next points and margins for `cost` queries each"
@@ -36,92 +39,118 @@ def _until_fallen(model, x, y, steps, cost, step):
         least = _asked(model, y)(x, torch.arange(len(x), device=x.device))
         for t in range(steps):
             live = (least >= 0).nonzero()[:, 0]
-            if not len(live): break
-            with example_noise(names[live], t): at[live], least[live] = step(t, live, at[live], least[live])
+            if not len(live):
+                break
+            with example_noise(names[live], t):
+                at[live], least[live] = step(t, live, at[live], least[live])
             queries[live] += cost
     return at, queries
 
 # %% ../../nbs/library/attacks/black_box.ipynb #gradient
 def spsa_gradient(
-    f,                    # takes points (M, ...) and the example that each belongs to, (M,) int64, to (M,) values
-    z: torch.Tensor,      # (N, ...) where the gradients are wanted
+    f,  # takes points (M, ...) and the example that each belongs to, (M,) int64, to (M,) values
+    z: torch.Tensor,  # (N, ...) where the gradients are wanted
     *,
-    pairs: int,           # of points for each example, at least 1; 2·`pairs` queries
+    pairs: int,  # of points for each example, at least 1; 2·`pairs` queries
     sigma: float = 1e-3,  # distance of a point from `z` in each entry, in units of `z`, above 0
     at_once: int = 1024,  # points at a time, at least one pair of each example; a matter of memory, not of results
-) -> torch.Tensor: # (N, ...) estimates of ∇f, each example's from its own noise
+) -> torch.Tensor:  # (N, ...) estimates of ∇f, each example's from its own noise
     "Gradients by simultaneous perturbation, from values of `f` alone"
     total, mine = torch.zeros_like(z), torch.arange(len(z), device=z.device)
-    k = max(1, at_once//(2*len(z)))
+    k = max(1, at_once // (2 * len(z)))
     for done in range(0, pairs, k):
         v = torch.stack([rand_unit(z).sign() for _ in range(min(k, pairs - done))])
-        points = torch.cat([z + sigma*v, z - sigma*v])
+        points = torch.cat([z + sigma * v, z - sigma * v])
         up, down = f(points.flatten(0, 1), mine.repeat(len(points))).view(2, len(v), len(z))
-        total += ((up - down).view(*up.shape, *[1]*(z.ndim - 1))*v).sum(0)
-    return total/(2*sigma*pairs)
+        total += ((up - down).view(*up.shape, *[1] * (z.ndim - 1)) * v).sum(0)
+    return total / (2 * sigma * pairs)
 
 # %% ../../nbs/library/attacks/black_box.ipynb #memory
 def images_in(
-    model: torch.nn.Module, # images to logits
-    x: torch.Tensor,        # (N, C, H, W) of which one is tried
-    mib: float,             # memory in MiB
-) -> int: # at least 1
+    model: torch.nn.Module,  # images to logits
+    x: torch.Tensor,  # (N, C, H, W) of which one is tried
+    mib: float,  # memory in MiB
+) -> int:  # at least 1
     "How many images can go through a network at a time, without gradients, in so much memory"
     largest = 0
+
     def see(module, inputs, output):
         nonlocal largest
-        if isinstance(output, torch.Tensor): largest = max(largest, output.nbytes)
+        if isinstance(output, torch.Tensor):
+            largest = max(largest, output.nbytes)
+
     hooks = [m.register_forward_hook(see) for m in model.modules()]
     try:
-        with measuring(model), torch.no_grad(): unrounded(model)(x[:1])
+        with measuring(model), torch.no_grad():
+            unrounded(model)(x[:1])
     finally:
-        for h in hooks: h.remove()
-    return max(1, int(mib*2**20/(4*largest + 6*x[:1].nbytes)))
+        for h in hooks:
+            h.remove()
+    return max(1, int(mib * 2**20 / (4 * largest + 6 * x[:1].nbytes)))
 
 # %% ../../nbs/library/attacks/black_box.ipynb #rules
 _positive = number(0, above=True)
 samples_rule = Rule(lambda v: type(v) is int and v >= 2 and v % 2 == 0, 'an even number of at least 2')
-_rules = dict(eps=number(0, 1, above=True), samples=samples_rule,
-              steps=whole(1), budget=whole(1), first=number(0, 1, above=True), sigma=_positive, memory=_positive)
+_rules = dict(
+    eps=number(0, 1, above=True),
+    samples=samples_rule,
+    steps=whole(1),
+    budget=whole(1),
+    first=number(0, 1, above=True),
+    sigma=_positive,
+    memory=_positive,
+)
+
 
 def _check(**given):
     for k, v in given.items():
-        if not _rules[k].ok(v): refuse(k, v, _rules[k].says)
+        if not _rules[k].ok(v):
+            refuse(k, v, _rules[k].says)
 
 # %% ../../nbs/library/attacks/black_box.ipynb #spsa
 def spsa(
-    model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode, asked for no gradient
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode, asked for no gradient
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    samples: int = 2048,    # queries for one gradient, an even number, at least 2
-    steps: int = 100,       # steps of Adam, at most; at least 1
-    lr: float = None,       # Adam's, in pixel values; None: 0.01 at ε = 8/255, and in proportion
-    sigma: float = 1e-3,    # distance of a query from the current point in each pixel, in pixel values, above 0
-    memory: float = 256,    # MiB for the images that are in the network at a time, see `images_in`; not a matter of results
-) -> tuple: # x_adv (N, C, H, W) in the ball and in [0, 1]; queries (N,) int64
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    samples: int = 2048,  # queries for one gradient, an even number, at least 2
+    steps: int = 100,  # steps of Adam, at most; at least 1
+    lr: float = None,  # Adam's, in pixel values; None: 0.01 at ε = 8/255, and in proportion
+    sigma: float = 1e-3,  # distance of a query from the current point in each pixel, in pixel values, above 0
+    memory: float = 256,  # MiB for the images that are in the network at a time, see `images_in`; not a matter of results
+) -> tuple:  # x_adv (N, C, H, W) in the ball and in [0, 1]; queries (N,) int64
     "The SPSA attack: Adam along estimated gradients, until the image falls; a `ParameterError` where a setting is out of range"
     _check(eps=eps, samples=samples, steps=steps, sigma=sigma, memory=memory)
-    delta, project, asked, at_once = torch.zeros_like(x), linf_ball(x, eps), _asked(model, y), images_in(model, x, memory)
-    adam = torch.optim.Adam([delta], lr=0.01*eps*255/8 if lr is None else lr)
+    delta, project, asked, at_once = (
+        torch.zeros_like(x),
+        linf_ball(x, eps),
+        _asked(model, y),
+        images_in(model, x, memory),
+    )
+    adam = torch.optim.Adam([delta], lr=0.01 * eps * 255 / 8 if lr is None else lr)
+
     def step(t, live, z, _):
-        g = spsa_gradient(lambda p, who: -asked(p, live[who]), z, pairs=samples//2, sigma=sigma, at_once=at_once)
+        g = spsa_gradient(
+            lambda p, who: -asked(p, live[who]), z, pairs=samples // 2, sigma=sigma, at_once=at_once
+        )
         delta.grad = torch.zeros_like(x).index_copy_(0, live, -g)
         adam.step()
         delta.copy_(project(x + delta) - x)
         z = project(x + delta)[live]
         return z, asked(z, live)
+
     return _until_fallen(model, x, y, steps, samples + 1, step)
 
 # %% ../../nbs/library/attacks/black_box.ipynb #square-patch
 _halved = 0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8
 
+
 def _patch(x, side):
     "For each image a square at a random place, bool (N, 1, H, W), and a random sign for each channel, (N, C, 1, 1)"
     u, inside = rand_unit(x.new_empty(len(x), 2 + x.shape[1])), []
     for place, size in zip((u[:, 0], u[:, 1]), x.shape[2:]):
-        first = ((place + 1)/2*(size - side + 1)).long().clamp(max=size - side)[:, None]
+        first = ((place + 1) / 2 * (size - side + 1)).long().clamp(max=size - side)[:, None]
         i = torch.arange(size, device=x.device)
         inside.append((first <= i) & (i < first + side))
     rows, cols = inside
@@ -129,33 +158,45 @@ def _patch(x, side):
 
 # %% ../../nbs/library/attacks/black_box.ipynb #square
 def square(
-    model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode, asked for no gradient
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode, asked for no gradient
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    budget: int = 5000,     # perturbed images that are tried for each image at most, at least 1
-    first: float = 0.8,     # share of the pixels in the first square, in (0, 1]
-) -> tuple: # x_adv (N, C, H, W) in the ball and in [0, 1], the clean image where nothing helped; queries (N,) int64
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    budget: int = 5000,  # perturbed images that are tried for each image at most, at least 1
+    first: float = 0.8,  # share of the pixels in the first square, in (0, 1]
+) -> (
+    tuple
+):  # x_adv (N, C, H, W) in the ball and in [0, 1], the clean image where nothing helped; queries (N,) int64
     "The Square attack: random squares of ±ε, kept when the margin falls, until the image falls; a `ParameterError` where a setting is out of range"
     _check(eps=eps, budget=budget, first=first)
     asked = _asked(model, y)
+
     def step(t, live, best, least):
-        xs, side = x[live], max(1, round(min(x.shape[2:])*(first/2**bisect(_halved, t/budget))**0.5))
-        inside, sign = _patch(xs, side) if t else (torch.ones_like(xs, dtype=torch.bool), rand_unit(xs[:, :, :1]).sign())
-        tried = linf_ball(xs, eps)(torch.where(inside, xs + eps*sign, best))
+        xs, side = (
+            x[live],
+            max(1, round(min(x.shape[2:]) * (first / 2 ** bisect(_halved, t / budget)) ** 0.5)),
+        )
+        inside, sign = (
+            _patch(xs, side) if t else (torch.ones_like(xs, dtype=torch.bool), rand_unit(xs[:, :, :1]).sign())
+        )
+        tried = linf_ball(xs, eps)(torch.where(inside, xs + eps * sign, best))
         now = asked(tried, live)
         better = now < least
         return torch.where(better[:, None, None, None], tried, best), torch.where(better, now, least)
+
     return _until_fallen(model, x, y, budget, 1, step)
 
 # %% ../../nbs/library/attacks/black_box.ipynb #curve
 def query_curve(
-    rows: pd.DataFrame, # records or rows of `evaluate` for one network and one attack that counts: y, pred, queries
-    at: list = None,    # numbers of queries, in any order; None: each at which an image fell, and the largest
-) -> pd.DataFrame: # one row for each, in order: queries, n, correct, accuracy, lo, hi (95 %)
+    rows: pd.DataFrame,  # records or rows of `evaluate` for one network and one attack that counts: y, pred, queries
+    at: list = None,  # numbers of queries, in any order; None: each at which an image fell, and the largest
+) -> pd.DataFrame:  # one row for each, in order: queries, n, correct, accuracy, lo, hi (95 %)
     "Accuracy against an attack that is stopped after so many queries; a `ParameterError` where it does not count them"
-    if (rows.queries < 0).any(): raise ParameterError('rows: allowed are those of an attack that counts its queries, here queries=-1')
+    if (rows.queries < 0).any():
+        raise ParameterError('rows: allowed are those of an attack that counts its queries, here queries=-1')
     fell = rows.queries[rows.pred != rows.y]
     stops = sorted({*fell, int(rows.queries.max())}) if at is None else sorted(at)
-    return pd.DataFrame([dict(queries=int(q)) | share(len(rows) - int((fell <= q).sum()), len(rows)) for q in stops])
+    return pd.DataFrame(
+        [dict(queries=int(q)) | share(len(rows) - int((fell <= q).sum()), len(rows)) for q in stops]
+    )

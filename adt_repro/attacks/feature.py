@@ -6,8 +6,9 @@
 __all__ = ['fea_attack']
 
 # %% ../../nbs/library/attacks/feature.ipynb #imports
-from functools import partial
 import math
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -24,24 +25,32 @@ def _other_classes(x, y, labels, n):
     order, counts = labels.argsort(stable=True), labels.bincount(minlength=int(y.max()) + 1)
     own, first = counts[y][:, None], (counts.cumsum(0) - counts)[y][:, None]
     others = len(labels) - own
-    if (others == 0).any(): raise ParameterError('pool: allowed are images of at least two classes')
-    k = ((rand_unit(x.new_empty(len(x), n)) + 1)/2*others).long().clamp(max=others - 1)
-    return order[k + own*(k >= first)]
+    if (others == 0).any():
+        raise ParameterError('pool: allowed are images of at least two classes')
+    k = ((rand_unit(x.new_empty(len(x), n)) + 1) / 2 * others).long().clamp(max=others - 1)
+    return order[k + own * (k >= first)]
+
 
 def _approach(model, x, y, goal, start, eps, step, steps):
     "For each copy the iterate with the smallest margin, and that margin"
     best, least = start, x.new_full((len(x),), math.inf)
+
     def see(at, features):
         nonlocal best, least
         m = margin(model.fc(features), y)
         best, least = torch.where((m < least).view(-1, 1, 1, 1), at, best), torch.minimum(m, least)
+
     def f(at):
         features = model.features(at)
-        with torch.no_grad(): see(at.detach(), features)
+        with torch.no_grad():
+            see(at.detach(), features)
         return F.cosine_similarity(features, goal)
-    last, = sign_ascent(f, [start], step=step, steps=steps, project=linf_ball(x, eps))
-    with torch.no_grad(): see(last, model.features(last))
+
+    (last,) = sign_ascent(f, [start], step=step, steps=steps, project=linf_ball(x, eps))
+    with torch.no_grad():
+        see(last, model.features(last))
     return best, least
+
 
 def _first_fallen(found, m):
     "Of k copies in the order of their targets, (N, k, ...) and (N, k): the first that is misclassified, else the nearest to it"
@@ -51,30 +60,44 @@ def _first_fallen(found, m):
 
 # %% ../../nbs/library/attacks/feature.ipynb #feature
 def fea_attack(
-    model: torch.nn.Module, # images to logits, with `features(x)` (N, D) before its last layer `fc`; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images to logits, with `features(x)` (N, D) before its last layer `fc`; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    pool: tuple,            # (images, labels) from which targets are drawn
-    n_targets: int = 200,   # targets for each image, at least 1
-    steps: int = 50,        # gradient steps
-    step: float = None,     # size of a step in pixel values; None: eps/8
-    group: int = 20,        # targets at a time, each a copy of every image in the batch; a matter of memory, not of results
-) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    pool: tuple,  # (images, labels) from which targets are drawn
+    n_targets: int = 200,  # targets for each image, at least 1
+    steps: int = 50,  # gradient steps
+    step: float = None,  # size of a step in pixel values; None: eps/8
+    group: int = 20,  # targets at a time, each a copy of every image in the batch; a matter of memory, not of results
+) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "FeaAttack: towards the features of images of other classes; a `ParameterError` where the network has no features, or the pool one class alone"
     if not (hasattr(model, 'features') and hasattr(model, 'fc')):
-        raise ParameterError(f'model={type(model).__name__}: FeaAttack needs a network with features(x), the input of its last layer, and that layer as fc')
+        raise ParameterError(
+            f'model={type(model).__name__}: FeaAttack needs a network with features(x), the input of its last layer, and that layer as fc'
+        )
     worst, least = x.clone(), x.new_full((len(x),), math.inf)
     with eval_mode(model):
         used, where = _other_classes(x, y, pool[1], n_targets).unique(return_inverse=True)
-        with torch.no_grad(): goals = torch.cat([model.features(pool[0][ids]) for ids in used.split(500)])
+        with torch.no_grad():
+            goals = torch.cat([model.features(pool[0][ids]) for ids in used.split(500)])
         for at in range(0, n_targets, group):
             starts = torch.stack([rand_unit(x) for _ in range(min(group, n_targets - at))], 1)
             live, k = (least >= 0).nonzero()[:, 0], starts.shape[1]
             xs, ys = x[live].repeat_interleave(k, 0), y[live].repeat_interleave(k)
-            found, m = in_groups(partial(_approach, model, eps=eps, step=eps/8 if step is None else step, steps=steps*bool(len(live))), xs, ys,
-                                 goals[where[live, at:at + k].flatten()], (xs + eps*starts[live].flatten(0, 1)).clamp(0, 1))
+            found, m = in_groups(
+                partial(
+                    _approach,
+                    model,
+                    eps=eps,
+                    step=eps / 8 if step is None else step,
+                    steps=steps * bool(len(live)),
+                ),
+                xs,
+                ys,
+                goals[where[live, at : at + k].flatten()],
+                (xs + eps * starts[live].flatten(0, 1)).clamp(0, 1),
+            )
             found, m = _first_fallen(found.view(-1, k, *x.shape[1:]), m.view(-1, k))
             better = m < least[live]
             worst[live[better]], least[live[better]] = found[better], m[better]

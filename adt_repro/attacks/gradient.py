@@ -6,8 +6,9 @@
 __all__ = ['sign_ascent', 'linf_ball', 'pgd', 'fgsm', 'mean_abs', 'mim', 'worst_of', 'targeted']
 
 # %% ../../nbs/library/attacks/gradient.ipynb #imports
-from functools import partial
 import math
+from functools import partial
+
 import torch
 
 from ..base.device import eval_mode
@@ -17,110 +18,130 @@ from ..losses import ce, margin, toward
 from ..speed.batching import in_groups
 
 # %% ../../nbs/library/attacks/gradient.ipynb #sign-ascent
-def _same(z): return z
+def _same(z):
+    return z
+
 
 def sign_ascent(
-    f,                    # takes the tensors `zs` to (N,) values, one an example
-    zs: list,             # of tensors (N, ...): where to start
+    f,  # takes the tensors `zs` to (N,) values, one an example
+    zs: list,  # of tensors (N, ...): where to start
     *,
-    step: float | list,   # how far each entry moves in a step, in units of `zs`; or a list of `steps` such sizes
-    steps: int,           # number of steps, at least 1
-    draws: int = 1,       # evaluations of a random `f` in a step, at least 1; the gradients are added up
-    momentum: float = 0., # share of the accumulated gradient that is kept, in [0, 1]; 0: none, 1: all (MIM, and ADT_EXP as released)
-    norm=_same,           # a gradient before it is accumulated; MIM divides by its mean size per image
-    sign=torch.sign,      # the accumulated gradient to a direction within [-1, 1]
-    project=_same,        # a tensor back into its feasible set, after each step
-) -> list: # the tensors after the last step, detached
+    step: float
+    | list,  # how far each entry moves in a step, in units of `zs`; or a list of `steps` such sizes
+    steps: int,  # number of steps, at least 1
+    draws: int = 1,  # evaluations of a random `f` in a step, at least 1; the gradients are added up
+    momentum: float = 0.0,  # share of the accumulated gradient that is kept, in [0, 1]; 0: none, 1: all (MIM, and ADT_EXP as released)
+    norm=_same,  # a gradient before it is accumulated; MIM divides by its mean size per image
+    sign=torch.sign,  # the accumulated gradient to a direction within [-1, 1]
+    project=_same,  # a tensor back into its feasible set, after each step
+) -> list:  # the tensors after the last step, detached
     "Climb `f` by signed gradients, each example on its own"
-    total = [0.]*len(zs)
-    for size in step if isinstance(step, list) else [step]*steps:
+    total = [0.0] * len(zs)
+    for size in step if isinstance(step, list) else [step] * steps:
         zs = [z.detach().requires_grad_() for z in zs]
-        grads = [0.]*len(zs)
-        for _ in range(draws): grads = [g + more for g, more in zip(grads, torch.autograd.grad(f(*zs).sum(), zs))]
-        total = [momentum*t + norm(g) for t, g in zip(total, grads)]
-        zs = [project(z.detach() + size*sign(t)) for z, t in zip(zs, total)]
+        grads = [0.0] * len(zs)
+        for _ in range(draws):
+            grads = [g + more for g, more in zip(grads, torch.autograd.grad(f(*zs).sum(), zs))]
+        total = [momentum * t + norm(g) for t, g in zip(total, grads)]
+        zs = [project(z.detach() + size * sign(t)) for z, t in zip(zs, total)]
     return zs
 
 # %% ../../nbs/library/attacks/gradient.ipynb #ball
 def linf_ball(
-    x: torch.Tensor, # (N, C, H, W) clean images in [0, 1]
-    eps: float,      # radius in pixel values, in (0, 1]
-): # the projection: takes (N, C, H, W) to the nearest points that are within `eps` of `x` and in [0, 1]
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    eps: float,  # radius in pixel values, in (0, 1]
+):  # the projection: takes (N, C, H, W) to the nearest points that are within `eps` of `x` and in [0, 1]
     "The projection onto the images within ε of the clean ones"
     lo, hi = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     return lambda x_adv: torch.minimum(torch.maximum(x_adv, lo), hi)
 
 # %% ../../nbs/library/attacks/gradient.ipynb #pgd
 def pgd(
-    model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    steps: int = 20,        # gradient steps, at least 1
-    step: float = None,     # size of a step in pixel values; None: eps/4
-    loss=ce,                # what is climbed, see `adt_repro.losses`
-    start=rand_unit,        # takes x to a start in [-1, 1] of the ball; `torch.zeros_like` starts at the clean image
-    clip_start: bool = False, # is the start clipped to [0, 1]?
-    group: int = None,      # images at a time, see `in_groups`; a loss that compares images needs the whole batch, `group=len(x)` or more
-    **ascent,               # further arguments of `sign_ascent`: momentum, norm, sign
-) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    steps: int = 20,  # gradient steps, at least 1
+    step: float = None,  # size of a step in pixel values; None: eps/4
+    loss=ce,  # what is climbed, see `adt_repro.losses`
+    start=rand_unit,  # takes x to a start in [-1, 1] of the ball; `torch.zeros_like` starts at the clean image
+    clip_start: bool = False,  # is the start clipped to [0, 1]?
+    group: int = None,  # images at a time, see `in_groups`; a loss that compares images needs the whole batch, `group=len(x)` or more
+    **ascent,  # further arguments of `sign_ascent`: momentum, norm, sign
+) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "Projected gradient descent in the ℓ∞ ball: last iterate, one start; a `ParameterError` where eps is no such radius"
-    if not (rule := number(0, 1)).ok(eps): refuse('eps', eps, rule.says)
-    x0 = x + eps*start(x)
+    if not (rule := number(0, 1)).ok(eps):
+        refuse('eps', eps, rule.says)
+    x0 = x + eps * start(x)
+
     def climb(x, y, x0):
-        return sign_ascent(loss(model, x, y), [x0], step=eps/4 if step is None else step, steps=steps, project=linf_ball(x, eps), **ascent)[0]
-    with eval_mode(model): return in_groups(climb, x, y, x0.clamp(0, 1) if clip_start else x0, group=group)
+        return sign_ascent(
+            loss(model, x, y),
+            [x0],
+            step=eps / 4 if step is None else step,
+            steps=steps,
+            project=linf_ball(x, eps),
+            **ascent,
+        )[0]
+
+    with eval_mode(model):
+        return in_groups(climb, x, y, x0.clamp(0, 1) if clip_start else x0, group=group)
 
 # %% ../../nbs/library/attacks/gradient.ipynb #fgsm
 def fgsm(
-    model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    loss=ce,                # what is climbed, see `adt_repro.losses`
-) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    loss=ce,  # what is climbed, see `adt_repro.losses`
+) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "The fast gradient sign method: one step of the whole radius"
     return pgd(model, x, y, eps=eps, steps=1, step=eps, loss=loss, start=torch.zeros_like)
 
 # %% ../../nbs/library/attacks/gradient.ipynb #mim
 def mean_abs(
-    g: torch.Tensor, # (N, ...) gradients
-) -> torch.Tensor: # (N, ...) the same directions, mean absolute value 1 in each; zero where the gradient is
+    g: torch.Tensor,  # (N, ...) gradients
+) -> torch.Tensor:  # (N, ...) the same directions, mean absolute value 1 in each; zero where the gradient is
     "Gradients of one size, image by image"
     size = g.abs().flatten(1).mean(1).clamp(min=torch.finfo(g.dtype).tiny)
-    return g/size.view(-1, *[1]*(g.ndim - 1))
+    return g / size.view(-1, *[1] * (g.ndim - 1))
+
 
 def mim(
-    model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    decay: float = 1.,      # share of the accumulated gradient that is kept, in [0, 1]
-    **options,              # further arguments of `pgd`
-) -> torch.Tensor: # (N, C, H, W) in the ball and in [0, 1]
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    decay: float = 1.0,  # share of the accumulated gradient that is kept, in [0, 1]
+    **options,  # further arguments of `pgd`
+) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "Momentum iterative method with Table 1's settings: 20 steps of eps/4, uniform start"
     return pgd(model, x, y, eps=eps, momentum=decay, norm=mean_abs, **options)
 
 # %% ../../nbs/library/attacks/gradient.ipynb #worst
 def worst_of(
-    *attacks, # each (model, x, y, *, eps) to x_adv
-): # an attack: for each image the result with the smallest margin
+    *attacks,  # each (model, x, y, *, eps) to x_adv
+):  # an attack: for each image the result with the smallest margin
     "Several attacks as one: `worst_of(*[pgd]*5)` is PGD with five restarts"
+
     def attack(model, x, y, *, eps):
         worst, least = x.clone(), x.new_full((len(x),), math.inf)
         for each in attacks:
             x_adv = each(model, x, y, eps=eps)
-            with eval_mode(model), torch.no_grad(): m = margin(model(x_adv), y)
+            with eval_mode(model), torch.no_grad():
+                m = margin(model(x_adv), y)
             worst[m < least], least = x_adv[m < least], torch.minimum(m, least)
         return worst
+
     return attack
 
+
 def targeted(
-    n: int = 9, # how many of the wrong classes, the likeliest first; at most all of them
+    n: int = 9,  # how many of the wrong classes, the likeliest first; at most all of them
     **options,  # further arguments of `pgd`
-): # an attack
+):  # an attack
     "PGD towards each of the likeliest wrong classes, the best of them for each image"
     return worst_of(*[partial(pgd, loss=toward(rank), **options) for rank in range(n)])

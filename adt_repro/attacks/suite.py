@@ -13,4 +13,11 @@ from .gradient import fgsm, mim, pgd
 from ..losses import cw
 
 # %% ../../nbs/library/attacks/suite.ipynb #suite
-SUITE = dict(fgsm=fgsm, pgd20=pgd, mim=mim, cw=partial(pgd, loss=cw, steps=30), pgd100=partial(pgd, steps=100), feature=fea_attack)
+SUITE = dict(
+    fgsm=fgsm,
+    pgd20=pgd,
+    mim=mim,
+    cw=partial(pgd, loss=cw, steps=30),
+    pgd100=partial(pgd, steps=100),
+    feature=fea_attack,
+)

@@ -6,31 +6,40 @@
 __all__ = ['pick_device', 'set_deterministic', 'eval_mode']
 
 # %% ../../nbs/library/base/device.ipynb #imports
-from contextlib import contextmanager
 import os
 import re
+from contextlib import contextmanager
+
 import torch
 
 from .parameters import refuse
 
 # %% ../../nbs/library/base/device.ipynb #pick-device
 def pick_device(
-    name: str = 'auto', # auto, cpu, cuda, cuda:<n> or mps; auto: the first GPU if there is one
-) -> torch.device: # a device that was seen to hold a tensor
+    name: str = 'auto',  # auto, cpu, cuda, cuda:<n> or mps; auto: the first GPU if there is one
+) -> torch.device:  # a device that was seen to hold a tensor
     "The torch device of a name, tried before anything depends on it; a `ParameterError` names those that this machine has"
-    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        if re.fullmatch(r'cpu|mps|cuda(:\d{1,3})?', name): return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError): pass
-    have = ['auto', 'cpu'] + [f'cuda:{i}' for i in range(torch.cuda.device_count())] + ['mps']*torch.backends.mps.is_available()
+        if re.fullmatch(r'cpu|mps|cuda(:\d{1,3})?', name):
+            return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        pass
+    have = (
+        ['auto', 'cpu']
+        + [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+        + ['mps'] * torch.backends.mps.is_available()
+    )
     refuse('device', name, 'one of ' + ', '.join(have) + ' on this machine')
 
 # %% ../../nbs/library/base/device.ipynb #exact
 def set_deterministic(
-    on: bool, # raise an error rather than compute something that may differ the next time? False: as PyTorch comes
+    on: bool,  # raise an error rather than compute something that may differ the next time? False: as PyTorch comes
 ):
     "The same numbers from the same seed on the same machine, on CUDA too"
-    if on: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')   # cuBLAS reads it when it is first used
+    if on:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS reads it when it is first used
     torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.deterministic = on
     torch.backends.cudnn.benchmark = False
@@ -38,11 +47,14 @@ def set_deterministic(
 # %% ../../nbs/library/base/device.ipynb #eval-mode
 @contextmanager
 def eval_mode(
-    *nets, # networks; anything else, such as an adversary without weights, is left alone
-): # a context in which every submodule of `nets` is in evaluation mode
+    *nets,  # networks; anything else, such as an adversary without weights, is left alone
+):  # a context in which every submodule of `nets` is in evaluation mode
     "Evaluation mode inside, the mode that each submodule had before outside"
     was = [(m, m.training) for net in nets if isinstance(net, torch.nn.Module) for m in net.modules()]
-    for m, _ in was: m.training = False
-    try: yield
+    for m, _ in was:
+        m.training = False
+    try:
+        yield
     finally:
-        for m, training in was: m.training = training
+        for m, training in was:
+            m.training = training

@@ -6,35 +6,43 @@
 __all__ = ['find_root', 'replacing']
 
 # %% ../../nbs/library/base/files.ipynb #imports
-from contextlib import contextmanager
-from contextlib import suppress
-from pathlib import Path
 import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from .parameters import ParameterError
 
 # %% ../../nbs/library/base/files.ipynb #find-root
 def find_root(
-    start: str | Path = '.', # folder from which to walk up
-) -> Path: # the nearest folder at or above `start` that holds settings.ini; `start` itself if there is none
+    start: str | Path = '.',  # folder from which to walk up
+) -> Path:  # the nearest folder at or above `start` that holds settings.ini; `start` itself if there is none
     "The project's root, wherever the notebook was started from"
     start = Path(start).resolve()
-    return next((p for p in [start, *start.parents] if (p/'settings.ini').exists()), start)
+    return next((p for p in [start, *start.parents] if (p / 'settings.ini').exists()), start)
 
 # %% ../../nbs/library/base/files.ipynb #replacing
 @contextmanager
 def replacing(
-    path: Path | str, # the file
-): # a context with a binary file to write to, which takes the place of `path` at the end
+    path: Path | str,  # the file
+):  # a context with a binary file to write to, which takes the place of `path` at the end
     "Write a file completely or not at all; where the disk does not take it, one line says so"
     path = Path(path)
     part = path.with_name(path.name + '.part')
     try:
-        with open(part, 'wb') as f: yield f; f.flush(); os.fsync(f.fileno())
+        with open(part, 'wb') as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
         part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)   # the new name has to reach the disk too
-        try: os.fsync(folder)
-        finally: os.close(folder)
-    except OSError as e: raise ParameterError(f'{path.name}: cannot be written, allowed is a folder with room that can be written to ({e.strerror})') from None
+        folder = os.open(path.parent, os.O_RDONLY)  # the new name has to reach the disk too
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as e:
+        raise ParameterError(
+            f'{path.name}: cannot be written, allowed is a folder with room that can be written to ({e.strerror})'
+        ) from None
     finally:
-        with suppress(OSError): part.unlink()
+        with suppress(OSError):
+            part.unlink()

@@ -6,56 +6,80 @@
 __all__ = ['rand_unit', 'rand_normal', 'zero_noise', 'example_noise']
 
 # %% ../../nbs/library/base/noise.ipynb #imports
+import math
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
-import math
+
 import torch
 
 # %% ../../nbs/library/base/noise.ipynb #noise
 _source = ContextVar('noise source', default=None)
 
-def _laid_like(x, noise): return noise if x.is_contiguous() else torch.empty_like(x).copy_(noise)   # drawn in another layout, it would be other noise, and slow
+
+def _laid_like(x, noise):
+    return (
+        noise if x.is_contiguous() else torch.empty_like(x).copy_(noise)
+    )  # drawn in another layout, it would be other noise, and slow
+
 
 def rand_unit(
-    x: torch.Tensor, # (N, ...) whose shape, dtype and device are wanted
-) -> torch.Tensor: # (N, ...) uniform in (-1, 1)
+    x: torch.Tensor,  # (N, ...) whose shape, dtype and device are wanted
+) -> torch.Tensor:  # (N, ...) uniform in (-1, 1)
     "Uniform noise in the shape of `x`"
     draw = _source.get()
-    return _laid_like(x, draw(x) if draw else torch.empty(x.shape, dtype=x.dtype, device=x.device).uniform_(-1, 1))
+    return _laid_like(
+        x, draw(x) if draw else torch.empty(x.shape, dtype=x.dtype, device=x.device).uniform_(-1, 1)
+    )
+
 
 def rand_normal(
-    x: torch.Tensor, # (N, ...) whose shape, dtype and device are wanted
-) -> torch.Tensor: # (N, ...) standard normal
+    x: torch.Tensor,  # (N, ...) whose shape, dtype and device are wanted
+) -> torch.Tensor:  # (N, ...) standard normal
     "Standard normal noise in the shape of `x`"
-    return _laid_like(x, torch.randn(x.shape, dtype=x.dtype, device=x.device)) if _source.get() is None else math.sqrt(2)*torch.erfinv(rand_unit(x))
+    return (
+        _laid_like(x, torch.randn(x.shape, dtype=x.dtype, device=x.device))
+        if _source.get() is None
+        else math.sqrt(2) * torch.erfinv(rand_unit(x))
+    )
+
 
 @contextmanager
-def zero_noise(): # a context in which `rand_unit` and `rand_normal` give zeros
+def zero_noise():  # a context in which `rand_unit` and `rand_normal` give zeros
     "What a random thing does at the centre of its noise: a squashed Gaussian is at its mean"
     token = _source.set(torch.zeros_like)
-    try: yield
-    finally: _source.reset(token)
+    try:
+        yield
+    finally:
+        _source.reset(token)
 
 # %% ../../nbs/library/base/noise.ipynb #hash
-def _mix(h): # SplitMix64's finaliser on int64, whose products wrap and whose shifts have to be made logical
+def _mix(h):  # SplitMix64's finaliser on int64, whose products wrap and whose shifts have to be made logical
     for shift, factor in (30, -4658895280553007687), (27, -7723592293110705685), (31, 1):
-        h = (h ^ ((h >> shift) & ((1 << (64 - shift)) - 1)))*factor
+        h = (h ^ ((h >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return h
+
 
 @contextmanager
 def example_noise(
-    ids: torch.Tensor, # (N,) int64: which example each row of the batch is
-    seed: int = 0,     # any whole number; another seed, another set of numbers
-): # a context in which `rand_unit` and `rand_normal` depend on the example, not on the batch
+    ids: torch.Tensor,  # (N,) int64: which example each row of the batch is
+    seed: int = 0,  # any whole number; another seed, another set of numbers
+):  # a context in which `rand_unit` and `rand_normal` depend on the example, not on the batch
     "Random numbers that are the same for an example in any batch, in any order and on any device; a `ValueError` where as many rows are not asked for"
     draws = count()
+
     def draw(x):
-        if len(x) != len(ids): raise ValueError(f'noise for {len(x)} rows was asked for among {len(ids)} example ids')
+        if len(x) != len(ids):
+            raise ValueError(f'noise for {len(x)} rows was asked for among {len(ids)} example ids')
         start = torch.tensor([seed, next(draws)], device=x.device)
         key = _mix(_mix(start[:1] + 0x632BE59BD9B4E019) + start[1:])
         h = _mix(_mix(key + ids.to(x.device))[:, None] + torch.arange(x[0].numel(), device=x.device))
-        return (((h >> 40)*2 + 1).to(x.dtype)/2**24).view(x.shape)   # an odd number of 2**-24: exact, never ±1
+        return (((h >> 40) * 2 + 1).to(x.dtype) / 2**24).view(
+            x.shape
+        )  # an odd number of 2**-24: exact, never ±1
+
     token = _source.set(draw)
-    try: yield
-    finally: _source.reset(token)
+    try:
+        yield
+    finally:
+        _source.reset(token)

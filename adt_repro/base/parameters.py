@@ -7,110 +7,154 @@ __all__ = ['Rule', 'ParameterError', 'shown', 'refuse', 'one_of', 'number', 'who
            'check_params']
 
 # %% ../../nbs/library/base/parameters.ipynb #imports
-from collections import namedtuple
 import difflib
 import math
 import re
 import reprlib
 import sys
+from collections import namedtuple
 
 # %% ../../nbs/library/base/parameters.ipynb #parameter-error
 class ParameterError(ValueError):
     "A parameter that cannot be used: one line with its name, its value and what is allowed"
-    def _render_traceback_(self): return [f'{type(self).__name__}: {self}']   # IPython then prints no stack
+
+    def _render_traceback_(self):
+        return [f'{type(self).__name__}: {self}']  # IPython then prints no stack
+
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 200
 _short.maxlist = _short.maxdict = _short.maxtuple = 8
 _short.maxlevel = 2
 
+
 def shown(
-    value, # anything that a file or a command line may hold
-) -> str: # its `repr`, cut where it is long, on one line
+    value,  # anything that a file or a command line may hold
+) -> str:  # its `repr`, cut where it is long, on one line
     "A value for a message; a short one even for the few bytes of YAML that spell a list of billions"
-    try: return _short.repr(value)
-    except ValueError: return 'a number of too many digits'
+    try:
+        return _short.repr(value)
+    except ValueError:
+        return 'a number of too many digits'
+
 
 def refuse(
-    name: str,    # the parameter
-    value,        # what was given
-    allowed: str, # what would have been right, in words
+    name: str,  # the parameter
+    value,  # what was given
+    allowed: str,  # what would have been right, in words
 ):
     "Raise `ParameterError` with the project's one-line message"
     raise ParameterError(f'{name}={shown(value)}: allowed is {allowed}')
 
 # %% ../../nbs/library/base/parameters.ipynb #rule
 Rule = namedtuple('Rule', 'ok says read', defaults=[lambda v: v])
-Rule.__doc__ = "What a parameter may be: `ok`, a test of the value; `says`, the same in words; and `read`, what stands for the value that was given"
+Rule.__doc__ = 'What a parameter may be: `ok`, a test of the value; `says`, the same in words; and `read`, what stands for the value that was given'
+
 
 def one_of(
-    *names: str, # the allowed values
-) -> Rule: # satisfied by exactly these
+    *names: str,  # the allowed values
+) -> Rule:  # satisfied by exactly these
     "One of a few names"
     return Rule(lambda v: isinstance(v, str) and v in names, ', '.join(names))
 
+
 def number(
     lo: float = -math.inf,  # smallest value, in units of the parameter
-    hi: float = math.inf,   # largest value, itself allowed, in units of the parameter
-    above: bool = False,    # is `lo` itself excluded?
-) -> Rule: # satisfied by finite ints and floats of the interval, never by a bool
+    hi: float = math.inf,  # largest value, itself allowed, in units of the parameter
+    above: bool = False,  # is `lo` itself excluded?
+) -> Rule:  # satisfied by finite ints and floats of the interval, never by a bool
     "A finite number in an interval"
+
     def ok(v):
-        return type(v) in (int, float) and abs(v) <= sys.float_info.max and v <= hi and (v > lo if above else v >= lo)
-    return Rule(ok, f"a number in {'(' if above or lo == -math.inf else '['}{lo:g}, {hi:g}{')' if hi == math.inf else ']'}")
+        return (
+            type(v) in (int, float)
+            and abs(v) <= sys.float_info.max
+            and v <= hi
+            and (v > lo if above else v >= lo)
+        )
+
+    return Rule(
+        ok,
+        f'a number in {"(" if above or lo == -math.inf else "["}{lo:g}, {hi:g}{")" if hi == math.inf else "]"}',
+    )
 
 # %% ../../nbs/library/base/parameters.ipynb #rule-more
 def whole(
-    lo: int = 1,     # smallest value
+    lo: int = 1,  # smallest value
     hi: int = None,  # largest value; None: no limit
-) -> Rule: # satisfied by ints of the range, never by a bool
+) -> Rule:  # satisfied by ints of the range, never by a bool
     "A whole number"
-    return Rule(lambda v: type(v) is int and lo <= v and (hi is None or v <= hi),
-                f'a whole number of at least {lo}' + (f' and at most {hi}' if hi is not None else ''))
+    return Rule(
+        lambda v: type(v) is int and lo <= v and (hi is None or v <= hi),
+        f'a whole number of at least {lo}' + (f' and at most {hi}' if hi is not None else ''),
+    )
 
-def text() -> Rule: # satisfied by strings that can be printed and are not empty
+
+def text() -> Rule:  # satisfied by strings that can be printed and are not empty
     "Any text of one line"
     return Rule(lambda v: isinstance(v, str) and v.strip() != '' and v.isprintable(), 'text of one line')
 
-def word() -> Rule: # satisfied by up to 100 letters, digits, - and _
-    "A name that is safe as a folder's"
-    return Rule(lambda v: isinstance(v, str) and re.fullmatch(r'[A-Za-z0-9_-]{1,100}', v) is not None, 'a name of up to 100 letters, digits, - and _')
 
-def flag() -> Rule: # satisfied by True and False, and by these words, which papermill's `-p` leaves as text
+def word() -> Rule:  # satisfied by up to 100 letters, digits, - and _
+    "A name that is safe as a folder's"
+    return Rule(
+        lambda v: isinstance(v, str) and re.fullmatch(r'[A-Za-z0-9_-]{1,100}', v) is not None,
+        'a name of up to 100 letters, digits, - and _',
+    )
+
+
+def flag() -> Rule:  # satisfied by True and False, and by these words, which papermill's `-p` leaves as text
     "Yes or no"
-    return Rule(lambda v: isinstance(v, bool), 'true or false', lambda v: {'true': True, 'false': False}.get(v, v) if isinstance(v, str) else v)
+    return Rule(
+        lambda v: isinstance(v, bool),
+        'true or false',
+        lambda v: {'true': True, 'false': False}.get(v, v) if isinstance(v, str) else v,
+    )
 
 # %% ../../nbs/library/base/parameters.ipynb #rule-of
 def maybe(
-    rule: Rule, # the rule for a value that was given
-) -> Rule: # `rule`, or None
+    rule: Rule,  # the rule for a value that was given
+) -> Rule:  # `rule`, or None
     "A parameter that may be left out: None stands for its default"
     return Rule(lambda v: v is None or rule.ok(v), rule.says + ', or None for the default', rule.read)
 
+
 def several(
-    rule: Rule, # the rule for each item
-) -> Rule: # lists of them, an empty one too
+    rule: Rule,  # the rule for each item
+) -> Rule:  # lists of them, an empty one too
     "A list"
-    return Rule(lambda v: isinstance(v, list) and all(rule.ok(i) for i in v), 'a list, each item ' + rule.says)
+    return Rule(
+        lambda v: isinstance(v, list) and all(rule.ok(i) for i in v), 'a list, each item ' + rule.says
+    )
 
 # %% ../../nbs/library/base/parameters.ipynb #check-params
 _ipython_names = {'In', 'Out', 'exit', 'quit', 'get_ipython', 'open'}
 
+
 def _plain(name, value):
-    return not name.startswith('_') and name not in _ipython_names and type(value) in (
-        str, int, float, bool, list, dict, tuple, type(None))
+    return (
+        not name.startswith('_')
+        and name not in _ipython_names
+        and type(value) in (str, int, float, bool, list, dict, tuple, type(None))
+    )
+
 
 def check_params(
     values: dict,  # a namespace: `dict(globals())` right after the parameters cell, before any import
-    **rules: Rule, # a rule for each parameter
-) -> dict: # the parameters, in the order of `rules`, as their rules read them
+    **rules: Rule,  # a rule for each parameter
+) -> dict:  # the parameters, in the order of `rules`, as their rules read them
     "Stop with one clear line at the first parameter that is unknown or not allowed"
     for name, value in values.items():
-        if name in rules or not _plain(name, value): continue
+        if name in rules or not _plain(name, value):
+            continue
         near = difflib.get_close_matches(name, rules, 1)
-        raise ParameterError(f'{name}={shown(value)}: there is no such parameter' + (f", did you mean '{near[0]}'?" if near else '.')
-                             + f' Allowed are {", ".join(rules)}')
+        raise ParameterError(
+            f'{name}={shown(value)}: there is no such parameter'
+            + (f", did you mean '{near[0]}'?" if near else '.')
+            + f' Allowed are {", ".join(rules)}'
+        )
     read = {name: rule.read(values[name]) for name, rule in rules.items()}
     for name, rule in rules.items():
-        if not rule.ok(read[name]): refuse(name, values[name], rule.says)
+        if not rule.ok(read[name]):
+            refuse(name, values[name], rule.says)
     return read

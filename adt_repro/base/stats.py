@@ -7,152 +7,230 @@ __all__ = ['share', 'mean_interval', 'two_level', 'p_outside', 'holm', 'mcnemar'
 
 # %% ../../nbs/library/base/stats.ipynb #imports
 import math
+
 import numpy as np
 
 from .parameters import number, refuse, whole
 
 # %% ../../nbs/library/base/stats.ipynb #accuracy
 def share(
-    correct: int,             # right ones, at most `n`
-    n: int,                   # all, at least 1
-    confidence: float = 0.95, # of the interval, in (0, 1)
-) -> dict: # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
+    correct: int,  # right ones, at most `n`
+    n: int,  # all, at least 1
+    confidence: float = 0.95,  # of the interval, in (0, 1)
+) -> dict:  # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
     "A share with Wilson's interval"
-    from scipy.stats import binomtest   # here: it takes a second, which nobody who needs no interval has to wait
+    from scipy.stats import (
+        binomtest,  # here: it takes a second, which nobody who needs no interval has to wait
+    )
+
     ci = binomtest(correct, n).proportion_ci(confidence, method='wilson')
-    return dict(n=n, correct=correct, accuracy=correct/n, lo=float(ci.low), hi=float(ci.high))
+    return dict(n=n, correct=correct, accuracy=correct / n, lo=float(ci.low), hi=float(ci.high))
 
 # %% ../../nbs/library/base/stats.ipynb #mean
 def mean_interval(
-    values,                   # (n,) numbers, at least 1; those that are not finite are an error of whoever made them
-    confidence: float = 0.95, # of the interval, in (0, 1)
-) -> dict: # n, mean, lo, hi; of a single value, lo and hi are nan
+    values,  # (n,) numbers, at least 1; those that are not finite are an error of whoever made them
+    confidence: float = 0.95,  # of the interval, in (0, 1)
+) -> dict:  # n, mean, lo, hi; of a single value, lo and hi are nan
     "A mean with Student's interval"
     from scipy.special import stdtrit
+
     v = np.asarray(values, dtype=float)
-    half = stdtrit(len(v) - 1, (1 + confidence)/2)*v.std(ddof=1)/len(v)**0.5 if len(v) > 1 else float('nan')
+    half = (
+        stdtrit(len(v) - 1, (1 + confidence) / 2) * v.std(ddof=1) / len(v) ** 0.5
+        if len(v) > 1
+        else float('nan')
+    )
     return dict(n=len(v), mean=float(v.mean()), lo=float(v.mean() - half), hi=float(v.mean() + half))
 
 # %% ../../nbs/library/base/stats.ipynb #draws
 def _table(d):
     "(S, n) finite numbers, or one clear line"
     d = np.asarray(d)
-    if d.dtype.kind not in 'biuf' or d.ndim not in (1, 2): refuse('d', d.shape, 'numbers of shape (seeds, n) or (seeds,)')
-    if d.size < 2: refuse('d', d.shape, 'at least two seeds or two examples: one number has no spread')
+    if d.dtype.kind not in 'biuf' or d.ndim not in (1, 2):
+        refuse('d', d.shape, 'numbers of shape (seeds, n) or (seeds,)')
+    if d.size < 2:
+        refuse('d', d.shape, 'at least two seeds or two examples: one number has no spread')
     d = d.astype(float).reshape(len(d), -1)
-    if not np.isfinite(d).all(): refuse('d', d[~np.isfinite(d)][0].item(), 'finite numbers only')
+    if not np.isfinite(d).all():
+        refuse('d', d[~np.isfinite(d)][0].item(), 'finite numbers only')
     return d
+
 
 def _draws(d, boots, seed):
     "(3, boots) deviations of the bootstrap's means from the mean: by the seeds, by the examples, by both together"
     rng, (S, n), mean = np.random.default_rng(seed), d.shape, d.mean()
     rows, columns, out = d.mean(1) - mean, d.mean(0) - mean, []
     rest = d - mean - rows[:, None] - columns
-    for part in np.array_split(np.arange(boots), math.ceil(boots*n/4e6)):   # a matter of memory
-        w_s, w_i = (np.bincount((rng.integers(k, size=(len(part), k)) + k*np.arange(len(part))[:, None]).ravel(), minlength=k*len(part)).reshape(-1, k)/k for k in (S, n))
-        out.append([w_s @ rows, w_i @ columns, ((w_s @ rest)*w_i).sum(1)])
+    for part in np.array_split(np.arange(boots), math.ceil(boots * n / 4e6)):  # a matter of memory
+        w_s, w_i = (
+            np.bincount(
+                (rng.integers(k, size=(len(part), k)) + k * np.arange(len(part))[:, None]).ravel(),
+                minlength=k * len(part),
+            ).reshape(-1, k)
+            / k
+            for k in (S, n)
+        )
+        out.append([w_s @ rows, w_i @ columns, ((w_s @ rest) * w_i).sum(1)])
     return np.concatenate(out, axis=1)
 
 # %% ../../nbs/library/base/stats.ipynb #two-level
 def _parts(found):
     "(standard error, degrees of freedom) of each independent part that is not 0"
-    pairs = ((found['se_seeds'], found['seeds'] - 1), (found['se_examples'], found['n'] - 1)) if 'se_seeds' in found else ((found['se'], found['df']),)
+    pairs = (
+        ((found['se_seeds'], found['seeds'] - 1), (found['se_examples'], found['n'] - 1))
+        if 'se_seeds' in found
+        else ((found['se'], found['df']),)
+    )
     return [(se, df) for se, df in pairs if se > 0]
+
 
 def _half(parts, tail):
     "Banerjee's half width with `tail` beyond it on each side"
     from scipy.special import stdtrit
-    return math.hypot(*(-se*float(stdtrit(df, tail)) for se, df in parts))
+
+    return math.hypot(*(-se * float(stdtrit(df, tail)) for se, df in parts))
+
 
 def _interval(estimate, se_seeds, se_examples, seeds, n, confidence):
     "What `two_level` returns"
     from scipy.optimize import brentq
     from scipy.special import stdtrit
-    found, tail = dict(estimate=estimate, se_seeds=se_seeds, se_examples=se_examples, seeds=seeds, n=n), (1 - confidence)/2
+
+    found, tail = (
+        dict(estimate=estimate, se_seeds=se_seeds, se_examples=se_examples, seeds=seeds, n=n),
+        (1 - confidence) / 2,
+    )
     parts, se = _parts(found), math.hypot(se_seeds, se_examples)
     half, dfs = _half(parts, tail), [df for _, df in parts] or [max(seeds, 2) - 1 if seeds > 1 else n - 1]
-    def wider(df): return -se*float(stdtrit(df, tail)) - half
+
+    def wider(df):
+        return -se * float(stdtrit(df, tail)) - half
+
     few, many = min(dfs), max(dfs)
     df = few if few == many or wider(few) <= 0 else many if wider(many) >= 0 else brentq(wider, few, many)
-    return dict(estimate=estimate, lo=estimate - half, hi=estimate + half, se=se, df=float(df), seeds=seeds, n=n, se_seeds=se_seeds, se_examples=se_examples)
+    return dict(
+        estimate=estimate,
+        lo=estimate - half,
+        hi=estimate + half,
+        se=se,
+        df=float(df),
+        seeds=seeds,
+        n=n,
+        se_seeds=se_seeds,
+        se_examples=se_examples,
+    )
 
 # %% ../../nbs/library/base/stats.ipynb #two-level-api
 def two_level(
-    d,                        # (S, n) paired differences, or values, in the statistic's unit; seeds are rows, the same n examples in each; (S,): one number a seed
+    d,  # (S, n) paired differences, or values, in the statistic's unit; seeds are rows, the same n examples in each; (S,): one number a seed
     *,
-    boots: int = 2000,        # draws of the bootstrap, at least 100
-    seed: int = 0,            # of the draws
-    confidence: float = 0.95, # of the interval, in (0, 1)
-) -> dict: # estimate, lo, hi and se in the statistic's unit; df (of one Student's t with this se and interval), seeds, n; se_seeds, se_examples: the parts of se
+    boots: int = 2000,  # draws of the bootstrap, at least 100
+    seed: int = 0,  # of the draws
+    confidence: float = 0.95,  # of the interval, in (0, 1)
+) -> dict:  # estimate, lo, hi and se in the statistic's unit; df (of one Student's t with this se and interval), seeds, n; se_seeds, se_examples: the parts of se
     "A mean over seeds and examples, with a standard error and an interval for new ones of both; a `ParameterError` where there is no spread to see, or a number is not finite"
-    for name, value, rule in ('boots', boots, whole(100)), ('seed', seed, whole(0)), ('confidence', confidence, number(0, 1, above=True)):
-        if not rule.ok(value) or value == 1 and name == 'confidence': refuse(name, value, rule.says)
+    for name, value, rule in (
+        ('boots', boots, whole(100)),
+        ('seed', seed, whole(0)),
+        ('confidence', confidence, number(0, 1, above=True)),
+    ):
+        if not rule.ok(value) or value == 1 and name == 'confidence':
+            refuse(name, value, rule.says)
     d = _table(d)
     S, n = d.shape
-    more_s, more_n = S/max(S - 1, 1), n/max(n - 1, 1)
-    seeds, examples, both = _draws(d, boots, seed).var(1)*[more_s, more_n, more_s*more_n]
-    tiny = (1e-12*np.abs(d).max())**2      # rounding, where all numbers are equal
-    seeds, examples = (math.sqrt(v) if v > tiny else 0. for v in (seeds, examples - both))
+    more_s, more_n = S / max(S - 1, 1), n / max(n - 1, 1)
+    seeds, examples, both = _draws(d, boots, seed).var(1) * [more_s, more_n, more_s * more_n]
+    tiny = (1e-12 * np.abs(d).max()) ** 2  # rounding, where all numbers are equal
+    seeds, examples = (math.sqrt(v) if v > tiny else 0.0 for v in (seeds, examples - both))
     return _interval(float(d.mean()), seeds, examples, S, n, confidence)
 
 # %% ../../nbs/library/base/stats.ipynb #p-outside
 def _bounds(bounds):
     "(lo, hi) as floats, or one clear line"
-    ok = isinstance(bounds, (tuple, list)) and len(bounds) == 2 and all(isinstance(b, (int, float, np.number)) for b in bounds)
+    ok = (
+        isinstance(bounds, (tuple, list))
+        and len(bounds) == 2
+        and all(isinstance(b, (int, float, np.number)) for b in bounds)
+    )
     if not ok or not bounds[0] < bounds[1] or (math.isinf(bounds[0]) and math.isinf(bounds[1])):
         refuse('bounds', bounds, 'two numbers, the smaller first, at least one of them finite')
     return float(bounds[0]), float(bounds[1])
 
+
 def _one_sided(gap, found):
     "p value against a truth that lies `gap` or more below the estimate"
     from scipy.optimize import brentq
+
     parts, least = _parts(found), 1e-100
-    if not parts: return float(gap <= 0)
-    if abs(gap) >= _half(parts, least): tail = least
-    elif abs(gap) <= _half(parts, 0.5 - 1e-9): tail = 0.5
-    else: tail = math.exp(brentq(lambda log: _half(parts, math.exp(log)) - abs(gap), math.log(least), math.log(0.5 - 1e-9), xtol=1e-9))
+    if not parts:
+        return float(gap <= 0)
+    if abs(gap) >= _half(parts, least):
+        tail = least
+    elif abs(gap) <= _half(parts, 0.5 - 1e-9):
+        tail = 0.5
+    else:
+        tail = math.exp(
+            brentq(
+                lambda log: _half(parts, math.exp(log)) - abs(gap),
+                math.log(least),
+                math.log(0.5 - 1e-9),
+                xtol=1e-9,
+            )
+        )
     return tail if gap > 0 else 1 - tail
 
+
 def p_outside(
-    found: dict,   # of `two_level`; of another source: estimate, se, df
-    bounds: tuple, # (lo, hi) in the statistic's unit, either may be infinite: what the claim says of the truth
-) -> float: # in [0, 1]; small: the claim holds
+    found: dict,  # of `two_level`; of another source: estimate, se, df
+    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what the claim says of the truth
+) -> float:  # in [0, 1]; small: the claim holds
     "The p value against a truth outside of `bounds`; a `ParameterError` where these are none"
     lo, hi = _bounds(bounds)
     return max(_one_sided(found['estimate'] - lo, found), _one_sided(hi - found['estimate'], found))
 
 # %% ../../nbs/library/base/stats.ipynb #holm
 def holm(
-    p, # (m,) p values in [0, 1], in any order
-) -> np.ndarray: # (m,) adjusted p values in the same order
+    p,  # (m,) p values in [0, 1], in any order
+) -> np.ndarray:  # (m,) adjusted p values in the same order
     "Holm's adjusted p values; a `ParameterError` where one is not in [0, 1]"
     p = np.asarray(p, dtype=float)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all(): refuse('p', p.tolist(), 'a list of numbers in [0, 1]')
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        refuse('p', p.tolist(), 'a list of numbers in [0, 1]')
     order, out = np.argsort(p, kind='stable'), np.empty(len(p))
-    out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)
+    out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return out
 
 # %% ../../nbs/library/base/stats.ipynb #mcnemar
 def mcnemar(
-    a, # (n,) bools: is the first network right?
-    b, # (n,) bools: is the second one, on the same images?
-) -> dict: # n, only_a, only_b: counts of images; p in [0, 1], two-sided
+    a,  # (n,) bools: is the first network right?
+    b,  # (n,) bools: is the second one, on the same images?
+) -> dict:  # n, only_a, only_b: counts of images; p in [0, 1], two-sided
     "The exact McNemar test; a `ParameterError` where these are not bools of the same images"
     from scipy.stats import binom
+
     a, b = np.asarray(a), np.asarray(b)
-    if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape: refuse('a, b', (a.shape, b.shape), 'bools of one shape (n,)')
+    if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape:
+        refuse('a, b', (a.shape, b.shape), 'bools of one shape (n,)')
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return dict(n=len(a), only_a=only_a, only_b=only_b, p=float(min(1, 2*binom.cdf(min(only_a, only_b), only_a + only_b, 0.5))))
+    return dict(
+        n=len(a),
+        only_a=only_a,
+        only_b=only_b,
+        p=float(min(1, 2 * binom.cdf(min(only_a, only_b), only_a + only_b, 0.5))),
+    )
 
 # %% ../../nbs/library/base/stats.ipynb #gap
 def paired_gap(
-    only_a: int, # images on which the first alone is right
-    only_b: int, # images on which the second alone is right
-    n: int,      # all images, at least 1
-    confidence: float = 0.95, # of the interval, in (0, 1)
-) -> dict: # gap, the first accuracy less the second; lo, hi: in points
+    only_a: int,  # images on which the first alone is right
+    only_b: int,  # images on which the second alone is right
+    n: int,  # all images, at least 1
+    confidence: float = 0.95,  # of the interval, in (0, 1)
+) -> dict:  # gap, the first accuracy less the second; lo, hi: in points
     "A difference of two accuracies on the same images, with its interval"
     from scipy.special import ndtri
-    p, q = (only_a + 1)/(n + 2), (only_b + 1)/(n + 2)
-    half = float(ndtri((1 + confidence)/2))*math.sqrt((p + q - (p - q)**2)/(n + 2))
-    return dict(gap=100*(only_a - only_b)/n, lo=100*max(-1., p - q - half), hi=100*min(1., p - q + half))
+
+    p, q = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    half = float(ndtri((1 + confidence) / 2)) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return dict(
+        gap=100 * (only_a - only_b) / n, lo=100 * max(-1.0, p - q - half), hi=100 * min(1.0, p - q + half)
+    )

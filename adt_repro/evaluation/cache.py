@@ -6,24 +6,24 @@
 __all__ = ['code_digest', 'digest', 'write_rows', 'in_parts']
 
 # %% ../../nbs/library/evaluation/cache.ipynb #imports
-from functools import lru_cache
-from functools import partial
-from pathlib import Path
-import adt_repro
 import hashlib
 import json
+import uuid
+from functools import lru_cache, partial
+from pathlib import Path
+
 import pandas as pd
 import torch
-import uuid
 
+import adt_repro
 from ..base.files import replacing
 from ..data import fingerprint
 
 # %% ../../nbs/library/evaluation/cache.ipynb #parts
 @lru_cache
 def code_digest(
-    package: Path = Path(adt_repro.__file__).parent, # folder of a package
-) -> str: # 12 hexadecimal digits
+    package: Path = Path(adt_repro.__file__).parent,  # folder of a package
+) -> str:  # 12 hexadecimal digits
     "A name for the code of a package: the names and contents of all its modules, those of sub-packages too"
     code = hashlib.sha256()
     for file in sorted(package.rglob('*.py')):
@@ -31,52 +31,77 @@ def code_digest(
             code.update(str(file.relative_to(package)).encode() + b'\0' + file.read_bytes() + b'\0')
     return code.hexdigest()[:12]
 
+
 def _says(v):
     "What a value is, in words that JSON can hold and that another process would choose too"
-    if isinstance(v, (str, int, float, bool, type(None))): return v
-    if isinstance(v, torch.Tensor): return fingerprint(v, torch.zeros(0))
-    if isinstance(v, torch.nn.Module): return [type(v).__qualname__, repr(v), _says(v.state_dict())]
-    if isinstance(v, (list, tuple)): return [_says(i) for i in v]
-    if isinstance(v, dict): return [[str(k), _says(i)] for k, i in v.items()]
-    if isinstance(v, partial): return [_says(v.func), _says(v.args), _says(v.keywords)]
+    if isinstance(v, (str, int, float, bool, type(None))):
+        return v
+    if isinstance(v, torch.Tensor):
+        return fingerprint(v, torch.zeros(0))
+    if isinstance(v, torch.nn.Module):
+        return [type(v).__qualname__, repr(v), _says(v.state_dict())]
+    if isinstance(v, (list, tuple)):
+        return [_says(i) for i in v]
+    if isinstance(v, dict):
+        return [[str(k), _says(i)] for k, i in v.items()]
+    if isinstance(v, partial):
+        return [_says(v.func), _says(v.args), _says(v.keywords)]
     if hasattr(v, '__code__'):
-        return [v.__qualname__, *map(_says, (v.__code__, v.__defaults__, v.__kwdefaults__, [c.cell_contents for c in v.__closure__ or ()]))]
-    if hasattr(v, 'co_code'): return [v.co_code.hex(), v.co_names, _says(v.co_consts)]
-    if isinstance(v, (bytes, complex, torch.dtype, torch.device)): return repr(v)
-    return getattr(v, '__qualname__', None) or uuid.uuid4().hex      # a class or a function of C; anything else
+        return [
+            v.__qualname__,
+            *map(
+                _says,
+                (
+                    v.__code__,
+                    v.__defaults__,
+                    v.__kwdefaults__,
+                    [c.cell_contents for c in v.__closure__ or ()],
+                ),
+            ),
+        ]
+    if hasattr(v, 'co_code'):
+        return [v.co_code.hex(), v.co_names, _says(v.co_consts)]
+    if isinstance(v, (bytes, complex, torch.dtype, torch.device)):
+        return repr(v)
+    return getattr(v, '__qualname__', None) or uuid.uuid4().hex  # a class or a function of C; anything else
+
 
 def digest(
-    **facts, # whatever a result depends on: numbers, text, tensors, networks, functions, partials, and lists and dicts of these
-) -> str: # 24 hexadecimal digits
+    **facts,  # whatever a result depends on: numbers, text, tensors, networks, functions, partials, and lists and dicts of these
+) -> str:  # 24 hexadecimal digits
     "A name for everything that a result depends on, the package's code included"
     return hashlib.sha256(json.dumps([code_digest(), _says(facts)], sort_keys=True).encode()).hexdigest()[:24]
 
 # %% ../../nbs/library/evaluation/cache.ipynb #write
 def write_rows(
-    rows: pd.DataFrame, # what to write
-    path: Path | str,   # where to; folders are made
+    rows: pd.DataFrame,  # what to write
+    path: Path | str,  # where to; folders are made
 ):
     "Write a Parquet file, whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as f: rows.to_parquet(f, index=False)
+    with replacing(path) as f:
+        rows.to_parquet(f, index=False)
 
 # %% ../../nbs/library/evaluation/cache.ipynb #in-parts
 def in_parts(
-    make,                 # takes ids (n,) int64 to a data frame of rows
-    ids,                  # (N,) indices
+    make,  # takes ids (n,) int64 to a data frame of rows
+    ids,  # (N,) indices
     *,
-    batch: int,           # indices at a time
+    batch: int,  # indices at a time
     folder: Path = None,  # where parts are kept; None: nowhere
-    **facts,              # what `make` depends on, see `digest`
-) -> pd.DataFrame: # all rows, in the order of `ids`
+    **facts,  # what `make` depends on, see `digest`
+) -> pd.DataFrame:  # all rows, in the order of `ids`
     "Rows made a few images at a time, and kept as soon as they are there"
     rows, name = [], folder and digest(**facts)
     for part in torch.as_tensor(ids).split(batch):
-        file = folder and Path(folder)/f'{name}-{digest(part=part)}.parquet'
-        try: rows.append(pd.read_parquet(file) if file and file.exists() else None)
-        except (OSError, ValueError): rows.append(None)       # damaged
+        file = folder and Path(folder) / f'{name}-{digest(part=part)}.parquet'
+        try:
+            rows.append(pd.read_parquet(file) if file and file.exists() else None)
+        except (OSError, ValueError):
+            rows.append(None)  # damaged
         if rows[-1] is None:
             rows[-1] = make(part)
-            if file: write_rows(rows[-1], file)
+            if file:
+                write_rows(rows[-1], file)
     return pd.concat(rows, ignore_index=True)

@@ -22,77 +22,108 @@ from ..speed.precision import Fast, measuring, tf32
 def _judge(model, x, y, x_adv, eps, name):
     "Rows for one batch, after the checks that an attack has to pass"
     linf = (x_adv - x).abs().flatten(1).amax(1)
-    if not torch.isfinite(x_adv).all(): raise ValueError(f'{name} returned pixels that are not finite')
-    if x_adv.min() < 0 or x_adv.max() > 1: raise ValueError(f'{name} left [0, 1]: its pixels go from {x_adv.min():.4g} to {x_adv.max():.4g}')
-    if eps is not None and linf.max() > eps + 1e-6: raise ValueError(f'{name} left the ball: a pixel moved by {linf.max():.6g}, eps is {eps:.6g}')
-    with torch.no_grad(): z = model(x_adv)
-    if not torch.isfinite(z).all(): raise ValueError(f'the network gave logits that are not finite, on images of {name}')
-    columns = dict(y=y, pred=z.argmax(1), margin=margin(z, y), loss=F.cross_entropy(z, y, reduction='none'), linf=linf)
+    if not torch.isfinite(x_adv).all():
+        raise ValueError(f'{name} returned pixels that are not finite')
+    if x_adv.min() < 0 or x_adv.max() > 1:
+        raise ValueError(f'{name} left [0, 1]: its pixels go from {x_adv.min():.4g} to {x_adv.max():.4g}')
+    if eps is not None and linf.max() > eps + 1e-6:
+        raise ValueError(f'{name} left the ball: a pixel moved by {linf.max():.6g}, eps is {eps:.6g}')
+    with torch.no_grad():
+        z = model(x_adv)
+    if not torch.isfinite(z).all():
+        raise ValueError(f'the network gave logits that are not finite, on images of {name}')
+    columns = dict(
+        y=y, pred=z.argmax(1), margin=margin(z, y), loss=F.cross_entropy(z, y, reduction='none'), linf=linf
+    )
     return pd.DataFrame({k: v.cpu().numpy() for k, v in columns.items()})
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #evaluate-on
 def _crafted(attack, source, x, y, ids, eps, seed):
     "Adversarial images, and the queries that each took, -1 where the attack does not count them"
-    with example_noise(ids, seed), tf32(isinstance(source, Fast) and source.speed.precision == 'tf32'): made = attack(source, x, y, eps=eps) if attack else x
+    with example_noise(ids, seed), tf32(isinstance(source, Fast) and source.speed.precision == 'tf32'):
+        made = attack(source, x, y, eps=eps) if attack else x
     x_adv, queries = made if isinstance(made, tuple) else (made, torch.full((len(x),), -1))
     return x_adv.detach(), queries
 
+
 def evaluate_on(
-    targets: dict,           # name to network, images to logits; seen in evaluation mode
-    source: torch.nn.Module, # the network that is attacked, as the attack sees it: in `Fast` of a low precision too
-    x: torch.Tensor,         # (N, C, H, W) clean images in [0, 1], on the networks' device
-    y: torch.Tensor,         # (N,) labels
-    attack=None,             # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks.gradient`; None: the clean images
+    targets: dict,  # name to network, images to logits; seen in evaluation mode
+    source: torch.nn.Module,  # the network that is attacked, as the attack sees it: in `Fast` of a low precision too
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the networks' device
+    y: torch.Tensor,  # (N,) labels
+    attack=None,  # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks.gradient`; None: the clean images
     *,
-    eps: float = None,       # radius of the ℓ∞ ball in pixel values, in (0, 1]; given to the attack, and checked
-    batch: int = 256,        # images at a time; a matter of memory, not of results
-    seed: int = 0,           # of the attack's noise
-    ids=None,                # which images, as indices; None: all. Each keeps the noise that it has among all
-) -> pd.DataFrame: # N rows for each target: run (its name), i, y, pred, margin (negative: wrong), loss in nats, linf, queries, seed
+    eps: float = None,  # radius of the ℓ∞ ball in pixel values, in (0, 1]; given to the attack, and checked
+    batch: int = 256,  # images at a time; a matter of memory, not of results
+    seed: int = 0,  # of the attack's noise
+    ids=None,  # which images, as indices; None: all. Each keeps the noise that it has among all
+) -> pd.DataFrame:  # N rows for each target: run (its name), i, y, pred, margin (negative: wrong), loss in nats, linf, queries, seed
     "What several networks make of each image after an attack on one network; a `ValueError` where the attack leaves the ball or [0, 1]"
-    if attack is not None and eps is None: refuse('eps', eps, 'a number in (0, 1] where there is an attack')
-    if len(x) == 0: raise ValueError('there are no images to evaluate on')
-    if not (x.min() >= 0 and x.max() <= 1): raise ParameterError(f'x: allowed are pixels in [0, 1], these go from {x.min():.4g} to {x.max():.4g}')
-    name, rows = 'the clean set' if attack is None else getattr(getattr(attack, 'func', attack), '__name__', 'the attack'), []
+    if attack is not None and eps is None:
+        refuse('eps', eps, 'a number in (0, 1] where there is an attack')
+    if len(x) == 0:
+        raise ValueError('there are no images to evaluate on')
+    if not (x.min() >= 0 and x.max() <= 1):
+        raise ParameterError(f'x: allowed are pixels in [0, 1], these go from {x.min():.4g} to {x.max():.4g}')
+    name, rows = (
+        'the clean set'
+        if attack is None
+        else getattr(getattr(attack, 'func', attack), '__name__', 'the attack'),
+        [],
+    )
     with measuring(source, *targets.values()):
         for part in (torch.arange(len(x)) if ids is None else torch.as_tensor(ids)).split(batch):
             xb, yb = x[part.to(x.device)], y[part.to(x.device)]
             x_adv, queries = _crafted(attack, source, xb, yb, part, eps, seed)
-            rows += [_judge(model, xb, yb, x_adv, eps, name).assign(run=run, i=part.numpy(), queries=queries.cpu().numpy()) for run, model in targets.items()]
-    return pd.concat(rows, ignore_index=True)['run i y pred margin loss linf queries'.split()].assign(seed=seed)
+            rows += [
+                _judge(model, xb, yb, x_adv, eps, name).assign(
+                    run=run, i=part.numpy(), queries=queries.cpu().numpy()
+                )
+                for run, model in targets.items()
+            ]
+    return pd.concat(rows, ignore_index=True)['run i y pred margin loss linf queries'.split()].assign(
+        seed=seed
+    )
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #evaluate
 def evaluate(
-    model: torch.nn.Module, # images to logits; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1], on the model's device
-    y: torch.Tensor,        # (N,) labels
-    attack=None,            # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks.gradient`; None: the clean images
-    seen: torch.nn.Module = None, # the network as the attack sees it, of `seen_at`; None: the same
-    **options,              # eps, batch, seed, ids as in `evaluate_on`
-) -> pd.DataFrame: # N rows, or as many as `ids`: i, y, pred, margin (negative: wrong), loss in nats, linf, queries, seed
+    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the model's device
+    y: torch.Tensor,  # (N,) labels
+    attack=None,  # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks.gradient`; None: the clean images
+    seen: torch.nn.Module = None,  # the network as the attack sees it, of `seen_at`; None: the same
+    **options,  # eps, batch, seed, ids as in `evaluate_on`
+) -> (
+    pd.DataFrame
+):  # N rows, or as many as `ids`: i, y, pred, margin (negative: wrong), loss in nats, linf, queries, seed
     "What a network makes of each image after an attack on itself"
-    return evaluate_on({'': model}, model if seen is None else seen, x, y, attack, **options).drop(columns='run')
+    return evaluate_on({'': model}, model if seen is None else seen, x, y, attack, **options).drop(
+        columns='run'
+    )
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #accuracy-of
 def accuracy(
-    rows: pd.DataFrame,       # of `evaluate`
-    confidence: float = 0.95, # of the interval, in (0, 1)
-) -> dict: # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
+    rows: pd.DataFrame,  # of `evaluate`
+    confidence: float = 0.95,  # of the interval, in (0, 1)
+) -> dict:  # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
     "Share of right predictions with Wilson's interval"
     return share(int((rows.pred == rows.y).sum()), len(rows), confidence)
 
+
 def percent(
-    acc: dict, # of `accuracy`
-) -> str: # such as "78.1 % [73.5, 82.0], n=360"
+    acc: dict,  # of `accuracy`
+) -> str:  # such as "78.1 % [73.5, 82.0], n=360"
     "An accuracy in words"
-    return f"{100*acc['accuracy']:.1f} % [{100*acc['lo']:.1f}, {100*acc['hi']:.1f}], n={acc['n']}"
+    return f'{100 * acc["accuracy"]:.1f} % [{100 * acc["lo"]:.1f}, {100 * acc["hi"]:.1f}], n={acc["n"]}'
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #watch
 def watch(
-    data: Data, # its first 1000 test images are used, under attack the first 100
-    eps: float, # radius of the ℓ∞ ball in pixel values, in (0, 1]
-): # a monitor for `train`: takes a network to a dict of shares in [0, 1], natural and pgd20
+    data: Data,  # its first 1000 test images are used, under attack the first 100
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+):  # a monitor for `train`: takes a network to a dict of shares in [0, 1], natural and pgd20
     "Accuracies to watch a run by"
     x, y = data.x_test, data.y_test
-    return lambda model: dict(natural=accuracy(evaluate(model, x[:1000], y[:1000]))['accuracy'],
-                              pgd20=accuracy(evaluate(model, x[:100], y[:100], pgd, eps=eps))['accuracy'])
+    return lambda model: dict(
+        natural=accuracy(evaluate(model, x[:1000], y[:1000]))['accuracy'],
+        pgd20=accuracy(evaluate(model, x[:100], y[:100], pgd, eps=eps))['accuracy'],
+    )

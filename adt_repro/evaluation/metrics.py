@@ -7,6 +7,7 @@ __all__ = ['accuracies', 'robust', 'killers', 'paired_attacks']
 
 # %% ../../nbs/library/evaluation/metrics.ipynb #imports
 import math
+
 import pandas as pd
 
 from ..base.parameters import ParameterError, refuse
@@ -14,63 +15,101 @@ from ..base.stats import mcnemar, paired_gap, share
 
 # %% ../../nbs/library/evaluation/metrics.ipynb #sums
 def _share(run, name, n, correct, bound=False):
-    return dict(run=run, attack=name) | share(correct, n) | (dict(lo=math.nan, hi=math.nan) if bound else {}) | dict(bound=bound)
+    return (
+        dict(run=run, attack=name)
+        | share(correct, n)
+        | (dict(lo=math.nan, hi=math.nan) if bound else {})
+        | dict(bound=bound)
+    )
+
 
 def accuracies(
-    rows: pd.DataFrame, # records
-) -> pd.DataFrame: # one row for each run, attack and source: run, attack, n, correct, accuracy, lo, hi, bound (is it only an upper bound?), source
+    rows: pd.DataFrame,  # records
+) -> pd.DataFrame:  # one row for each run, attack and source: run, attack, n, correct, accuracy, lo, hi, bound (is it only an upper bound?), source
     "Each attack's accuracy with a 95 % interval"
     rows = rows.reset_index(drop=True)
     right = (rows.pred == rows.y) | ~rows.attacked
-    return pd.DataFrame([_share(run, attack, len(g), int(right[g.index].sum()), not g.attacked.all()) | dict(source=source)
-                         for (run, attack, source), g in rows.groupby(['run', 'attack', 'source'], sort=False)])
+    return pd.DataFrame(
+        [
+            _share(run, attack, len(g), int(right[g.index].sum()), not g.attacked.all()) | dict(source=source)
+            for (run, attack, source), g in rows.groupby(['run', 'attack', 'source'], sort=False)
+        ]
+    )
+
 
 def robust(
-    rows: pd.DataFrame,    # records
+    rows: pd.DataFrame,  # records
     attacks: list = None,  # which attacks count, besides the clean image; None: all there are
-    name: str = 'rob',     # of the column
-) -> pd.DataFrame: # one row for each run: run, attack (the name), n, correct, accuracy, lo, hi, bound (False)
+    name: str = 'rob',  # of the column
+) -> (
+    pd.DataFrame
+):  # one row for each run: run, attack (the name), n, correct, accuracy, lo, hi, bound (False)
     "A_rob: the share of images that withstand every listed attack made on the network itself; a `ParameterError` where a run was not judged under one"
     rows = rows[rows.source == rows.run]
     attacks = list(rows.attack.unique()) if attacks is None else ['natural', *attacks]
     out = []
     for run, g in rows[rows.attack.isin(attacks)].groupby('run', sort=False):
         fallen = (g.attacked & (g.pred != g.y)).groupby(g.i).any()
-        if absent := set(attacks) - set(g.attack): raise ParameterError(f'attacks={attacks!r}: allowed are those that {run} was judged under, {", ".join(absent)} is not among them')
+        if absent := set(attacks) - set(g.attack):
+            raise ParameterError(
+                f'attacks={attacks!r}: allowed are those that {run} was judged under, {", ".join(absent)} is not among them'
+            )
         met = g[g.attacked].groupby('i').attack.nunique().reindex(fallen.index, fill_value=0)
         known = (fallen | (met == len(set(attacks)))) & (g.groupby('i').attack.nunique() == len(set(attacks)))
-        if known.any(): out.append(_share(run, name, int(known.sum()), int((known & ~fallen).sum())))
+        if known.any():
+            out.append(_share(run, name, int(known.sum()), int((known & ~fallen).sum())))
     return pd.DataFrame(out, columns='run attack n correct accuracy lo hi bound'.split())
 
 # %% ../../nbs/library/evaluation/metrics.ipynb #killers
 def killers(
-    rows: pd.DataFrame, # records of whole suites
-) -> pd.DataFrame: # one row for each run and attack: run, attack, n (clean images that are right), felled, alone (felled by no other attack)
+    rows: pd.DataFrame,  # records of whole suites
+) -> pd.DataFrame:  # one row for each run and attack: run, attack, n (clean images that are right), felled, alone (felled by no other attack)
     "How many images each attack fells, and how many it alone; a `ParameterError` for a cascade"
-    if not rows.attacked.all(): raise ParameterError('rows: allowed are whole records, this is a cascade')
+    if not rows.attacked.all():
+        raise ParameterError('rows: allowed are whole records, this is a cascade')
     rows = rows[rows.source == rows.run]
     wide = (rows.pred != rows.y).groupby([rows.run, rows.i, rows.attack]).any().unstack('attack')
     wide = wide[~wide.natural].drop(columns='natural')
     single = wide[wide.sum(axis=1) == 1]
-    def of(run, frame): return frame[frame.index.get_level_values('run') == run]     # of a network that is never right, no row
-    return pd.DataFrame([dict(run=run, attack=a, n=len(of(run, wide)), felled=int(of(run, wide)[a].sum()), alone=int(of(run, single)[a].sum()))
-                         for run in dict.fromkeys(rows.run) for a in dict.fromkeys(rows.attack) if a != 'natural'])
+
+    def of(run, frame):
+        return frame[frame.index.get_level_values('run') == run]  # of a network that is never right, no row
+
+    return pd.DataFrame(
+        [
+            dict(
+                run=run,
+                attack=a,
+                n=len(of(run, wide)),
+                felled=int(of(run, wide)[a].sum()),
+                alone=int(of(run, single)[a].sum()),
+            )
+            for run in dict.fromkeys(rows.run)
+            for a in dict.fromkeys(rows.attack)
+            if a != 'natural'
+        ]
+    )
 
 # %% ../../nbs/library/evaluation/metrics.ipynb #paired
 def paired_attacks(
-    one: pd.DataFrame,   # records
-    other: pd.DataFrame, # records of the same runs, attacks and images, the attacks made otherwise
-) -> pd.DataFrame: # a row for each run and attack, over images that both have met, and for `all` of them: run, attack, n, accuracy and other in [0, 1], gap, lo, hi (95 %) in points, only_one and only_other (images felled by one way only), p
+    one: pd.DataFrame,  # records
+    other: pd.DataFrame,  # records of the same runs, attacks and images, the attacks made otherwise
+) -> pd.DataFrame:  # a row for each run and attack, over images that both have met, and for `all` of them: run, attack, n, accuracy and other in [0, 1], gap, lo, hi (95 %) in points, only_one and only_other (images felled by one way only), p
     "What two ways of making the same attacks leave right; a `ParameterError` where they have nothing in common"
     key, rows = ['run', 'attack', 'i', 'y', 'test_set', 'eps'], []
     both = one[one.attacked].merge(other[other.attacked], on=key, suffixes=('_one', '_other'), validate='1:1')
-    if both.empty: refuse('other', 'no rows', 'records of the same runs, attacks and images')
+    if both.empty:
+        refuse('other', 'no rows', 'records of the same runs, attacks and images')
     both = both.assign(a=both.pred_one == both.y, b=both.pred_other == both.y)
     for run, g in both.groupby('run', sort=False):
         found = dict(list(g.groupby('attack', sort=False)[['a', 'b']]))
-        if len({*map(len, found.values())}) == 1: found['all'] = g.groupby('i')[['a', 'b']].all()
+        if len({*map(len, found.values())}) == 1:
+            found['all'] = g.groupby('i')[['a', 'b']].all()
         for attack, d in found.items():
             m = mcnemar(d.a, d.b)
-            rows.append(dict(run=run, attack=attack, n=m['n'], accuracy=d.a.mean(), other=d.b.mean()) | paired_gap(m['only_a'], m['only_b'], m['n'])
-                        | dict(only_one=m['only_b'], only_other=m['only_a'], p=m['p']))
+            rows.append(
+                dict(run=run, attack=attack, n=m['n'], accuracy=d.a.mean(), other=d.b.mean())
+                | paired_gap(m['only_a'], m['only_b'], m['n'])
+                | dict(only_one=m['only_b'], only_other=m['only_a'], p=m['p'])
+            )
     return pd.DataFrame(rows)

@@ -7,22 +7,38 @@ __all__ = ['SCHEMA', 'RecordError', 'save_records', 'load_records']
 
 # %% ../../nbs/library/evaluation/records.ipynb #imports
 from pathlib import Path
+
 import pandas as pd
 
 from ..base.parameters import ParameterError
 from .cache import write_rows
 
 # %% ../../nbs/library/evaluation/records.ipynb #schema
-SCHEMA = dict(run='str', attack='str', i='int64', y='int64', pred='int64', margin='float64', loss='float64', linf='float64', queries='int64',
-              seed='int64', attacked='bool', source='str', eps='float64', test_set='str')
+SCHEMA = dict(
+    run='str',
+    attack='str',
+    i='int64',
+    y='int64',
+    pred='int64',
+    margin='float64',
+    loss='float64',
+    linf='float64',
+    queries='int64',
+    seed='int64',
+    attacked='bool',
+    source='str',
+    eps='float64',
+    test_set='str',
+)
 
 # %% ../../nbs/library/evaluation/records.ipynb #files
 class RecordError(ParameterError):
     "Records that cannot be used: one line with the file and what is wrong"
 
+
 def save_records(
-    rows: pd.DataFrame, # columns of `SCHEMA`
-    path: Path | str,   # where to; the name appears when the file is complete
+    rows: pd.DataFrame,  # columns of `SCHEMA`
+    path: Path | str,  # where to; the name appears when the file is complete
 ):
     "Write records; a `RecordError` says what does not fit"
     path = Path(path)
@@ -31,33 +47,56 @@ def save_records(
 
 # %% ../../nbs/library/evaluation/records.ipynb #files-load
 _is = pd.api.types
-_KINDS = dict(str=lambda c: _is.is_string_dtype(c) or len(c) == 0, int64=_is.is_integer_dtype, float64=_is.is_float_dtype, bool=_is.is_bool_dtype)
+_KINDS = dict(
+    str=lambda c: _is.is_string_dtype(c) or len(c) == 0,
+    int64=_is.is_integer_dtype,
+    float64=_is.is_float_dtype,
+    bool=_is.is_bool_dtype,
+)
+
 
 def _fit(rows, name):
-    if set(rows.columns) != set(SCHEMA): raise RecordError(f'{name}: its columns are {", ".join(rows.columns)}; allowed are {", ".join(SCHEMA)}')
+    if set(rows.columns) != set(SCHEMA):
+        raise RecordError(
+            f'{name}: its columns are {", ".join(rows.columns)}; allowed are {", ".join(SCHEMA)}'
+        )
     wrong = [k for k, kind in SCHEMA.items() if not _KINDS[kind](rows[k])]
-    if wrong: raise RecordError(f'{name}: {wrong[0]} is of type {rows[wrong[0]].dtype}, allowed is {SCHEMA[wrong[0]]}')
+    if wrong:
+        raise RecordError(
+            f'{name}: {wrong[0]} is of type {rows[wrong[0]].dtype}, allowed is {SCHEMA[wrong[0]]}'
+        )
     fitting = rows.astype(SCHEMA)
-    if (fitting.linf > fitting.eps + 1e-6).any(): raise RecordError(f'{name}: an image was moved by more than its ε')
-    if (fitting.attacked != (fitting.pred >= 0)).any(): raise RecordError(f'{name}: pred has to be a class where attacked, and -1 elsewhere')
-    if fitting.duplicated(['run', 'source', 'attack', 'i', 'seed', 'eps']).any(): raise RecordError(f'{name}: an image has two rows for the same attack and seed')
-    if fitting.loc[fitting.attacked, ['margin', 'loss', 'linf']].isna().any(axis=None): raise RecordError(f'{name}: a margin, loss or distance is not a number')
+    if (fitting.linf > fitting.eps + 1e-6).any():
+        raise RecordError(f'{name}: an image was moved by more than its ε')
+    if (fitting.attacked != (fitting.pred >= 0)).any():
+        raise RecordError(f'{name}: pred has to be a class where attacked, and -1 elsewhere')
+    if fitting.duplicated(['run', 'source', 'attack', 'i', 'seed', 'eps']).any():
+        raise RecordError(f'{name}: an image has two rows for the same attack and seed')
+    if fitting.loc[fitting.attacked, ['margin', 'loss', 'linf']].isna().any(axis=None):
+        raise RecordError(f'{name}: a margin, loss or distance is not a number')
     return fitting[list(SCHEMA)]
 
 # %% ../../nbs/library/evaluation/records.ipynb #files-read
 def load_records(
-    *paths: Path | str, # files of `save_records`
-) -> pd.DataFrame: # columns of `SCHEMA`; all of one test set and one ε
+    *paths: Path | str,  # files of `save_records`
+) -> pd.DataFrame:  # columns of `SCHEMA`; all of one test set and one ε
     "Read records; a `RecordError` says what does not fit"
-    if not paths: raise RecordError('paths=(): allowed are files of records, at least one')
+    if not paths:
+        raise RecordError('paths=(): allowed are files of records, at least one')
     parts = []
     for path in map(Path, paths):
-        try: parts.append(_fit(pd.read_parquet(path), path.name))
+        try:
+            parts.append(_fit(pd.read_parquet(path), path.name))
         except (OSError, ValueError) as e:
-            if isinstance(e, ParameterError): raise
+            if isinstance(e, ParameterError):
+                raise
             raise RecordError(f'{path.name}: cannot be read as records ({type(e).__name__})') from None
     rows = pd.concat(parts, ignore_index=True)
     for column, what in ('test_set', 'test sets'), ('eps', 'radii'):
         found = {k: sorted(set(g.run)) for k, g in rows.groupby(column)}
-        if len(found) > 1: raise RecordError(f'records of different {what} in one table: ' + '; '.join(f'{k} in {", ".join(v)}' for k, v in found.items()))
+        if len(found) > 1:
+            raise RecordError(
+                f'records of different {what} in one table: '
+                + '; '.join(f'{k} in {", ".join(v)}' for k, v in found.items())
+            )
     return _fit(rows, 'all files together')

@@ -8,6 +8,7 @@ __all__ = ['ALPHA', 'TOLERATED', 'SLACK', 'CHECKS', 'at_most', 'no_gain', 'zero_
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #imports
 from functools import partial
+
 import pandas as pd
 import torch
 
@@ -19,84 +20,118 @@ from ..losses import ce
 from ..speed.precision import measuring
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #stats
-ALPHA = 0.001     # false alarms of one check, at the edge of what it tolerates
+ALPHA = 0.001  # false alarms of one check, at the edge of what it tolerates
 TOLERATED = 0.05  # share of images that may misbehave
-SLACK = 0.01      # share of images by which a weaker attack may do better
+SLACK = 0.01  # share of images by which a weaker attack may do better
+
 
 def at_most(
-    bad,                          # (n,) bool: which images speak against the evaluation
-    tolerated: float = TOLERATED, # share of them that is no concern, in [0, 1]
-) -> dict: # value, the share of `bad`; limit, the largest share that is no evidence for more than `tolerated`; n
+    bad,  # (n,) bool: which images speak against the evaluation
+    tolerated: float = TOLERATED,  # share of them that is no concern, in [0, 1]
+) -> (
+    dict
+):  # value, the share of `bad`; limit, the largest share that is no evidence for more than `tolerated`; n
     "Are bad images few, beyond chance?"
     from scipy.stats import binom
+
     n, bad = len(bad), int(bad.sum())
-    return dict(value=bad/n, limit=int(binom.isf(ALPHA, n, tolerated))/n, n=n)
+    return dict(value=bad / n, limit=int(binom.isf(ALPHA, n, tolerated)) / n, n=n)
+
 
 def no_gain(
-    before: pd.Series,    # (n,) bool: which images are right under one attack
-    after: pd.Series,     # (n,) bool: and under another, that should be at least as strong
-    alpha: float = ALPHA, # false alarms where both are equally strong, in (0, 1)
-) -> dict: # value, by how much accuracy rises; limit, the largest rise that may be chance, or SLACK; n
+    before: pd.Series,  # (n,) bool: which images are right under one attack
+    after: pd.Series,  # (n,) bool: and under another, that should be at least as strong
+    alpha: float = ALPHA,  # false alarms where both are equally strong, in (0, 1)
+) -> dict:  # value, by how much accuracy rises; limit, the largest rise that may be chance, or SLACK; n
     "Is the defender no better off under the stronger attack, beyond chance?"
     from scipy.stats import binom
+
     n, gained, lost = len(before), int((after & ~before).sum()), int((before & ~after).sum())
-    limit = 2*int(binom.isf(alpha, gained + lost, 0.5)) - (gained + lost)
-    return dict(value=(gained - lost)/n, limit=max(limit/n, SLACK), n=n)
+    limit = 2 * int(binom.isf(alpha, gained + lost, 0.5)) - (gained + lost)
+    return dict(value=(gained - lost) / n, limit=max(limit / n, SLACK), n=n)
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #check-radii
-def _right(rows): return rows.pred == rows.y
+def _right(rows):
+    return rows.pred == rows.y
 
-def _pc(right): return f'{100*right.mean():.1f} %'
+
+def _pc(right):
+    return f'{100 * right.mean():.1f} %'
+
 
 def _falls(found):
     radii = list(found['radii'].items())
     pairs = [(a, b, _right(ra), _right(rb)) for (a, ra), (b, rb) in zip(radii, radii[1:])]
-    tests = [no_gain(ra, rb, ALPHA/len(pairs)) | dict(says=f'accuracy rises from {_pc(ra)} at ε = {a:.3g} to {_pc(rb)} at ε = {b:.3g}')
-             for a, b, ra, rb in pairs]
+    tests = [
+        no_gain(ra, rb, ALPHA / len(pairs))
+        | dict(says=f'accuracy rises from {_pc(ra)} at ε = {a:.3g} to {_pc(rb)} at ε = {b:.3g}')
+        for a, b, ra, rb in pairs
+    ]
     return max(tests, key=lambda t: t['value'] - t['limit'])
+
 
 def _chance(found):
     right, shares = _right(found['radii'][0.5]), found['clean'].y.value_counts(normalize=True)
-    guess = at_most(right, 1/len(shares))
+    guess = at_most(right, 1 / len(shares))
     limit = max(guess['limit'], shares.max())
-    return guess | dict(limit=limit, says=f'{_pc(right)} are right at ε = 0.5, where all images can be made the same; chance leaves up to {100*limit:.1f} %')
+    return guess | dict(
+        limit=limit,
+        says=f'{_pc(right)} are right at ε = 0.5, where all images can be made the same; chance leaves up to {100 * limit:.1f} %',
+    )
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #check-versus
 _black = 'black box: '
 
-def _worst(attacks): # lists of rows to rows: for each image the one with the smallest margin
-    return pd.concat(attacks).sort_values('margin', kind='stable').drop_duplicates('i').sort_values('i', ignore_index=True)
+
+def _worst(attacks):  # lists of rows to rows: for each image the one with the smallest margin
+    return (
+        pd.concat(attacks)
+        .sort_values('margin', kind='stable')
+        .drop_duplicates('i')
+        .sort_values('i', ignore_index=True)
+    )
+
 
 def _versus(weak, strong, found):
     before, after = _right(found[weak]), _right(found[strong])
-    return no_gain(before, after) | dict(says=f'{weak.removeprefix(_black)} leaves {_pc(before)} right, {strong} {_pc(after)}')
+    return no_gain(before, after) | dict(
+        says=f'{weak.removeprefix(_black)} leaves {_pc(before)} right, {strong} {_pc(after)}'
+    )
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #check-restarts
 _best = 'PGD-20 from all starts'
 
+
 def _restarts(found):
-    alone = [100*_right(rows).mean() for rows in found['starts']]
+    alone = [100 * _right(rows).mean() for rows in found['starts']]
     lucky = _right(found['starts'][0]) & ~_right(found[_best])
-    return at_most(lucky) | dict(says=f'{_pc(lucky)} withstand the first start of PGD-20 but not all {len(alone)}; '
-                                      f'single starts leave {min(alone):.1f} to {max(alone):.1f} % right')
+    return at_most(lucky) | dict(
+        says=f'{_pc(lucky)} withstand the first start of PGD-20 but not all {len(alone)}; '
+        f'single starts leave {min(alone):.1f} to {max(alone):.1f} % right'
+    )
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #zero-gradients
 def zero_gradients(
-    model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
-    batch: int = 256,       # images at a time
-) -> torch.Tensor: # (N,) bool, on the CPU
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
+    batch: int = 256,  # images at a time
+) -> torch.Tensor:  # (N,) bool, on the CPU
     "Which images have a cross-entropy gradient without a single entry other than zero"
     flat = []
     with measuring(model):
         for xb, yb in zip(x.split(batch), y.split(batch)):
             xb = xb.detach().clone().requires_grad_()
-            g, = torch.autograd.grad(ce(model, xb, yb)(xb).sum(), xb)
+            (g,) = torch.autograd.grad(ce(model, xb, yb)(xb).sum(), xb)
             flat.append(~(g.abs() > 0).flatten(1).any(1).cpu())
     return torch.cat(flat)
 
-def _zero(found): return at_most(found['zero']) | dict(says=f"{_pc(found['zero'])} of the images have a gradient of zero, which no step can follow")
+
+def _zero(found):
+    return at_most(found['zero']) | dict(
+        says=f'{_pc(found["zero"])} of the images have a gradient of zero, which no step can follow'
+    )
+
 
 def _unmoved(found):
     still = ~(found['starts'][0].loss > found['clean'].loss)
@@ -115,70 +150,103 @@ CHECKS = {
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #gather
 def gather(
-    model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    n_restarts: int,        # random starts of PGD-20
-    seed: int,              # of the noise; start i has `seed + i`
-    batch: int,             # images at a time
-    black_box: dict,        # name to attack
-) -> dict: # `evaluate`'s rows by attack; and starts, a list of rows; radii, rows by ε; zero, (N,) bool
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    n_restarts: int,  # random starts of PGD-20
+    seed: int,  # of the noise; start i has `seed + i`
+    batch: int,  # images at a time
+    black_box: dict,  # name to attack
+) -> dict:  # `evaluate`'s rows by attack; and starts, a list of rows; radii, rows by ε; zero, (N,) bool
     "All that the checks look at"
-    run, radii = partial(evaluate, model, x, y, batch=batch), {eps/2, eps, min(2*eps, 1.), 0.5}
+    run, radii = partial(evaluate, model, x, y, batch=batch), {eps / 2, eps, min(2 * eps, 1.0), 0.5}
     clean, starts = run(), [run(pgd, eps=eps, seed=seed + i) for i in range(n_restarts)]
-    return {'clean': clean, 'starts': starts, 'PGD-20': starts[0], _best: _worst(starts),
-            'FGSM': run(fgsm, eps=eps), 'PGD-100': run(partial(pgd, steps=100), eps=eps, seed=seed),
-            'radii': {0.: clean} | {e: starts[0] if e == eps else run(pgd, eps=e, seed=seed) for e in sorted(radii)},
-            'zero': pd.Series(zero_gradients(model, x, y, batch).numpy()),
-            **{_black + name: run(attack, eps=eps, seed=seed) for name, attack in black_box.items()}}
+    return {
+        'clean': clean,
+        'starts': starts,
+        'PGD-20': starts[0],
+        _best: _worst(starts),
+        'FGSM': run(fgsm, eps=eps),
+        'PGD-100': run(partial(pgd, steps=100), eps=eps, seed=seed),
+        'radii': {0.0: clean}
+        | {e: starts[0] if e == eps else run(pgd, eps=e, seed=seed) for e in sorted(radii)},
+        'zero': pd.Series(zero_gradients(model, x, y, batch).numpy()),
+        **{_black + name: run(attack, eps=eps, seed=seed) for name, attack in black_box.items()},
+    }
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #verdicts
 def _verdicts(found):
     rows = pd.DataFrame(found)
     below, enough = rows.value <= rows.limit, rows.n >= 50
     rows['passed'] = below & enough
-    rows['reason'] = rows.says.where(~below, rows.n.map('{} images are too few to show anything; 50 are needed'.format).where(~enough, ''))
-    return rows.drop(columns='says')[[c for c in ('run', 'check', 'value', 'limit', 'passed', 'reason', 'n') if c in rows]]
+    rows['reason'] = rows.says.where(
+        ~below, rows.n.map('{} images are too few to show anything; 50 are needed'.format).where(~enough, '')
+    )
+    return rows.drop(columns='says')[
+        [c for c in ('run', 'check', 'value', 'limit', 'passed', 'reason', 'n') if c in rows]
+    ]
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #panel
 def panel(
-    model: torch.nn.Module, # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]; with fewer than 50 nothing is passed
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]; with fewer than 50 nothing is passed
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    n_restarts: int = 5,    # random starts of PGD-20, at least 2
-    seed: int = 0,          # of the noise
-    batch: int = 256,       # images at a time; a matter of memory, not of results
-    black_box: dict = None, # name to attack, see `adt_repro.attacks.gradient`: without the network's gradients, besides Square
-) -> pd.DataFrame: # a row for each check: check, value and limit in shares of the images, passed (value ≤ limit), reason ('' where passed), n
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    n_restarts: int = 5,  # random starts of PGD-20, at least 2
+    seed: int = 0,  # of the noise
+    batch: int = 256,  # images at a time; a matter of memory, not of results
+    black_box: dict = None,  # name to attack, see `adt_repro.attacks.gradient`: without the network's gradients, besides Square
+) -> pd.DataFrame:  # a row for each check: check, value and limit in shares of the images, passed (value ≤ limit), reason ('' where passed), n
     "Is the evaluation of this network sound? A `ParameterError` where a setting is out of range"
     for name, given, rule in ('eps', eps, number(0, 1, above=True)), ('n_restarts', n_restarts, whole(2)):
-        if not rule.ok(given): refuse(name, given, rule.says)
-    found = gather(model, x, y, eps=eps, n_restarts=n_restarts, seed=seed, batch=batch,
-                   black_box={'Square': partial(square, budget=500)} | (black_box or {}))
+        if not rule.ok(given):
+            refuse(name, given, rule.says)
+    found = gather(
+        model,
+        x,
+        y,
+        eps=eps,
+        n_restarts=n_restarts,
+        seed=seed,
+        batch=batch,
+        black_box={'Square': partial(square, budget=500)} | (black_box or {}),
+    )
     checks = CHECKS | {name: partial(_versus, name, _best) for name in found if name.startswith(_black)}
     return _verdicts([dict(check=name) | check(found) for name, check in checks.items()])
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #recorded
 def recorded_black_boxes(
-    rows: pd.DataFrame, # records of whole attacks, with at least one white-box attack for each run, see `adt_repro.evaluation.records`
-) -> pd.DataFrame: # as of `panel`, with a column run; one row for each run, black-box attack and source
+    rows: pd.DataFrame,  # records of whole attacks, with at least one white-box attack for each run, see `adt_repro.evaluation.records`
+) -> pd.DataFrame:  # as of `panel`, with a column run; one row for each run, black-box attack and source
     "Is no recorded black-box attack stronger than the white-box attacks? A `ParameterError` where the records cannot tell"
-    if not rows.attacked.all(): raise ParameterError('rows: allowed are whole records, this is a cascade')
+    if not rows.attacked.all():
+        raise ParameterError('rows: allowed are whole records, this is a cascade')
     rows = rows.assign(right=rows.pred == rows.y).query("attack != 'natural'").reset_index(drop=True)
     black, found = (rows.source != rows.run) | (rows.queries >= 0), []
     for run, g in rows[black].groupby('run', sort=False):
         white = rows[~black & (rows.run == run)]
-        if white.empty: raise ParameterError(f'rows: allowed are records with a white-box attack for each run, {run} has none')
+        if white.empty:
+            raise ParameterError(
+                f'rows: allowed are records with a white-box attack for each run, {run} has none'
+            )
         stands = white.groupby('i').right.all()
         for (attack, source), b in g.groupby(['attack', 'source'], sort=False):
             name, before = attack + (f' made on {source}' if source != run else ''), b.set_index('i').right
             after = stands.reindex(before.index)
-            if after.isna().any(): raise ParameterError(f'rows: allowed are attacks on the same images, {run} has {name} on others than its white-box attacks')
-            found.append(dict(run=run, check=_black + name) | no_gain(before, after.astype(bool))
-                         | dict(says=f'{name} leaves {_pc(before)} right, {" and ".join(dict.fromkeys(white.attack))} {_pc(after)}'))
-    if not found: raise ParameterError('rows: allowed are records with a black-box attack, these have none')
+            if after.isna().any():
+                raise ParameterError(
+                    f'rows: allowed are attacks on the same images, {run} has {name} on others than its white-box attacks'
+                )
+            found.append(
+                dict(run=run, check=_black + name)
+                | no_gain(before, after.astype(bool))
+                | dict(
+                    says=f'{name} leaves {_pc(before)} right, {" and ".join(dict.fromkeys(white.attack))} {_pc(after)}'
+                )
+            )
+    if not found:
+        raise ParameterError('rows: allowed are records with a black-box attack, these have none')
     return _verdicts(found)

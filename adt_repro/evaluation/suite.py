@@ -6,8 +6,9 @@
 __all__ = ['run_suite', 'run_transfer']
 
 # %% ../../nbs/library/evaluation/suite.ipynb #imports
-from pathlib import Path
 import math
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -19,52 +20,107 @@ from .records import SCHEMA
 
 # %% ../../nbs/library/evaluation/suite.ipynb #run-suite
 def run_suite(
-    model: torch.nn.Module, # images to logits; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1], on the model's device
-    y: torch.Tensor,        # (N,) labels
-    attacks: dict,          # name to attack, cheapest first, see `adt_repro.attacks.suite.SUITE`
+    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the model's device
+    y: torch.Tensor,  # (N,) labels
+    attacks: dict,  # name to attack, cheapest first, see `adt_repro.attacks.suite.SUITE`
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    run: str,               # the run's name
-    cascade: bool | list = False, # only what the earlier attacks have left standing? Or the names of the attacks that meet only that
-    limits: dict = None,    # attack name to a number of images, at least 1: that attack meets the first so many, and has rows for these alone
-    batch: int = 256,       # images at a time
-    seed: int = 0,          # of the attacks' noise
-    seen: torch.nn.Module = None, # the network as the attacks see it, of `speed.seen_at`; None: the same
-    parts: Path = None,     # folder where finished batches are kept and looked for; None: nowhere
-    on_attack=None,         # called with (attack name, images that it will meet)
-) -> pd.DataFrame: # columns of `SCHEMA`; N rows for `natural` and for each attack, fewer where `limits` says so
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    run: str,  # the run's name
+    cascade: bool
+    | list = False,  # only what the earlier attacks have left standing? Or the names of the attacks that meet only that
+    limits: dict = None,  # attack name to a number of images, at least 1: that attack meets the first so many, and has rows for these alone
+    batch: int = 256,  # images at a time
+    seed: int = 0,  # of the attacks' noise
+    seen: torch.nn.Module = None,  # the network as the attacks see it, of `speed.seen_at`; None: the same
+    parts: Path = None,  # folder where finished batches are kept and looked for; None: nowhere
+    on_attack=None,  # called with (attack name, images that it will meet)
+) -> (
+    pd.DataFrame
+):  # columns of `SCHEMA`; N rows for `natural` and for each attack, fewer where `limits` says so
     "Judge a network on the clean images and under each attack"
-    done, standing, test_set, n = [], np.ones(len(x), bool), fingerprint(x, y), dict.fromkeys(attacks, len(x)) | (limits or {})
+    done, standing, test_set, n = (
+        [],
+        np.ones(len(x), bool),
+        fingerprint(x, y),
+        dict.fromkeys(attacks, len(x)) | (limits or {}),
+    )
     for name, attack in {'natural': None, **attacks}.items():
-        met = np.ones(len(x), bool)[:n.get(name)] & (standing[:n.get(name)] | (name not in (attacks if cascade is True else cascade or ())))
-        if on_attack: on_attack(name, int(met.sum()))
-        rows = pd.DataFrame(dict(i=range(len(met)), y=y[:len(met)].cpu().numpy(), pred=-1, margin=math.nan, loss=math.nan, linf=math.nan, queries=-1, seed=seed))
-        def make(ids): return evaluate(model, x, y, attack, seen=seen, eps=eps, batch=batch, seed=seed, ids=ids)
-        if met.any(): rows.loc[met] = in_parts(make, met.nonzero()[0], batch=batch, folder=parts, model=model, seen=seen, attack=attack, eps=eps, seed=seed, test_set=test_set)[rows.columns].values
-        standing[:len(met)] &= ~met | (rows.pred == rows.y).values
+        met = np.ones(len(x), bool)[: n.get(name)] & (
+            standing[: n.get(name)] | (name not in (attacks if cascade is True else cascade or ()))
+        )
+        if on_attack:
+            on_attack(name, int(met.sum()))
+        rows = pd.DataFrame(
+            dict(
+                i=range(len(met)),
+                y=y[: len(met)].cpu().numpy(),
+                pred=-1,
+                margin=math.nan,
+                loss=math.nan,
+                linf=math.nan,
+                queries=-1,
+                seed=seed,
+            )
+        )
+
+        def make(ids):
+            return evaluate(model, x, y, attack, seen=seen, eps=eps, batch=batch, seed=seed, ids=ids)
+
+        if met.any():
+            rows.loc[met] = in_parts(
+                make,
+                met.nonzero()[0],
+                batch=batch,
+                folder=parts,
+                model=model,
+                seen=seen,
+                attack=attack,
+                eps=eps,
+                seed=seed,
+                test_set=test_set,
+            )[rows.columns].values
+        standing[: len(met)] &= ~met | (rows.pred == rows.y).values
         done.append(rows.assign(attack=name, attacked=met))
-    return pd.concat(done, ignore_index=True).assign(run=run, source=run, eps=eps, test_set=test_set)[list(SCHEMA)].astype(SCHEMA)
+    return (
+        pd.concat(done, ignore_index=True)
+        .assign(run=run, source=run, eps=eps, test_set=test_set)[list(SCHEMA)]
+        .astype(SCHEMA)
+    )
 
 # %% ../../nbs/library/evaluation/suite.ipynb #transfer
 def run_transfer(
-    source: str,          # name of the network that is attacked
-    model: torch.nn.Module, # that network
-    targets: dict,        # name to network, who judge; seen in evaluation mode
-    x: torch.Tensor,      # (N, C, H, W) clean images in [0, 1], on the networks' device
-    y: torch.Tensor,      # (N,) labels
-    attacks: dict,        # name to attack
+    source: str,  # name of the network that is attacked
+    model: torch.nn.Module,  # that network
+    targets: dict,  # name to network, who judge; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the networks' device
+    y: torch.Tensor,  # (N,) labels
+    attacks: dict,  # name to attack
     *,
-    eps: float,           # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    batch: int = 256,     # images at a time
-    seed: int = 0,        # of the attacks' noise
-    parts: Path = None,   # folder where finished batches are kept and looked for; None: nowhere
-) -> pd.DataFrame: # columns of `SCHEMA`; N rows for each target and attack
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    batch: int = 256,  # images at a time
+    seed: int = 0,  # of the attacks' noise
+    parts: Path = None,  # folder where finished batches are kept and looked for; None: nowhere
+) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for each target and attack
     "Attack one network and judge what comes out on several"
     done, test_set = [], fingerprint(x, y)
     for name, attack in attacks.items():
-        def make(ids): return evaluate_on(targets, model, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)
-        rows = in_parts(make, range(len(x)), batch=batch, folder=parts, targets=targets, model=model, attack=attack, eps=eps, seed=seed, test_set=test_set)
+
+        def make(ids):
+            return evaluate_on(targets, model, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)
+
+        rows = in_parts(
+            make,
+            range(len(x)),
+            batch=batch,
+            folder=parts,
+            targets=targets,
+            model=model,
+            attack=attack,
+            eps=eps,
+            seed=seed,
+            test_set=test_set,
+        )
         done.append(rows.assign(attack=name))
     rows = pd.concat(done, ignore_index=True).assign(source=source, attacked=True, eps=eps, test_set=test_set)
     return rows[list(SCHEMA)].astype(SCHEMA)

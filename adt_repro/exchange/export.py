@@ -7,9 +7,10 @@ __all__ = ['TEST_IMAGES', 'TITLES', 'PAPERS', 'measured', 'not_run', 'eps_text',
            'export']
 
 # %% ../../nbs/library/exchange/export.ipynb #imports
+import json
 from fractions import Fraction
 from pathlib import Path
-import json
+
 import pandas as pd
 import torch
 import yaml
@@ -26,82 +27,174 @@ from ..runs.store import load_run, read_config, read_facts
 
 # %% ../../nbs/library/exchange/export.ipynb #measured
 def measured(
-    run: Path | str, # folder of a finished run
-) -> pd.DataFrame: # attack, n, correct, accuracy, lo, hi, bound (is it only an upper bound?), record (the file); no rows where nothing was measured
+    run: Path | str,  # folder of a finished run
+) -> pd.DataFrame:  # attack, n, correct, accuracy, lo, hi, bound (is it only an upper bound?), record (the file); no rows where nothing was measured
     "A run's accuracies, as recorded"
     run, out = Path(run), []
-    for file in (run.parent.parent/'records'/f'{kind}-{run.name}.parquet' for kind in ('white_box', 'spsa')):
-        if not file.exists() or file.stat().st_mtime < (run/'weights.safetensors').stat().st_mtime: continue
+    for file in (
+        run.parent.parent / 'records' / f'{kind}-{run.name}.parquet' for kind in ('white_box', 'spsa')
+    ):
+        if not file.exists() or file.stat().st_mtime < (run / 'weights.safetensors').stat().st_mtime:
+            continue
         rows = load_records(file)
         rows = rows[(rows.run == run.name) & (rows.source == run.name)]
         known = set(rows.attack)
-        out += [accuracies(rows)] + ([robust(rows, list(SUITE), 'A_rob')] if set(SUITE) <= known else []) + ([robust(rows, name='worst')] if known - {'natural'} != set(SUITE) and len(known) > 2 else [])
-        for sums in out: sums['record'] = sums.get('record', file.name)
+        out += (
+            [accuracies(rows)]
+            + ([robust(rows, list(SUITE), 'A_rob')] if set(SUITE) <= known else [])
+            + ([robust(rows, name='worst')] if known - {'natural'} != set(SUITE) and len(known) > 2 else [])
+        )
+        for sums in out:
+            sums['record'] = sums.get('record', file.name)
     columns = 'attack n correct accuracy lo hi bound record'.split()
-    if not out: return pd.DataFrame(read_facts(run).get('results') or [], columns=columns).assign(bound=False, record='run.json')
+    if not out:
+        return pd.DataFrame(read_facts(run).get('results') or [], columns=columns).assign(
+            bound=False, record='run.json'
+        )
     return pd.concat(out, ignore_index=True)[columns]
 
 # %% ../../nbs/library/exchange/export.ipynb #missing
 TEST_IMAGES = dict(digits=360, mnist=10_000, cifar10=10_000, cifar100=10_000, svhn=26_032)
-TITLES = dict(natural='natural', fgsm='FGSM', pgd20='PGD-20', mim='MIM', cw='C&W', pgd100='PGD-100', feature='FeaAttack', distribution='adversarial distribution', autoattack='AutoAttack', square='Square')
+TITLES = dict(
+    natural='natural',
+    fgsm='FGSM',
+    pgd20='PGD-20',
+    mim='MIM',
+    cw='C&W',
+    pgd100='PGD-100',
+    feature='FeaAttack',
+    distribution='adversarial distribution',
+    autoattack='AutoAttack',
+    square='Square',
+)
+
 
 def not_run(
-    config: dict,      # of the run
-    sums: pd.DataFrame, # of `measured`
-) -> list: # sentences
+    config: dict,  # of the run
+    sums: pd.DataFrame,  # of `measured`
+) -> list:  # sentences
     "What nobody has measured on a run"
     known, every = set(sums.attack), TEST_IMAGES[config['dataset']]
-    absent = [TITLES[k] for k in [*SUITE, 'autoattack', 'square'] if k not in known] + ['SPSA']*(not any(a.startswith('spsa') for a in known))
-    out = [f"These attacks: {', '.join(absent)}."]*bool(absent)
+    absent = [TITLES[k] for k in [*SUITE, 'autoattack', 'square'] if k not in known] + ['SPSA'] * (
+        not any(a.startswith('spsa') for a in known)
+    )
+    out = [f'These attacks: {", ".join(absent)}.'] * bool(absent)
     for n in sorted(set(sums.n)):
-        if n < every: out.append(f"Where n is {n}: the other {every - n:,} of {every:,} test images.")
-    if (sums.bound == True).any(): out.append('Where an accuracy has ≤, the attack met only what earlier ones left standing: it is an upper bound.')
+        if n < every:
+            out.append(f'Where n is {n}: the other {every - n:,} of {every:,} test images.')
+    if (sums.bound == True).any():
+        out.append(
+            'Where an accuracy has ≤, the attack met only what earlier ones left standing: it is an upper bound.'
+        )
     return out + ['Other seeds: these are the numbers of one network.']
 
 # %% ../../nbs/library/exchange/export.ipynb #papers
-_ADT = ('https://arxiv.org/abs/2002.05999', 'Adversarial Distributional Training for Robust Deep Learning', 'Yinpeng Dong, Zhijie Deng, Tianyu Pang, Hang Su, Jun Zhu', 'NeurIPS 2020')
-PAPERS = dict.fromkeys(['adt_exp', 'adt_exp_am', 'adt_imp_am', 'adt_exp_trades', 'adt_exp_am_trades', 'adt_imp_am_trades'], _ADT) | dict(
-    at_fgsm=('https://arxiv.org/abs/1611.01236', 'Adversarial Machine Learning at Scale', 'Alexey Kurakin, Ian Goodfellow, Samy Bengio', 'ICLR 2017'),
-    at_pgd=('https://arxiv.org/abs/1706.06083', 'Towards Deep Learning Models Resistant to Adversarial Attacks', 'Aleksander Madry, Aleksandar Makelov, Ludwig Schmidt, Dimitris Tsipras, Adrian Vladu', 'ICLR 2018'),
-    alp=('https://arxiv.org/abs/1803.06373', 'Adversarial Logit Pairing', 'Harini Kannan, Alexey Kurakin, Ian Goodfellow', ''),
-    trades=('https://arxiv.org/abs/1901.08573', 'Theoretically Principled Trade-off between Robustness and Accuracy', 'Hongyang Zhang, Yaodong Yu, Jiantao Jiao, Eric P. Xing, Laurent El Ghaoui, Michael I. Jordan', 'ICML 2019'),
-    feature_scatter=('https://arxiv.org/abs/1907.10764', 'Defense Against Adversarial Attacks Using Feature Scattering-based Adversarial Training', 'Haichao Zhang, Jianyu Wang', 'NeurIPS 2019'),
-    rs_fgsm=('https://arxiv.org/abs/2001.03994', 'Fast is better than free: Revisiting adversarial training', 'Eric Wong, Leslie Rice, J. Zico Kolter', 'ICLR 2020'))
+_ADT = (
+    'https://arxiv.org/abs/2002.05999',
+    'Adversarial Distributional Training for Robust Deep Learning',
+    'Yinpeng Dong, Zhijie Deng, Tianyu Pang, Hang Su, Jun Zhu',
+    'NeurIPS 2020',
+)
+PAPERS = dict.fromkeys(
+    ['adt_exp', 'adt_exp_am', 'adt_imp_am', 'adt_exp_trades', 'adt_exp_am_trades', 'adt_imp_am_trades'], _ADT
+) | dict(
+    at_fgsm=(
+        'https://arxiv.org/abs/1611.01236',
+        'Adversarial Machine Learning at Scale',
+        'Alexey Kurakin, Ian Goodfellow, Samy Bengio',
+        'ICLR 2017',
+    ),
+    at_pgd=(
+        'https://arxiv.org/abs/1706.06083',
+        'Towards Deep Learning Models Resistant to Adversarial Attacks',
+        'Aleksander Madry, Aleksandar Makelov, Ludwig Schmidt, Dimitris Tsipras, Adrian Vladu',
+        'ICLR 2018',
+    ),
+    alp=(
+        'https://arxiv.org/abs/1803.06373',
+        'Adversarial Logit Pairing',
+        'Harini Kannan, Alexey Kurakin, Ian Goodfellow',
+        '',
+    ),
+    trades=(
+        'https://arxiv.org/abs/1901.08573',
+        'Theoretically Principled Trade-off between Robustness and Accuracy',
+        'Hongyang Zhang, Yaodong Yu, Jiantao Jiao, Eric P. Xing, Laurent El Ghaoui, Michael I. Jordan',
+        'ICML 2019',
+    ),
+    feature_scatter=(
+        'https://arxiv.org/abs/1907.10764',
+        'Defense Against Adversarial Attacks Using Feature Scattering-based Adversarial Training',
+        'Haichao Zhang, Jianyu Wang',
+        'NeurIPS 2019',
+    ),
+    rs_fgsm=(
+        'https://arxiv.org/abs/2001.03994',
+        'Fast is better than free: Revisiting adversarial training',
+        'Eric Wong, Leslie Rice, J. Zico Kolter',
+        'ICLR 2020',
+    ),
+)
 
 # %% ../../nbs/library/exchange/export.ipynb #info
 def eps_text(
-    eps: float, # radius in pixel values
-) -> str: # such as "8/255"; a decimal number where it is no such fraction
+    eps: float,  # radius in pixel values
+) -> str:  # such as "8/255"; a decimal number where it is no such fraction
     "A radius in words"
-    grey = Fraction(eps*255).limit_denominator(2)
-    return f'{grey}/255' if abs(float(grey) - eps*255) < 1e-6 and grey.denominator == 1 else f'{eps:g}'
+    grey = Fraction(eps * 255).limit_denominator(2)
+    return f'{grey}/255' if abs(float(grey) - eps * 255) < 1e-6 and grey.denominator == 1 else f'{eps:g}'
+
 
 def architecture(
-    arch: str, # as of `adt_repro.models.classifiers.build`
-) -> str: # such as "WideResNet-28-10"
+    arch: str,  # as of `adt_repro.models.classifiers.build`
+) -> str:  # such as "WideResNet-28-10"
     "A network's usual name"
-    return arch.replace('wrn', 'WideResNet') if arch.startswith('wrn-') else dict(resnet18='ResNet-18').get(arch, arch)
+    return (
+        arch.replace('wrn', 'WideResNet')
+        if arch.startswith('wrn-')
+        else dict(resnet18='ResNet-18').get(arch, arch)
+    )
 
 # %% ../../nbs/library/exchange/export.ipynb #whose
 def _whose(config, facts):
     version = facts.get('versions', {}).get('adt_repro', '')
-    if config['method'] == IMPORTED: return f"The weights of {facts['source']} (SHA-256 {facts['sha256'][:12]}…), evaluated by adt_repro {version}; how they were trained is not known here."
+    if config['method'] == IMPORTED:
+        return f'The weights of {facts["source"]} (SHA-256 {facts["sha256"][:12]}…), evaluated by adt_repro {version}; how they were trained is not known here.'
     return f"Trained by adt_repro {version}, a reproduction of the paper's method; not its authors' weights."
 
+
 def model_info(
-    run: Path | str, # folder of a finished run
-    **own,           # entries of one's own, such as authors or link
-) -> dict: # RobustBench's keys; a `ParameterError` where one of your own is none of them
+    run: Path | str,  # folder of a finished run
+    **own,  # entries of one's own, such as authors or link
+) -> dict:  # RobustBench's keys; a `ParameterError` where one of your own is none of them
     "A run in RobustBench's words"
     config, facts, sums = read_config(run), read_facts(run), measured(run)
     whole = sums[(sums.n == TEST_IMAGES[config['dataset']]) & (sums.bound == False)]
-    def share(*names): found = whole.accuracy[whole.attack.isin(names)]; return f'{100*found.min():.2f}' if len(found) else None
+
+    def share(*names):
+        found = whole.accuracy[whole.attack.isin(names)]
+        return f'{100 * found.min():.2f}' if len(found) else None
+
     link, name, authors, venue = PAPERS.get(config['method'], (None, None, None, ''))
-    seen = f" It expects (x - mean)/std with mean, std = {facts['inputs']}." if facts.get('inputs') else ''
-    info = dict(link=link, name=name, authors=authors, additional_data=None if config['method'] == IMPORTED else False, number_forward_passes=1, dataset=config['dataset'], venue=venue,
-                architecture=architecture(config['arch']), eps=eps_text(config['eps']), clean_acc=share('natural'), reported=share('A_rob', 'worst', 'autoattack'), autoattack_acc=share('autoattack'), footnote=_whose(config, facts) + seen)
+    seen = f' It expects (x - mean)/std with mean, std = {facts["inputs"]}.' if facts.get('inputs') else ''
+    info = dict(
+        link=link,
+        name=name,
+        authors=authors,
+        additional_data=None if config['method'] == IMPORTED else False,
+        number_forward_passes=1,
+        dataset=config['dataset'],
+        venue=venue,
+        architecture=architecture(config['arch']),
+        eps=eps_text(config['eps']),
+        clean_acc=share('natural'),
+        reported=share('A_rob', 'worst', 'autoattack'),
+        autoattack_acc=share('autoattack'),
+        footnote=_whose(config, facts) + seen,
+    )
     for k in own:
-        if k not in info: refuse(k, own[k], "one of RobustBench's entries: " + ', '.join(info))
+        if k not in info:
+            refuse(k, own[k], "one of RobustBench's entries: " + ', '.join(info))
     return info | own
 
 # %% ../../nbs/library/exchange/export.ipynb #card-use
@@ -111,78 +204,184 @@ def _use(config, facts, name, sub_block1):
     c, h, w = DATASETS[config['dataset']].shape
     if config['arch'].startswith('wrn-') and c == 3:
         _, depth, widen = config['arch'].split('-')
-        lines += ['import torch', 'from robustbench.model_zoo.architectures.wide_resnet import WideResNet', '',
-                  f"net = WideResNet(depth={depth}, num_classes={DATASETS[config['dataset']].n_classes}, widen_factor={widen}, sub_block1={sub_block1})",
-                  f"net.load_state_dict(torch.load('{name}.pt', weights_only=True))", f"net.eval()   # takes images (N, {c}, {h}, {w}) {'as (x - mean)/std' if see else 'in [0, 1]'} to logits", '', '# or, without RobustBench']
-    return '\n'.join(lines + ['from adt_repro.exchange.import_weights import load_network', '', f"net, facts = load_network('{name}.pt'{f', inputs={see}' if see else ''})   # takes images (N, {c}, {h}, {w}) in [0, 1] to logits"])
+        lines += [
+            'import torch',
+            'from robustbench.model_zoo.architectures.wide_resnet import WideResNet',
+            '',
+            f'net = WideResNet(depth={depth}, num_classes={DATASETS[config["dataset"]].n_classes}, widen_factor={widen}, sub_block1={sub_block1})',
+            f"net.load_state_dict(torch.load('{name}.pt', weights_only=True))",
+            f'net.eval()   # takes images (N, {c}, {h}, {w}) {"as (x - mean)/std" if see else "in [0, 1]"} to logits',
+            '',
+            '# or, without RobustBench',
+        ]
+    return '\n'.join(
+        lines
+        + [
+            'from adt_repro.exchange.import_weights import load_network',
+            '',
+            f"net, facts = load_network('{name}.pt'{f', inputs={see}' if see else ''})   # takes images (N, {c}, {h}, {w}) in [0, 1] to logits",
+        ]
+    )
+
 
 def _percent(s):
     "Accuracy and interval, as two cells of a table"
-    return f"{'≤ '*bool(s.bound)}{100*s.accuracy:.2f}", '' if pd.isna(s.lo) else f'{100*s.lo:.2f} – {100*s.hi:.2f}'
+    return f'{"≤ " * bool(s.bound)}{100 * s.accuracy:.2f}', '' if pd.isna(
+        s.lo
+    ) else f'{100 * s.lo:.2f} – {100 * s.hi:.2f}'
 
 # %% ../../nbs/library/exchange/export.ipynb #card-settings
-def _title(attack): return TITLES.get(attack, attack.replace('spsa', 'SPSA-'))
+def _title(attack):
+    return TITLES.get(attack, attack.replace('spsa', 'SPSA-'))
+
 
 def _setting(run, sums, attack, kind, column):
     "A setting that records do not hold: the table beside them knows, if it is of the same evaluation"
-    mine, tables = sums[sums.attack.str.startswith(attack)], [t for t in (run.parent.parent/'tables'/f'{kind}{tail}.csv' for tail in (f'-{run.name}', '')) if t.exists()]
-    if mine.empty or not tables: return None
+    mine, tables = (
+        sums[sums.attack.str.startswith(attack)],
+        [
+            t
+            for t in (run.parent.parent / 'tables' / f'{kind}{tail}.csv' for tail in (f'-{run.name}', ''))
+            if t.exists()
+        ],
+    )
+    if mine.empty or not tables:
+        return None
     rows = pd.read_csv(tables[0])
     rows = rows[(rows.run == run.name)].merge(mine[['attack', 'n', 'correct']])
     return rows[column].iloc[0] if column in rows and len(rows) == len(mine) else None
 
+
 def _settings(run, sums):
-    said = lambda found, words: words if found is None else words.replace('an unrecorded number of', str(found))
+    said = lambda found, words: (
+        words if found is None else words.replace('an unrecorded number of', str(found))
+    )
     fea, spsa = sums.attack.eq('feature').any(), sums.attack.str.startswith('spsa').any()
-    out = [said(_setting(run, sums, 'feature', 'white_box', 'n_targets'), ' FeaAttack drew an unrecorded number of target images for each image, where Table 1 has 200.')]*bool(fea)
-    return ''.join(out + [said(_setting(run, sums, 'spsa', 'spsa', 'steps'), ' SPSA made an unrecorded number of steps, each of so many samples, where the paper has 100.')]*bool(spsa))
+    out = [
+        said(
+            _setting(run, sums, 'feature', 'white_box', 'n_targets'),
+            ' FeaAttack drew an unrecorded number of target images for each image, where Table 1 has 200.',
+        )
+    ] * bool(fea)
+    return ''.join(
+        out
+        + [
+            said(
+                _setting(run, sums, 'spsa', 'spsa', 'steps'),
+                ' SPSA made an unrecorded number of steps, each of so many samples, where the paper has 100.',
+            )
+        ]
+        * bool(spsa)
+    )
 
 # %% ../../nbs/library/exchange/export.ipynb #card
 def model_card(
-    run: Path | str,          # folder of a finished run
-    name: str = None,         # of the exported file; None: the run's
-    sub_block1: bool = False, # does the exported file have the block that nothing uses?
-) -> str: # Markdown
+    run: Path | str,  # folder of a finished run
+    name: str = None,  # of the exported file; None: the run's
+    sub_block1: bool = False,  # does the exported file have the block that nothing uses?
+) -> str:  # Markdown
     "What a stranger should know about a network before using it"
     run = Path(run)
     config, facts, sums, name = read_config(run), read_facts(run), measured(run), name or run.name
-    rows = [f'| {_title(s.attack)} | {" | ".join(_percent(s))} | {s.n} | {s.record} |' for s in sums.itertuples()]
-    table = ['| attack | accuracy, % | 95 % interval | n | record |', '|---|---|---|---|---|', *rows] if rows else ['Nothing has been recorded.']
-    made = {k: facts[k] for k in ('git_commit', 'versions', 'device', 'platform', 'test_set', 'source', 'sha256', 'inputs') if facts.get(k) is not None}
-    block = lambda d: '```yaml\n' + yaml.safe_dump(d, sort_keys=False, allow_unicode=True, default_flow_style=None) + '```'
-    unused = ['`sub_block1` is a stage that the original class defines and never calls. Its values here are zeros, and ones where batch normalisation starts with ones; they change nothing.', '']*sub_block1
-    return '\n'.join([f'# {name}', '', f"{architecture(config['arch'])} for {config['dataset']}, method `{config['method']}`, ℓ∞ radius ε = {eps_text(config['eps'])} of pixels in [0, 1]. {_whose(config, facts)}", '',
-                      '## Use', '', '```python', _use(config, facts, name, sub_block1), '```', '', *unused,
-                      '## Measured', '', 'Wilson intervals over the test images; A_rob: all six attacks of the paper\'s Table 1; worst: everything in that record.' + _settings(run, sums) if rows else '', '', *table, '',
-                      '## Not run', '', *('- ' + w for w in not_run(config, sums)), '',
-                      '## Parameters', '', block({k: v for k, v in config.items() if v is not None and k not in ('data_root', 'device', 'scale')}), '', block(made), ''])
+    rows = [
+        f'| {_title(s.attack)} | {" | ".join(_percent(s))} | {s.n} | {s.record} |' for s in sums.itertuples()
+    ]
+    table = (
+        ['| attack | accuracy, % | 95 % interval | n | record |', '|---|---|---|---|---|', *rows]
+        if rows
+        else ['Nothing has been recorded.']
+    )
+    made = {
+        k: facts[k]
+        for k in ('git_commit', 'versions', 'device', 'platform', 'test_set', 'source', 'sha256', 'inputs')
+        if facts.get(k) is not None
+    }
+    block = lambda d: (
+        '```yaml\n' + yaml.safe_dump(d, sort_keys=False, allow_unicode=True, default_flow_style=None) + '```'
+    )
+    unused = [
+        '`sub_block1` is a stage that the original class defines and never calls. Its values here are zeros, and ones where batch normalisation starts with ones; they change nothing.',
+        '',
+    ] * sub_block1
+    return '\n'.join(
+        [
+            f'# {name}',
+            '',
+            f'{architecture(config["arch"])} for {config["dataset"]}, method `{config["method"]}`, ℓ∞ radius ε = {eps_text(config["eps"])} of pixels in [0, 1]. {_whose(config, facts)}',
+            '',
+            '## Use',
+            '',
+            '```python',
+            _use(config, facts, name, sub_block1),
+            '```',
+            '',
+            *unused,
+            '## Measured',
+            '',
+            "Wilson intervals over the test images; A_rob: all six attacks of the paper's Table 1; worst: everything in that record."
+            + _settings(run, sums)
+            if rows
+            else '',
+            '',
+            *table,
+            '',
+            '## Not run',
+            '',
+            *('- ' + w for w in not_run(config, sums)),
+            '',
+            '## Parameters',
+            '',
+            block(
+                {
+                    k: v
+                    for k, v in config.items()
+                    if v is not None and k not in ('data_root', 'device', 'scale')
+                }
+            ),
+            '',
+            block(made),
+            '',
+        ]
+    )
 
 # %% ../../nbs/library/exchange/export.ipynb #unused
 def _unused(state):
     "A first stage under the name that nothing calls, at nought"
     ones = lambda k: k.endswith(('running_var', 'bn1.weight', 'bn2.weight'))
-    return {'sub_' + k: torch.ones_like(v) if ones(k) else torch.zeros_like(v) for k, v in state.items() if k.startswith('block1.')}
+    return {
+        'sub_' + k: torch.ones_like(v) if ones(k) else torch.zeros_like(v)
+        for k, v in state.items()
+        if k.startswith('block1.')
+    }
 
 # %% ../../nbs/library/exchange/export.ipynb #export
 def export(
-    run: Path | str,          # folder of a finished run
-    folder: Path | str,       # where the files go; made where it is missing
-    name: str = None,         # of the files; None: the run's
-    sub_block1: bool = False, # add the block that nothing uses, for code that insists on it
-    **info,                   # entries of `model_info` of one's own, such as authors
-) -> dict: # suffix to path: .pt (state dict), .json (RobustBench's model_info), .md (the card); a `ParameterError` before anything is written
+    run: Path | str,  # folder of a finished run
+    folder: Path | str,  # where the files go; made where it is missing
+    name: str = None,  # of the files; None: the run's
+    sub_block1: bool = False,  # add the block that nothing uses, for code that insists on it
+    **info,  # entries of `model_info` of one's own, such as authors
+) -> dict:  # suffix to path: .pt (state dict), .json (RobustBench's model_info), .md (the card); a `ParameterError` before anything is written
     "Write a run for RobustBench, torchattacks, Foolbox and people"
     run, folder = Path(run), Path(folder)
     model, config = load_run(run)
-    if name is not None and not word().ok(name): refuse('name', name, word().says)
-    if sub_block1 and not config['arch'].startswith('wrn-'): refuse('sub_block1', sub_block1, f"False for {config['arch']}, which has none")
+    if name is not None and not word().ok(name):
+        refuse('name', name, word().says)
+    if sub_block1 and not config['arch'].startswith('wrn-'):
+        refuse('sub_block1', sub_block1, f'False for {config["arch"]}, which has none')
     state = (model.net if isinstance(model, Normalized) else model).state_dict()
-    files, words = {k: folder/f'{name or run.name}{k}' for k in ('.pt', '.json', '.md')}, {}
+    files, words = {k: folder / f'{name or run.name}{k}' for k in ('.pt', '.json', '.md')}, {}
     words['.json'] = json.dumps(model_info(run, **info), indent=2, ensure_ascii=False) + '\n'
     words['.md'] = model_card(run, name, sub_block1)
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ParameterError(f'folder={folder.name!r}: allowed is a folder that can be written to ({e.strerror})') from None
-    with replacing(files['.pt']) as f: torch.save(state | (_unused(state) if sub_block1 else {}), f)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ParameterError(
+            f'folder={folder.name!r}: allowed is a folder that can be written to ({e.strerror})'
+        ) from None
+    with replacing(files['.pt']) as f:
+        torch.save(state | (_unused(state) if sub_block1 else {}), f)
     for k, text in words.items():
-        with replacing(files[k]) as f: f.write(text.encode())
+        with replacing(files[k]) as f:
+            f.write(text.encode())
     return files

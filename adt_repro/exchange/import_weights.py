@@ -7,14 +7,25 @@ __all__ = ['WRAPPERS', 'inputs_rule', 'LAYOUTS', 'WEIGHTS', 'read_weights', 'pla
            'load_network', 'load_authors', 'import_run', 'asked_runs']
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #imports
-from pathlib import Path
-from safetensors.torch import load_file
 import hashlib
 import json
 import re
-import torch
+from pathlib import Path
 
-from ..base.parameters import ParameterError, Rule, check_params, maybe, number, one_of, refuse, shown, text
+import torch
+from safetensors.torch import load_file
+
+from adt_repro.base.parameters import (
+    ParameterError,
+    Rule,
+    check_params,
+    maybe,
+    number,
+    one_of,
+    refuse,
+    shown,
+    text,
+)
 from ..data import DATASETS
 from ..models.classifiers import Normalized, arch_rule, build
 from ..models.weights import fit_weights
@@ -23,36 +34,61 @@ from ..runs.select import chosen_runs, experiment_runs
 from ..runs.store import lock_run, provenance, read_config, read_facts, run_folder, save_run
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #read
-WRAPPERS = 'state_dict', 'net', 'model', 'model_state_dict'   # where training scripts put the weights
+WRAPPERS = 'state_dict', 'net', 'model', 'model_state_dict'  # where training scripts put the weights
+
 
 def _unreadable(name, e):
     asked = re.search(r'GLOBAL (\S+)', str(e))
-    why = f'it asks for {asked[1]}' if asked else 'there is no such file' if isinstance(e, FileNotFoundError) else type(e).__name__
-    return ParameterError(f'weights={name!r}: cannot be read ({why}), allowed is a file of safetensors, or of PyTorch with tensors and plain values only')
+    why = (
+        f'it asks for {asked[1]}'
+        if asked
+        else 'there is no such file'
+        if isinstance(e, FileNotFoundError)
+        else type(e).__name__
+    )
+    return ParameterError(
+        f'weights={name!r}: cannot be read ({why}), allowed is a file of safetensors, or of PyTorch with tensors and plain values only'
+    )
+
 
 def read_weights(
-    path: Path | str, # .safetensors, or a PyTorch file: a state dict, or a dict that has one under one of `WRAPPERS`
-) -> dict: # name to tensor, on the CPU, as the file has them; a `ParameterError` says why it cannot be read
+    path: Path
+    | str,  # .safetensors, or a PyTorch file: a state dict, or a dict that has one under one of `WRAPPERS`
+) -> dict:  # name to tensor, on the CPU, as the file has them; a `ParameterError` says why it cannot be read
     "The state dict in a file, of which nothing is executed"
     path = Path(path).expanduser()
-    try: found = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise _unreadable(path.name, e) from None   # a damaged file makes PyTorch raise almost anything
-    tensors = lambda d: isinstance(d, dict) and len(d) > 0 and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in d.items())
+    try:
+        found = (
+            load_file(path)
+            if path.suffix == '.safetensors'
+            else torch.load(path, map_location='cpu', weights_only=True)
+        )
+    except Exception as e:
+        raise _unreadable(path.name, e) from None  # a damaged file makes PyTorch raise almost anything
+    tensors = lambda d: (
+        isinstance(d, dict)
+        and len(d) > 0
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in d.items())
+    )
     for d in [found, *(found[k] for k in WRAPPERS if k in found)] if isinstance(found, dict) else []:
-        if tensors(d): return d
+        if tensors(d):
+            return d
     has = shown(list(found)) if isinstance(found, dict) else f'a {type(found).__name__}'
-    raise ParameterError(f'weights={path.name!r}: holds {has}, allowed is a state dict, or a dict with one as {", ".join(WRAPPERS)}')
+    raise ParameterError(
+        f'weights={path.name!r}: holds {has}, allowed is a state dict, or a dict with one as {", ".join(WRAPPERS)}'
+    )
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #names
 def _normaliser(found):
     "Take the mean and deviation of a saved normalisation out of a state dict: [means, deviations], or None"
     for m, s in ('mean', 'std'), ('mu', 'sigma'):
-        for k in [k for k in found if k.rpartition('.')[2] == m and k[:-len(m)] + s in found]:
-            return [found.pop(n).double().flatten().tolist() for n in (k, k[:-len(m)] + s)]
+        for k in [k for k in found if k.rpartition('.')[2] == m and k[: -len(m)] + s in found]:
+            return [found.pop(n).double().flatten().tolist() for n in (k, k[: -len(m)] + s)]
+
 
 def plain_names(
-    found: dict, # of `read_weights`
-) -> tuple: # (name to tensor as this project's networks have them, floats in float32; what was taken off and what was found: prefix, dropped, inputs)
+    found: dict,  # of `read_weights`
+) -> tuple:  # (name to tensor as this project's networks have them, floats in float32; what was taken off and what was found: prefix, dropped, inputs)
     "A state dict without what is around it"
     found = {k: v for k, v in found.items() if k.rpartition('.')[2] != 'n_averaged'}
     inputs, prefix = _normaliser(found), ''
@@ -60,129 +96,229 @@ def plain_names(
         prefix += (head := heads.pop() + '.')
         found = {k.removeprefix(head): v for k, v in found.items()}
     dropped = [k for k in found if k.startswith('sub_block1.')]
-    if 'linear.weight' in found: found = {re.sub(r'\bshortcut\b', 'downsample', re.sub(r'^linear\b', 'fc', k)): v for k, v in found.items()}
+    if 'linear.weight' in found:
+        found = {
+            re.sub(r'\bshortcut\b', 'downsample', re.sub(r'^linear\b', 'fc', k)): v for k, v in found.items()
+        }
     found = {k: v.float() if v.is_floating_point() else v for k, v in found.items() if k not in dropped}
-    counters = {k.replace('running_var', 'num_batches_tracked') for k in found if k.endswith('running_var')} - set(found)
-    return found | dict.fromkeys(counters, torch.tensor(0)), dict(prefix=prefix, dropped='sub_block1' if dropped else None, inputs=inputs)
+    counters = {
+        k.replace('running_var', 'num_batches_tracked') for k in found if k.endswith('running_var')
+    } - set(found)
+    return found | dict.fromkeys(counters, torch.tensor(0)), dict(
+        prefix=prefix, dropped='sub_block1' if dropped else None, inputs=inputs
+    )
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #arch
 def infer_arch(
-    found: dict, # of `plain_names`
-    name: str,   # of the file, for the message
-) -> tuple: # (arch as of `build`, channels of an image, classes); a `ParameterError` where it belongs to none
+    found: dict,  # of `plain_names`
+    name: str,  # of the file, for the message
+) -> (
+    tuple
+):  # (arch as of `build`, channels of an image, classes); a `ParameterError` where it belongs to none
     "The network that a state dict belongs to"
     size = lambda k, axis, default: found[k].shape[axis] if k in found and found[k].ndim > axis else default
     if 'block1.layer.0.conv1.weight' in found:
         blocks = {k.split('.')[2] for k in found if k.startswith('block1.layer.')}
-        arch, first = f"wrn-{6*len(blocks) + 4}-{size('block1.layer.0.conv1.weight', 0, 0)//16}", 'conv1.weight'
-    elif 'layer1.0.conv1.weight' in found: arch, first = 'resnet18', 'conv1.weight'
-    elif 'body.0.0.weight' in found: arch, first = 'small_cnn', 'body.0.0.weight'
-    else: raise ParameterError(f'weights={name!r}: of no network that is known here, it has {", ".join(list(found)[:3])}' + f' and {len(found) - 3} more'*(len(found) > 3) + f'; allowed is {arch_rule.says}')
+        arch, first = (
+            f'wrn-{6 * len(blocks) + 4}-{size("block1.layer.0.conv1.weight", 0, 0) // 16}',
+            'conv1.weight',
+        )
+    elif 'layer1.0.conv1.weight' in found:
+        arch, first = 'resnet18', 'conv1.weight'
+    elif 'body.0.0.weight' in found:
+        arch, first = 'small_cnn', 'body.0.0.weight'
+    else:
+        raise ParameterError(
+            f'weights={name!r}: of no network that is known here, it has {", ".join(list(found)[:3])}'
+            + f' and {len(found) - 3} more' * (len(found) > 3)
+            + f'; allowed is {arch_rule.says}'
+        )
     return arch, size(first, 1, 3), size('fc.weight', 0, 10)
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #inputs
-def _numbers(v, **kw): return isinstance(v, (list, tuple)) and len(v) > 0 and all(number(**kw).ok(i) for i in v)
-def _range(v): return _numbers(v) and len(v) == 2 and v[0] < v[1]
-def _pair(v): return isinstance(v, (list, tuple)) and len(v) == 2 and _numbers(v[0]) and _numbers(v[1], lo=0, above=True) and len(v[0]) == len(v[1])
-def _read(v):
-    try: return json.loads(v) if isinstance(v, str) else v
-    except ValueError: return v
+def _numbers(v, **kw):
+    return isinstance(v, (list, tuple)) and len(v) > 0 and all(number(**kw).ok(i) for i in v)
 
-inputs_rule = Rule(lambda v: _range(v) or _pair(v), 'a range such as [-1, 1], or [means, standard deviations] with a number for each channel', _read)
+
+def _range(v):
+    return _numbers(v) and len(v) == 2 and v[0] < v[1]
+
+
+def _pair(v):
+    return (
+        isinstance(v, (list, tuple))
+        and len(v) == 2
+        and _numbers(v[0])
+        and _numbers(v[1], lo=0, above=True)
+        and len(v[0]) == len(v[1])
+    )
+
+
+def _read(v):
+    try:
+        return json.loads(v) if isinstance(v, str) else v
+    except ValueError:
+        return v
+
+
+inputs_rule = Rule(
+    lambda v: _range(v) or _pair(v),
+    'a range such as [-1, 1], or [means, standard deviations] with a number for each channel',
+    _read,
+)
+
 
 def mean_std(
     inputs: list,  # a range [lo, hi], or [means, deviations]; the text of one is read too
-    channels: int, # of an image, at least 1
-) -> list: # [means, deviations], one number for each channel; None for [0, 1]; a `ParameterError` says what may be given
+    channels: int,  # of an image, at least 1
+) -> list:  # [means, deviations], one number for each channel; None for [0, 1]; a `ParameterError` says what may be given
     "What takes [0, 1] to the numbers that a network expects"
     v = inputs_rule.read(inputs)
-    if not inputs_rule.ok(v): refuse('inputs', inputs, inputs_rule.says)
-    if _range(v): v = [[-v[0]/(v[1] - v[0])], [1/(v[1] - v[0])]]
-    if len(v[0]) not in (1, channels): refuse('inputs', inputs, f'{channels} means and deviations, one for each channel')
-    v = [list(map(float, i))*(channels if len(i) == 1 else 1) for i in v]
-    return None if v == [[0.]*channels, [1.]*channels] else v
+    if not inputs_rule.ok(v):
+        refuse('inputs', inputs, inputs_rule.says)
+    if _range(v):
+        v = [[-v[0] / (v[1] - v[0])], [1 / (v[1] - v[0])]]
+    if len(v[0]) not in (1, channels):
+        refuse('inputs', inputs, f'{channels} means and deviations, one for each channel')
+    v = [list(map(float, i)) * (channels if len(i) == 1 else 1) for i in v]
+    return None if v == [[0.0] * channels, [1.0] * channels] else v
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #load
 def load_network(
-    path: Path | str,    # see `read_weights`
-    inputs: list = None, # what the network expects, see `mean_std`; None: what the file gives away, else [0, 1]
-) -> tuple: # (network in evaluation mode, images in [0, 1] to logits; facts: source, sha256, arch, in_ch, n_classes, prefix, dropped, inputs); a `ParameterError` names what does not fit
+    path: Path | str,  # see `read_weights`
+    inputs: list = None,  # what the network expects, see `mean_std`; None: what the file gives away, else [0, 1]
+) -> tuple:  # (network in evaluation mode, images in [0, 1] to logits; facts: source, sha256, arch, in_ch, n_classes, prefix, dropped, inputs); a `ParameterError` names what does not fit
     "The network in a file of weights"
     path = Path(path).expanduser()
     found, facts = plain_names(read_weights(path))
     arch, in_ch, n_classes = infer_arch(found, path.name)
-    scale = facts['inputs'] or ([-1, 1] if 'basic_net.' in facts['prefix'] else [0, 1]) if inputs is None else inputs
+    scale = (
+        facts['inputs'] or ([-1, 1] if 'basic_net.' in facts['prefix'] else [0, 1])
+        if inputs is None
+        else inputs
+    )
     facts['inputs'] = mean_std(scale, in_ch)
     model = fit_weights(build(arch, in_ch, n_classes), found, path.name)
-    if bad := [k for k, v in found.items() if not v.isfinite().all()]: raise ParameterError(f'weights={path.name!r}: {bad[0]} is not finite' + f' and {len(bad) - 1} more'*(len(bad) > 1))
-    if facts['inputs']: model = Normalized(model, *facts['inputs'])
-    with path.open('rb') as f: digest = hashlib.file_digest(f, 'sha256').hexdigest()
-    return model.eval(), dict(source=path.name, sha256=digest, arch=arch, in_ch=in_ch, n_classes=n_classes) | facts
+    if bad := [k for k, v in found.items() if not v.isfinite().all()]:
+        raise ParameterError(
+            f'weights={path.name!r}: {bad[0]} is not finite' + f' and {len(bad) - 1} more' * (len(bad) > 1)
+        )
+    if facts['inputs']:
+        model = Normalized(model, *facts['inputs'])
+    with path.open('rb') as f:
+        digest = hashlib.file_digest(f, 'sha256').hexdigest()
+    return model.eval(), dict(
+        source=path.name, sha256=digest, arch=arch, in_ch=in_ch, n_classes=n_classes
+    ) | facts
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #authors
-LAYOUTS = dict(adt=('wrn-28-10', None), trades=('wrn-34-10', None), feature_scatter=('wrn-28-10', [-1, 1]))   # network, and what it sees
+LAYOUTS = dict(
+    adt=('wrn-28-10', None), trades=('wrn-34-10', None), feature_scatter=('wrn-28-10', [-1, 1])
+)  # network, and what it sees
+
 
 def load_authors(
-    path: Path | str, # a file that these authors published, or that their code wrote
+    path: Path | str,  # a file that these authors published, or that their code wrote
     of: str = 'adt',  # whose: one of `LAYOUTS`
-) -> torch.nn.Module: # in evaluation mode, images (N, 3, 32, 32) in [0, 1] to logits; a `ParameterError` names what does not fit
+) -> torch.nn.Module:  # in evaluation mode, images (N, 3, 32, 32) in [0, 1] to logits; a `ParameterError` names what does not fit
     "A network that the authors of ADT, TRADES or feature scattering published"
-    if of not in LAYOUTS: refuse('of', of, ', '.join(LAYOUTS))
+    if of not in LAYOUTS:
+        refuse('of', of, ', '.join(LAYOUTS))
     arch, inputs = LAYOUTS[of]
     model, facts = load_network(path, inputs)
-    if facts['arch'] != arch: raise ParameterError(f"weights={facts['source']!r}: a {facts['arch']}, the {of} networks are {arch}; allowed for others is load_network")
+    if facts['arch'] != arch:
+        raise ParameterError(
+            f'weights={facts["source"]!r}: a {facts["arch"]}, the {of} networks are {arch}; allowed for others is load_network'
+        )
     return model
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #which-data
 def _dataset(name, facts):
-    fits = [k for k, s in DATASETS.items() if (s.shape[0], s.n_classes) == (facts['in_ch'], facts['n_classes'])]
-    sizes = f"{facts['in_ch']} channels and {facts['n_classes']} classes"
-    if not fits: raise ParameterError(f"weights={facts['source']!r}: {sizes}, allowed are those of {', '.join(DATASETS)}")
-    if name not in (None, *fits): refuse('dataset', name, f"{', '.join(fits)}, which have the {sizes} of {facts['source']}")
+    fits = [
+        k for k, s in DATASETS.items() if (s.shape[0], s.n_classes) == (facts['in_ch'], facts['n_classes'])
+    ]
+    sizes = f'{facts["in_ch"]} channels and {facts["n_classes"]} classes'
+    if not fits:
+        raise ParameterError(
+            f'weights={facts["source"]!r}: {sizes}, allowed are those of {", ".join(DATASETS)}'
+        )
+    if name not in (None, *fits):
+        refuse('dataset', name, f'{", ".join(fits)}, which have the {sizes} of {facts["source"]}')
     return name or fits[0]
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #import-run
 def import_run(
-    path: Path | str,       # a file of weights, see `load_network`
-    folder: Path | str,     # of a scale, such as outputs/demo; the run is made in its runs/
-    dataset: str = None,    # what the network classifies; None: the first of `DATASETS` with its channels and classes, so cifar10 rather than svhn
-    eps: float = None,      # radius of the ℓ∞ ball in pixel values, in (0, 1]; None: the data set's
-    inputs: list = None,    # what the network expects, see `mean_std`; None: what the file gives away, else [0, 1]
-    label: str = None,      # the run's name after data set and network; None: the file's name
+    path: Path | str,  # a file of weights, see `load_network`
+    folder: Path | str,  # of a scale, such as outputs/demo; the run is made in its runs/
+    dataset: str = None,  # what the network classifies; None: the first of `DATASETS` with its channels and classes, so cifar10 rather than svhn
+    eps: float = None,  # radius of the ℓ∞ ball in pixel values, in (0, 1]; None: the data set's
+    inputs: list = None,  # what the network expects, see `mean_std`; None: what the file gives away, else [0, 1]
+    label: str = None,  # the run's name after data set and network; None: the file's name
     data_root: str = None,  # folder of the data set's files; None: $ADT_DATA, else data/ in the project
-) -> str: # the run's name; a `ParameterError` names what does not fit, or that another run has the name
+) -> str:  # the run's name; a `ParameterError` names what does not fit, or that another run has the name
     "Make a run of a file of weights; one that is there already is kept"
     model, facts = load_network(path, inputs)
     dataset, folder = _dataset(dataset, facts), Path(folder)
     label = label or re.sub(r'[^A-Za-z0-9_-]', '-', Path(path).stem)[:100] or 'weights'
-    config = dict.fromkeys(RULES) | dict(method=IMPORTED, label=label, dataset=dataset, data_root=data_root, arch=facts['arch'], eps=DATASETS[dataset].eps if eps is None else eps,
-                                         device='cpu', scale=folder.name)
+    config = dict.fromkeys(RULES) | dict(
+        method=IMPORTED,
+        label=label,
+        dataset=dataset,
+        data_root=data_root,
+        arch=facts['arch'],
+        eps=DATASETS[dataset].eps if eps is None else eps,
+        device='cpu',
+        scale=folder.name,
+    )
     check_params(config, **IMPORTED_RULES)
     into = run_folder(config, folder.parent)
     lock = lock_run(into)
-    if any((into/f).exists() for f in ('run.json', 'checkpoint.pt')):
-        had = read_config(into) | read_facts(into) if (into/'run.json').exists() else {}
-        if other := [k for k in ('method', 'dataset', 'arch', 'eps', 'sha256', 'inputs') if had.get(k) != (config | facts)[k]]:
-            raise ParameterError(f"weights={facts['source']!r}: {into.name} is there already, with another {', '.join(other)}; allowed is the same, a copy of the file under another name, or to delete it")
+    if any((into / f).exists() for f in ('run.json', 'checkpoint.pt')):
+        had = read_config(into) | read_facts(into) if (into / 'run.json').exists() else {}
+        if other := [
+            k
+            for k in ('method', 'dataset', 'arch', 'eps', 'sha256', 'inputs')
+            if had.get(k) != (config | facts)[k]
+        ]:
+            raise ParameterError(
+                f'weights={facts["source"]!r}: {into.name} is there already, with another {", ".join(other)}; allowed is the same, a copy of the file under another name, or to delete it'
+            )
         return into.name
-    save_run(into, model.net if isinstance(model, Normalized) else model, None, config, None, results=[], **facts, **provenance(torch.device('cpu')))
+    save_run(
+        into,
+        model.net if isinstance(model, Normalized) else model,
+        None,
+        config,
+        None,
+        results=[],
+        **facts,
+        **provenance(torch.device('cpu')),
+    )
     return into.name
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #asked-runs
-WEIGHTS = dict(weights=maybe(text()), dataset=maybe(one_of(*DATASETS)), data_root=maybe(text()), eps=maybe(number(0, 1, above=True)), inputs=maybe(inputs_rule))   # a notebook's parameters
+WEIGHTS = dict(
+    weights=maybe(text()),
+    dataset=maybe(one_of(*DATASETS)),
+    data_root=maybe(text()),
+    eps=maybe(number(0, 1, above=True)),
+    inputs=maybe(inputs_rule),
+)  # a notebook's parameters
+
 
 def asked_runs(
     folder: Path | str,  # of a scale, such as outputs/demo
-    runs: list,          # names or patterns of finished runs; None: all, or none beside `weights`
+    runs: list,  # names or patterns of finished runs; None: all, or none beside `weights`
     name: str = 'runs',  # of the parameter, for the message
-    weights: str = None, # a file to make a run of
-    tiny: tuple = (),    # see `experiment_runs`; without it, every scale is alike
-    **how,               # dataset, data_root, eps, inputs, as of `import_run`; without weights all None
-) -> list: # names of finished runs, each once, the file's first; a `ParameterError` names what does not fit
+    weights: str = None,  # a file to make a run of
+    tiny: tuple = (),  # see `experiment_runs`; without it, every scale is alike
+    **how,  # dataset, data_root, eps, inputs, as of `import_run`; without weights all None
+) -> list:  # names of finished runs, each once, the file's first; a `ParameterError` names what does not fit
     "The runs that a notebook was asked for, with a file's among them"
     if weights is None:
         for k, v in how.items():
-            if v is not None: refuse(k, v, 'None without weights; a run has its own')
+            if v is not None:
+                refuse(k, v, 'None without weights; a run has its own')
         return experiment_runs(folder, runs, tiny) if tiny else chosen_runs(folder, runs, name)
     made = [import_run(weights, folder, **how)]
     return list(dict.fromkeys(made + (chosen_runs(folder, runs, name) if runs is not None else [])))

@@ -8,6 +8,7 @@ __all__ = ['GEN_INPUTS', 'point', 'drawn', 'central', 'distribution_stats', 'exp
 
 # %% ../../nbs/library/methods/adversaries.ipynb #imports
 from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -21,17 +22,19 @@ from ..speed.precision import Speed, fused_on
 
 # %% ../../nbs/library/methods/adversaries.ipynb #point
 def point(
-    attack,    # (model, x, y, **kw) to x_adv, see `adt_repro.attacks.gradient`
-    **options, # handed to the attack, such as eps and steps
-): # an adversary: (model, x, y) to `dirac` at the attack's perturbation
+    attack,  # (model, x, y, **kw) to x_adv, see `adt_repro.attacks.gradient`
+    **options,  # handed to the attack, such as eps and steps
+):  # an adversary: (model, x, y) to `dirac` at the attack's perturbation
     "An attack as an adversary: all mass on what it finds"
     return lambda model, x, y: partial(dirac, attack(model, x, y, **options) - x)
 
+
 def drawn(
-    adversary, # (model, x, y) to a distribution
-    n: int = 1, # draws for each image, at least 1
-): # an attack: (model, x, y, **ignored) to x_adv (N, C, H, W), the draw with the smallest margin
+    adversary,  # (model, x, y) to a distribution
+    n: int = 1,  # draws for each image, at least 1
+):  # an attack: (model, x, y, **ignored) to x_adv (N, C, H, W), the draw with the smallest margin
     "An adversary as an attack: the worst of `n` draws from the distribution it fits"
+
     def attack(model, x, y, **ignored):
         with eval_mode(model, adversary):
             p = adversary(model, x, y)
@@ -39,27 +42,33 @@ def drawn(
                 draws = torch.stack([(x + p()[0]).clamp(0, 1) for _ in range(n)])
                 worst = torch.stack([margin(model(d), y) for d in draws]).argmin(0)
         return draws[worst, torch.arange(len(x), device=x.device)]
+
     return attack
 
+
 def central(
-    adversary, # (model, x, y) to a distribution
-): # an attack: (model, x, y, **ignored) to x_adv (N, C, H, W)
+    adversary,  # (model, x, y) to a distribution
+):  # an attack: (model, x, y, **ignored) to x_adv (N, C, H, W)
     "An adversary as an attack: the perturbation at the centre of its noise, such as a squashed Gaussian's mean"
+
     def attack(model, x, y, **ignored):
-        with eval_mode(model, adversary): p = adversary(model, x, y)
-        with eval_mode(model, adversary), zero_noise(), torch.no_grad(): return (x + p()[0]).clamp(0, 1)
+        with eval_mode(model, adversary):
+            p = adversary(model, x, y)
+        with eval_mode(model, adversary), zero_noise(), torch.no_grad():
+            return (x + p()[0]).clamp(0, 1)
+
     return attack
 
 # %% ../../nbs/library/methods/adversaries.ipynb #stats
 def distribution_stats(
-    model: torch.nn.Module, # images to logits; seen in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
-    adversary,              # (model, x, y) to a distribution
-    n: int = 20,            # draws for each image, at least 1
-    seed: int = 0,          # of the noise
-    batch: int = 256,       # images at a time; a matter of memory, not of results
-) -> dict: # shares in [0, 1]: centre, one_draw, worst_draw, p_wrong; expected_loss in nats; entropy, the mean h; and n_images, draws
+    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
+    adversary,  # (model, x, y) to a distribution
+    n: int = 20,  # draws for each image, at least 1
+    seed: int = 0,  # of the noise
+    batch: int = 256,  # images at a time; a matter of memory, not of results
+) -> dict:  # shares in [0, 1]: centre, one_draw, worst_draw, p_wrong; expected_loss in nats; entropy, the mean h; and n_images, draws
     "How an adversarial distribution does as an attack"
     logits, entropy = [], []
     for ids in torch.arange(len(x)).split(batch):
@@ -67,7 +76,8 @@ def distribution_stats(
         with eval_mode(model, adversary), example_noise(ids, seed):
             p = adversary(model, xb, yb)
             with torch.no_grad():
-                with zero_noise(): draws = [p()]
+                with zero_noise():
+                    draws = [p()]
                 draws += [p() for _ in range(n)]
                 logits.append(torch.stack([model((xb + delta).clamp(0, 1)) for delta, _ in draws]))
                 entropy.append(torch.stack([h for _, h in draws[1:]]))
@@ -75,82 +85,114 @@ def distribution_stats(
     at_centre, wrong = centre[0].argmax(1) != y, z.argmax(2) != y
     loss = -z.log_softmax(2).gather(2, y.expand(n, -1)[..., None])
     share = dict(centre=at_centre, one_draw=wrong[0], worst_draw=wrong.any(0), p_wrong=wrong)
-    return {k: v.float().mean().item() for k, v in share.items()} | dict(expected_loss=loss.mean().item(), entropy=torch.cat(entropy, 1).mean().item(), n_images=len(x), draws=n)
+    return {k: v.float().mean().item() for k, v in share.items()} | dict(
+        expected_loss=loss.mean().item(),
+        entropy=torch.cat(entropy, 1).mean().item(),
+        n_images=len(x),
+        draws=n,
+    )
 
 # %% ../../nbs/library/methods/adversaries.ipynb #exp-adversary
 def exp_adversary(
-    model: torch.nn.Module, # the network, in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
+    model: torch.nn.Module,  # the network, in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,             # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    steps: int = 7,         # ascent steps T, at least 1
-    step: float | list = 0.3, # size of a step in units of μ and ρ, or a list of `steps` sizes
-    n_mc: int = 5,          # draws k for the gradient of a step, at least 1
-    lbd: float = 0.01,      # weight λ of the entropy, a mean over pixels, at least 0
-    momentum: float = 1.,   # in [0, 1]; 1: gradients accumulate over the steps, as released; 0: as the paper writes it
-    rho: float = 0.,        # start of ρ; in units of u = artanh(δ/ε), σ starts at softplus(rho)
-    tol: float = 64e-8,     # size of an example's gradient, in nats for a unit of μ or ρ, below which its step shrinks
-    loss=ce,                # what is climbed, see `adt_repro.losses`
-    group: int = None,      # images whose gradients are taken at a time, a matter of memory and speed, not of results, see `together.group_size`
-) -> partial: # of `tanh_gaussian`; its `args` are μ, ρ (both (N, C, H, W), detached) and ε
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    steps: int = 7,  # ascent steps T, at least 1
+    step: float | list = 0.3,  # size of a step in units of μ and ρ, or a list of `steps` sizes
+    n_mc: int = 5,  # draws k for the gradient of a step, at least 1
+    lbd: float = 0.01,  # weight λ of the entropy, a mean over pixels, at least 0
+    momentum: float = 1.0,  # in [0, 1]; 1: gradients accumulate over the steps, as released; 0: as the paper writes it
+    rho: float = 0.0,  # start of ρ; in units of u = artanh(δ/ε), σ starts at softplus(rho)
+    tol: float = 64e-8,  # size of an example's gradient, in nats for a unit of μ or ρ, below which its step shrinks
+    loss=ce,  # what is climbed, see `adt_repro.losses`
+    group: int = None,  # images whose gradients are taken at a time, a matter of memory and speed, not of results, see `together.group_size`
+) -> partial:  # of `tanh_gaussian`; its `args` are μ, ρ (both (N, C, H, W), detached) and ε
     "Fit a squashed Gaussian to each example (the paper's section on ADT_EXP)"
     together, summed = draws_at_once(n_mc, x, group), over_draws(loss, model, x, y, group)
+
     def objective(mu, rho):
         delta, h = tanh_gaussian(mu, rho, eps, together)
-        images = x if together == 1 else torch.cat([x]*together)
-        return summed(F.hardtanh(images + delta, 0., 1.)) + lbd*h.view(together, -1).sum(0)           # clamp, with a faster way back
+        images = x if together == 1 else torch.cat([x] * together)
+        return summed(F.hardtanh(images + delta, 0.0, 1.0)) + lbd * h.view(together, -1).sum(
+            0
+        )  # clamp, with a faster way back
+
     start = [torch.zeros_like(x), torch.full_like(x, rho)]
-    mu, rho = sign_ascent(objective, start, step=step, steps=steps, draws=n_mc//together, momentum=momentum, sign=lambda g: g/(g.abs() + tol))
+    mu, rho = sign_ascent(
+        objective,
+        start,
+        step=step,
+        steps=steps,
+        draws=n_mc // together,
+        momentum=momentum,
+        sign=lambda g: g / (g.abs() + tol),
+    )
     return partial(tanh_gaussian, mu, rho, eps)
 
 # %% ../../nbs/library/methods/adversaries.ipynb #am-input
 def image_only(
-    model: torch.nn.Module, # the network; not needed
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels; not needed
-    eps: float,             # radius of the ℓ∞ ball in pixel values; not needed
-) -> torch.Tensor: # (N, C, H, W) the images
+    model: torch.nn.Module,  # the network; not needed
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels; not needed
+    eps: float,  # radius of the ℓ∞ ball in pixel values; not needed
+) -> torch.Tensor:  # (N, C, H, W) the images
     "What the poster's generator sees"
     return x
 
+
 def image_and_gradients(
-    model: torch.nn.Module, # the network, in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
-    eps: float,             # radius of the ℓ∞ ball in pixel values, for the FGSM point
-) -> torch.Tensor: # (N, 3C, H, W) x, and 1/64 of the loss's gradients at x and at the FGSM point, detached
+    model: torch.nn.Module,  # the network, in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
+    eps: float,  # radius of the ℓ∞ ball in pixel values, for the FGSM point
+) -> torch.Tensor:  # (N, 3C, H, W) x, and 1/64 of the loss's gradients at x and at the FGSM point, detached
     "What the released code's generator sees"
+
     def grad(at):
         at = at.detach().requires_grad_()
-        return torch.autograd.grad(ce(model, None, y)(at).sum(), at)[0]/64
-    g = grad(x)
-    return torch.cat([x, g, grad((x + eps*g.sign()).clamp(0, 1))], 1)
+        return torch.autograd.grad(ce(model, None, y)(at).sum(), at)[0] / 64
 
-GEN_INPUTS = dict(gradients=(image_and_gradients, 3), image=(image_only, 1))   # name to (function, channels per channel of x)
+    g = grad(x)
+    return torch.cat([x, g, grad((x + eps * g.sign()).clamp(0, 1))], 1)
+
+
+GEN_INPUTS = dict(
+    gradients=(image_and_gradients, 3), image=(image_only, 1)
+)  # name to (function, channels per channel of x)
 
 # %% ../../nbs/library/methods/adversaries.ipynb #am-exp
 class ExpAM(torch.nn.Module):
     "ADT_EXP-AM: a generator writes each example's squashed Gaussian"
-    def __init__(self,
-        generator: torch.nn.Module, # takes (N, C', H, W) to (N, 2C, H, W): μ and ρ
-        eps: float,                 # radius of the ℓ∞ ball in pixel values
-        see=image_and_gradients,    # (model, x, y, eps) to the generator's input
+
+    def __init__(
+        self,
+        generator: torch.nn.Module,  # takes (N, C', H, W) to (N, 2C, H, W): μ and ρ
+        eps: float,  # radius of the ℓ∞ ball in pixel values
+        see=image_and_gradients,  # (model, x, y, eps) to the generator's input
     ):
         super().__init__()
         self.generator, self.eps, self.see, self.speed = generator, eps, see, Speed()
 
-    def optimizer(self,
-        lr: float = 2e-4, # learning rate
-    ) -> torch.optim.Optimizer: # over the generator's weights
+    def optimizer(
+        self,
+        lr: float = 2e-4,  # learning rate
+    ) -> torch.optim.Optimizer:  # over the generator's weights
         "Adam as the authors set it"
-        return torch.optim.Adam(self.generator.parameters(), lr, betas=(0.5, 0.999), fused=fused_on(next(self.parameters()).device))
+        return torch.optim.Adam(
+            self.generator.parameters(),
+            lr,
+            betas=(0.5, 0.999),
+            fused=fused_on(next(self.parameters()).device),
+        )
 
-    def forward(self,
-        model: torch.nn.Module, # the network, in evaluation mode
-        x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-        y: torch.Tensor,        # (N,) labels
-    ) -> partial: # of `tanh_gaussian`, with a gradient to the generator's weights
+    def forward(
+        self,
+        model: torch.nn.Module,  # the network, in evaluation mode
+        x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+        y: torch.Tensor,  # (N,) labels
+    ) -> partial:  # of `tanh_gaussian`, with a gradient to the generator's weights
         "Each example's distribution"
         mu, rho = self.speed.run(self.generator, self.see(model, x, y, self.eps)).chunk(2, 1)
         return partial(tanh_gaussian, mu, rho, self.eps)
@@ -158,51 +200,67 @@ class ExpAM(torch.nn.Module):
 # %% ../../nbs/library/methods/adversaries.ipynb #am-imp
 class ImpAM(torch.nn.Module):
     "ADT_IMP-AM: a generator turns noise into each example's perturbation, an encoder reads it back"
-    def __init__(self,
-        generator: torch.nn.Module, # takes (N, C', H, W) and z (N, z_dim) to (N, C, H, W), before tanh
-        encoder: torch.nn.Module,   # takes δ/ε (N, C, H, W) to (N, 2·z_dim)
-        eps: float,                 # radius of the ℓ∞ ball in pixel values
-        z_dim: int = 64,            # latent dimensions, at least 1
-        see=image_and_gradients,    # (model, x, y, eps) to the generator's input
+
+    def __init__(
+        self,
+        generator: torch.nn.Module,  # takes (N, C', H, W) and z (N, z_dim) to (N, C, H, W), before tanh
+        encoder: torch.nn.Module,  # takes δ/ε (N, C, H, W) to (N, 2·z_dim)
+        eps: float,  # radius of the ℓ∞ ball in pixel values
+        z_dim: int = 64,  # latent dimensions, at least 1
+        see=image_and_gradients,  # (model, x, y, eps) to the generator's input
     ):
         super().__init__()
-        self.generator, self.encoder, self.eps, self.z_dim, self.see, self.speed = generator, encoder, eps, z_dim, see, Speed()
+        self.generator, self.encoder, self.eps, self.z_dim, self.see, self.speed = (
+            generator,
+            encoder,
+            eps,
+            z_dim,
+            see,
+            Speed(),
+        )
 
-    def optimizer(self,
-        lr: float = 2e-4, # learning rate
-    ) -> torch.optim.Optimizer: # over the weights of generator and encoder
+    def optimizer(
+        self,
+        lr: float = 2e-4,  # learning rate
+    ) -> torch.optim.Optimizer:  # over the weights of generator and encoder
         "Adam as the authors set it, for each of the two"
-        groups = [dict(params=self.generator.parameters(), betas=(0.5, 0.999)), dict(params=self.encoder.parameters())]
+        groups = [
+            dict(params=self.generator.parameters(), betas=(0.5, 0.999)),
+            dict(params=self.encoder.parameters()),
+        ]
         return torch.optim.Adam(groups, lr, fused=fused_on(next(self.parameters()).device))
 
-    def forward(self,
-        model: torch.nn.Module, # the network, in evaluation mode
-        x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-        y: torch.Tensor,        # (N,) labels
-    ) -> partial: # of `implicit`, with a gradient to the weights of generator and encoder
+    def forward(
+        self,
+        model: torch.nn.Module,  # the network, in evaluation mode
+        x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+        y: torch.Tensor,  # (N,) labels
+    ) -> partial:  # of `implicit`, with a gradient to the weights of generator and encoder
         "Each example's distribution"
         generator, encoder = (partial(self.speed.run, net) for net in (self.generator, self.encoder))
         return partial(implicit, self.see(model, x, y, self.eps), generator, encoder, self.eps, self.z_dim)
 
 # %% ../../nbs/library/methods/adversaries.ipynb #amortise
 def amortise(
-    adversary: torch.nn.Module, # `ExpAM` or `ImpAM`, fitted in place
-    model: torch.nn.Module,     # the network, which stays as it is; seen in evaluation mode
-    x: torch.Tensor,            # (N, C, H, W) images to learn from, in [0, 1]
-    y: torch.Tensor,            # (N,) labels
+    adversary: torch.nn.Module,  # `ExpAM` or `ImpAM`, fitted in place
+    model: torch.nn.Module,  # the network, which stays as it is; seen in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) images to learn from, in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    steps: int = 300,           # steps of Adam
-    batch: int = 64,            # images in a step
-    lr: float = 2e-3,           # learning rate, ten times that of training
-    lbd: float = 0.01,          # weight λ of the entropy
-    loss=ce,                    # what is climbed, see `adt_repro.losses`
-) -> torch.nn.Module: # the same adversary, in evaluation mode
+    steps: int = 300,  # steps of Adam
+    batch: int = 64,  # images in a step
+    lr: float = 2e-3,  # learning rate, ten times that of training
+    lbd: float = 0.01,  # weight λ of the entropy
+    loss=ce,  # what is climbed, see `adt_repro.losses`
+) -> torch.nn.Module:  # the same adversary, in evaluation mode
     "Fit a generator to a frozen network"
     opt, weights = adversary.train().optimizer(lr), list(adversary.parameters())
     with eval_mode(model):
         for _ in range(steps):
             idx = torch.randint(len(x), (batch,), device=x.device)
             delta, h = adversary(model, x[idx], y[idx])()
-            objective = loss(model, x[idx], y[idx])((x[idx] + delta).clamp(0, 1)) + lbd*h
-            opt.zero_grad(); (-objective.mean()).backward(inputs=weights); opt.step()
+            objective = loss(model, x[idx], y[idx])((x[idx] + delta).clamp(0, 1)) + lbd * h
+            opt.zero_grad()
+            (-objective.mean()).backward(inputs=weights)
+            opt.step()
     return adversary.eval()

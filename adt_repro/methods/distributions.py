@@ -6,35 +6,36 @@
 __all__ = ['dirac', 'uniform', 'tanh_gaussian', 'implicit']
 
 # %% ../../nbs/library/methods/distributions.ipynb #imports
-from torch.autograd.function import once_differentiable
 import math
+
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from ..base.noise import rand_normal, rand_unit
 
 # %% ../../nbs/library/methods/distributions.ipynb #dirac
 def dirac(
-    delta: torch.Tensor, # (N, C, H, W) the only perturbation each example can get
-) -> tuple: # (delta, h): the same (N, C, H, W), and zeros (N,)
+    delta: torch.Tensor,  # (N, C, H, W) the only perturbation each example can get
+) -> tuple:  # (delta, h): the same (N, C, H, W), and zeros (N,)
     "All mass on one perturbation"
     return delta, delta.new_zeros(len(delta))
 
 # %% ../../nbs/library/methods/distributions.ipynb #uniform
 def uniform(
-    like: torch.Tensor, # (N, C, H, W) whose shape is wanted
-    eps: float,         # radius of the ℓ∞ ball in pixel values
-) -> tuple: # (delta, h): (N, C, H, W) in the ball, and (N,) the largest entropy that there is
+    like: torch.Tensor,  # (N, C, H, W) whose shape is wanted
+    eps: float,  # radius of the ℓ∞ ball in pixel values
+) -> tuple:  # (delta, h): (N, C, H, W) in the ball, and (N,) the largest entropy that there is
     "All perturbations of the ball alike"
-    return eps*rand_unit(like), like.new_full((len(like),), math.log(2) - 0.5*math.log(2*math.pi))
+    return eps * rand_unit(like), like.new_full((len(like),), math.log(2) - 0.5 * math.log(2 * math.pi))
 
 # %% ../../nbs/library/methods/distributions.ipynb #tanh-gaussian
 class _Squashed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mu, rho, r):
         sigma = F.softplus(rho)
-        t = torch.tanh(mu + sigma*r)
-        h = r**2/2 + (sigma + 1e-8).log() + (1 - t**2 + 1e-8).log()
+        t = torch.tanh(mu + sigma * r)
+        h = r**2 / 2 + (sigma + 1e-8).log() + (1 - t**2 + 1e-8).log()
         ctx.save_for_backward(rho, r, sigma, t)
         return t, h.mean([*range(1, h.ndim)])
 
@@ -42,31 +43,40 @@ class _Squashed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g, gh):
         rho, r, sigma, t = ctx.saved_tensors
-        gh, slope = gh.view(-1, *[1]*(t.ndim - 1))*(len(t)/t.numel()), 1 - t*t
-        du = slope*(g - 2*gh*t/(slope + 1e-8))
-        return du, torch.addcdiv(du*r, gh, sigma + 1e-8).mul_(torch.sigmoid(rho)), None
+        gh, slope = gh.view(-1, *[1] * (t.ndim - 1)) * (len(t) / t.numel()), 1 - t * t
+        du = slope * (g - 2 * gh * t / (slope + 1e-8))
+        return du, torch.addcdiv(du * r, gh, sigma + 1e-8).mul_(torch.sigmoid(rho)), None
+
 
 def tanh_gaussian(
     mu: torch.Tensor,  # (N, C, H, W) mean of the Gaussian
-    rho: torch.Tensor, # (N, C, H, W) its standard deviation is softplus(rho)
-    eps: float,        # radius of the ℓ∞ ball in pixel values
-    draws: int = 1,    # k, at least 1
-) -> tuple: # (delta, h): (k·N, C, H, W) in the ball, one draw of all examples after the other, and (k·N,) mean over pixels of -log p, constants left out; differentiable once
+    rho: torch.Tensor,  # (N, C, H, W) its standard deviation is softplus(rho)
+    eps: float,  # radius of the ℓ∞ ball in pixel values
+    draws: int = 1,  # k, at least 1
+) -> tuple:  # (delta, h): (k·N, C, H, W) in the ball, one draw of all examples after the other, and (k·N,) mean over pixels of -log p, constants left out; differentiable once
     "A Gaussian for each pixel, squashed into the ball (the paper's explicit distribution)"
     r = [rand_normal(mu) for _ in range(draws)]
-    t, h = _Squashed.apply(mu, rho, *r) if draws == 1 else _Squashed.apply(*(torch.cat(v) for v in ([mu]*draws, [rho]*draws, r)))
-    return eps*t, h
+    t, h = (
+        _Squashed.apply(mu, rho, *r)
+        if draws == 1
+        else _Squashed.apply(*(torch.cat(v) for v in ([mu] * draws, [rho] * draws, r)))
+    )
+    return eps * t, h
 
 # %% ../../nbs/library/methods/distributions.ipynb #implicit
 def implicit(
-    features: torch.Tensor, # (N, C', H, W) what the generator sees of each example
-    generator,              # takes (features, z) to (N, C, H, W), before tanh
-    encoder,                # takes (N, C, H, W) in [-1, 1] to (N, 2·z_dim): mean, and variance before softplus
-    eps: float,             # radius of the ℓ∞ ball in pixel values
-    z_dim: int = 64,        # latent dimensions, at least 1
-) -> tuple: # (delta, h): (N, C, H, W) in the ball, and (N,) mean of log q(z|δ) per latent dimension, the authors' -U
+    features: torch.Tensor,  # (N, C', H, W) what the generator sees of each example
+    generator,  # takes (features, z) to (N, C, H, W), before tanh
+    encoder,  # takes (N, C, H, W) in [-1, 1] to (N, 2·z_dim): mean, and variance before softplus
+    eps: float,  # radius of the ℓ∞ ball in pixel values
+    z_dim: int = 64,  # latent dimensions, at least 1
+) -> (
+    tuple
+):  # (delta, h): (N, C, H, W) in the ball, and (N,) mean of log q(z|δ) per latent dimension, the authors' -U
     "A generator's perturbation from uniform latent noise, and a variational bound of its entropy (the paper's implicit distribution)"
     z = rand_unit(features.new_empty(len(features), z_dim))
     t = torch.tanh(generator(features, z))
     mean, var = encoder(t).chunk(2, 1)
-    return eps*t, -F.gaussian_nll_loss(mean, z, F.softplus(var), full=True, eps=1e-8, reduction='none').mean(1)
+    return eps * t, -F.gaussian_nll_loss(
+        mean, z, F.softplus(var), full=True, eps=1e-8, reduction='none'
+    ).mean(1)

@@ -6,9 +6,10 @@
 __all__ = ['Method', 'flip_grad', 'adt_loss']
 
 # %% ../../nbs/library/methods/objective.ipynb #imports
-from dataclasses import dataclass
-from typing import Callable
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from ..base.device import eval_mode
@@ -18,11 +19,12 @@ from ..losses import ce
 @dataclass(frozen=True)
 class Method:
     "One way to train: one row of the paper's Table 1"
-    adversary: Callable   # (model, x, y) to each example's adversarial distribution
-    loss: Callable = ce   # what the network descends on a draw, see `adt_repro.losses`
-    lbd: float = 0.       # weight λ of the entropy where the distribution has parameters of its own that climb it
-    cap: float = math.inf # entropy, in nats, above which nothing is gained (the implicit method's hinge)
-    climb: float = 1.     # factor of the reversed gradient that reaches those parameters
+
+    adversary: Callable  # (model, x, y) to each example's adversarial distribution
+    loss: Callable = ce  # what the network descends on a draw, see `adt_repro.losses`
+    lbd: float = 0.0  # weight λ of the entropy where the distribution has parameters of its own that climb it
+    cap: float = math.inf  # entropy, in nats, above which nothing is gained (the implicit method's hinge)
+    climb: float = 1.0  # factor of the reversed gradient that reaches those parameters
     name: str = 'method'  # as it is called in the table and in messages
 
 # %% ../../nbs/library/methods/objective.ipynb #flip-grad
@@ -33,26 +35,31 @@ class _Flip(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, g): return -ctx.scale*g, None
+    def backward(ctx, g):
+        return -ctx.scale * g, None
+
 
 def flip_grad(
-    x: torch.Tensor,   # (...) of any shape
-    scale: float = 1., # factor of the gradient, before its sign is turned
-) -> torch.Tensor: # (...) the same values; the gradient that passes back is multiplied by -scale
+    x: torch.Tensor,  # (...) of any shape
+    scale: float = 1.0,  # factor of the gradient, before its sign is turned
+) -> torch.Tensor:  # (...) the same values; the gradient that passes back is multiplied by -scale
     "Gradient reversal: what lies before climbs what lies behind"
     return _Flip.apply(x, scale)
 
 # %% ../../nbs/library/methods/objective.ipynb #adt-loss
 def adt_loss(
-    model: torch.nn.Module, # the network, in training mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
-    method: Method,         # one row of the table
-    mean=torch.mean,        # (N,) values to their mean; another one where the batch is spread over several processes
-) -> tuple: # (objective, loss, h): the scalar to descend; the mean loss and the mean entropy of the draw, detached
+    model: torch.nn.Module,  # the network, in training mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
+    method: Method,  # one row of the table
+    mean=torch.mean,  # (N,) values to their mean; another one where the batch is spread over several processes
+) -> (
+    tuple
+):  # (objective, loss, h): the scalar to descend; the mean loss and the mean entropy of the draw, detached
     "The minimax objective at one draw from each example's adversarial distribution"
-    with eval_mode(model): p = method.adversary(model, x, y)
+    with eval_mode(model):
+        p = method.adversary(model, x, y)
     delta, h = p()
-    x_adv = (x + flip_grad(delta, method.climb)).clamp(0, 1)   # θ descends; what δ depends on climbs
+    x_adv = (x + flip_grad(delta, method.climb)).clamp(0, 1)  # θ descends; what δ depends on climbs
     loss, h = mean(method.loss(model, x, y)(x_adv)), mean(h)
-    return loss - method.lbd*h.clamp(max=method.cap), loss.detach(), h.detach()
+    return loss - method.lbd * h.clamp(max=method.cap), loss.detach(), h.detach()

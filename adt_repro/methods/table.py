@@ -6,100 +6,202 @@
 __all__ = ['METHODS', 'OPTIONS', 'method_options', 'make_method']
 
 # %% ../../nbs/library/methods/table.ipynb #imports
-from dataclasses import replace
-from functools import partial
 import inspect
 import sys
+from dataclasses import replace
+from functools import partial
+
 import torch
 
 from ..attacks.gradient import fgsm, pgd
 from ..base.noise import rand_normal
 from ..base.parameters import ParameterError, number, refuse
 from ..losses import alp, ce, half_ce, kl, least_likely, scatter, smooth_ce, trades
-from .adversaries import ExpAM, GEN_INPUTS, ImpAM, exp_adversary, point
+from .adversaries import GEN_INPUTS, ExpAM, ImpAM, exp_adversary, point
 from .distributions import dirac, uniform
 from .objective import Method
 from ..models.generators import Encoder, Generator
 
 # %% ../../nbs/library/methods/table.ipynb #rows-at
-def _standard(eps, shape): return Method(lambda model, x, y: partial(dirac, torch.zeros_like(x)))
+def _standard(eps, shape):
+    return Method(lambda model, x, y: partial(dirac, torch.zeros_like(x)))
+
 
 def _at_fgsm(eps, shape, *, target='least_likely'):
-    if target not in ('least_likely', 'label'): refuse('target', target, 'least_likely, label')
+    if target not in ('least_likely', 'label'):
+        refuse('target', target, 'least_likely, label')
     return Method(point(fgsm, eps=eps, loss=least_likely if target == 'least_likely' else ce), half_ce)
 
+
 def _rs_fgsm(eps, shape, *, inner_step=1.25):
-    return Method(point(pgd, eps=eps, steps=1, step=inner_step*eps, clip_start=True))
+    return Method(point(pgd, eps=eps, steps=1, step=inner_step * eps, clip_start=True))
+
 
 def _at_pgd(eps, shape, *, inner_steps=7, inner_step=0.25):
-    return Method(point(pgd, eps=eps, steps=inner_steps, step=inner_step*eps, clip_start=True))
+    return Method(point(pgd, eps=eps, steps=inner_steps, step=inner_step * eps, clip_start=True))
+
 
 def _alp(eps, shape, *, inner_steps=7, inner_step=0.25, beta=0.5):
-    return replace(_at_pgd(eps, shape, inner_steps=inner_steps, inner_step=inner_step), loss=partial(alp, beta=beta))
+    return replace(
+        _at_pgd(eps, shape, inner_steps=inner_steps, inner_step=inner_step), loss=partial(alp, beta=beta)
+    )
 
-def _feature_scatter(eps, shape, *, inner_steps=1, inner_step=1., smoothing=0.5):
-    return Method(point(pgd, eps=eps, steps=inner_steps, step=inner_step*eps, loss=scatter, group=sys.maxsize), partial(smooth_ce, smoothing=smoothing))
 
-def _trades(eps, shape, *, inner_steps=10, inner_step=0.223125, beta=6.):
-    near = lambda x: 0.001/eps*rand_normal(x)
-    return Method(point(pgd, eps=eps, steps=inner_steps, step=inner_step*eps, loss=kl, start=near), partial(trades, beta=beta))
+def _feature_scatter(eps, shape, *, inner_steps=1, inner_step=1.0, smoothing=0.5):
+    return Method(
+        point(pgd, eps=eps, steps=inner_steps, step=inner_step * eps, loss=scatter, group=sys.maxsize),
+        partial(smooth_ce, smoothing=smoothing),
+    )
+
+
+def _trades(eps, shape, *, inner_steps=10, inner_step=0.223125, beta=6.0):
+    near = lambda x: 0.001 / eps * rand_normal(x)
+    return Method(
+        point(pgd, eps=eps, steps=inner_steps, step=inner_step * eps, loss=kl, start=near),
+        partial(trades, beta=beta),
+    )
 
 # %% ../../nbs/library/methods/table.ipynb #rows-adt
-def _noise(eps, shape): return Method(lambda model, x, y: partial(uniform, x, eps))
+def _noise(eps, shape):
+    return Method(lambda model, x, y: partial(uniform, x, eps))
 
-def _adt_exp(eps, shape, *, inner_steps=7, inner_step=0.3, n_mc=5, lbd=0.01, inner_momentum=1., rho=0., group=None):
-    return Method(partial(exp_adversary, eps=eps, steps=inner_steps, step=inner_step, n_mc=n_mc, lbd=lbd, momentum=inner_momentum, rho=rho, group=group))
+
+def _adt_exp(
+    eps, shape, *, inner_steps=7, inner_step=0.3, n_mc=5, lbd=0.01, inner_momentum=1.0, rho=0.0, group=None
+):
+    return Method(
+        partial(
+            exp_adversary,
+            eps=eps,
+            steps=inner_steps,
+            step=inner_step,
+            n_mc=n_mc,
+            lbd=lbd,
+            momentum=inner_momentum,
+            rho=rho,
+            group=group,
+        )
+    )
+
 
 def _see(gen_input, shape):
-    if gen_input not in GEN_INPUTS: refuse('gen_input', gen_input, ', '.join(GEN_INPUTS))
+    if gen_input not in GEN_INPUTS:
+        refuse('gen_input', gen_input, ', '.join(GEN_INPUTS))
     see, times = GEN_INPUTS[gen_input]
-    return see, times*shape[0]
+    return see, times * shape[0]
+
 
 def _adt_exp_am(eps, shape, *, lbd=0.01, gen_width=64, gen_input='gradients'):
     see, in_ch = _see(gen_input, shape)
-    return Method(ExpAM(Generator(in_ch, 2*shape[0], gen_width), eps, see), lbd=lbd)
+    return Method(ExpAM(Generator(in_ch, 2 * shape[0], gen_width), eps, see), lbd=lbd)
 
-def _adt_imp_am(eps, shape, *, lbd=1., u_max=0.9, gen_width=64, gen_input='gradients', z_dim=64):
+
+def _adt_imp_am(eps, shape, *, lbd=1.0, u_max=0.9, gen_width=64, gen_input='gradients', z_dim=64):
     see, in_ch = _see(gen_input, shape)
     generator = Generator(in_ch, shape[0], gen_width, z_dim, shape[1:])
     return Method(ImpAM(generator, Encoder(shape[0], z_dim, shape[1:]), eps, z_dim, see), lbd=lbd, cap=-u_max)
 
 # %% ../../nbs/library/methods/table.ipynb #rows-trades
-def _with_trades(method, beta, climb=1.): return replace(method, loss=partial(trades, beta=beta), climb=climb)
+def _with_trades(method, beta, climb=1.0):
+    return replace(method, loss=partial(trades, beta=beta), climb=climb)
 
-def _adt_exp_trades(eps, shape, *, inner_steps=7, inner_step=0.3, n_mc=5, lbd=0.01, inner_momentum=1., rho=0., group=None, beta=6.):
-    method = _adt_exp(eps, shape, inner_steps=inner_steps, inner_step=inner_step, n_mc=n_mc, lbd=lbd, inner_momentum=inner_momentum, rho=rho, group=group)
+
+def _adt_exp_trades(
+    eps,
+    shape,
+    *,
+    inner_steps=7,
+    inner_step=0.3,
+    n_mc=5,
+    lbd=0.01,
+    inner_momentum=1.0,
+    rho=0.0,
+    group=None,
+    beta=6.0,
+):
+    method = _adt_exp(
+        eps,
+        shape,
+        inner_steps=inner_steps,
+        inner_step=inner_step,
+        n_mc=n_mc,
+        lbd=lbd,
+        inner_momentum=inner_momentum,
+        rho=rho,
+        group=group,
+    )
     return _with_trades(replace(method, adversary=partial(method.adversary, loss=kl)), beta)
 
-def _adt_exp_am_trades(eps, shape, *, lbd=0.01, gen_width=64, gen_input='gradients', beta=6.):
-    return _with_trades(_adt_exp_am(eps, shape, lbd=lbd, gen_width=gen_width, gen_input=gen_input), beta, 1/beta)
 
-def _adt_imp_am_trades(eps, shape, *, lbd=1., u_max=0.9, gen_width=64, gen_input='gradients', z_dim=64, beta=6.):
-    return _with_trades(_adt_imp_am(eps, shape, lbd=lbd, u_max=u_max, gen_width=gen_width, gen_input=gen_input, z_dim=z_dim), beta, 1/beta)
+def _adt_exp_am_trades(eps, shape, *, lbd=0.01, gen_width=64, gen_input='gradients', beta=6.0):
+    return _with_trades(
+        _adt_exp_am(eps, shape, lbd=lbd, gen_width=gen_width, gen_input=gen_input), beta, 1 / beta
+    )
 
-METHODS = dict(standard=_standard, at_fgsm=_at_fgsm, at_pgd=_at_pgd, alp=_alp, feature_scatter=_feature_scatter,
-               adt_exp=_adt_exp, adt_exp_am=_adt_exp_am, adt_imp_am=_adt_imp_am, trades=_trades, adt_exp_trades=_adt_exp_trades,
-               adt_exp_am_trades=_adt_exp_am_trades, adt_imp_am_trades=_adt_imp_am_trades, rs_fgsm=_rs_fgsm, noise=_noise)
+
+def _adt_imp_am_trades(
+    eps, shape, *, lbd=1.0, u_max=0.9, gen_width=64, gen_input='gradients', z_dim=64, beta=6.0
+):
+    return _with_trades(
+        _adt_imp_am(eps, shape, lbd=lbd, u_max=u_max, gen_width=gen_width, gen_input=gen_input, z_dim=z_dim),
+        beta,
+        1 / beta,
+    )
+
+
+METHODS = dict(
+    standard=_standard,
+    at_fgsm=_at_fgsm,
+    at_pgd=_at_pgd,
+    alp=_alp,
+    feature_scatter=_feature_scatter,
+    adt_exp=_adt_exp,
+    adt_exp_am=_adt_exp_am,
+    adt_imp_am=_adt_imp_am,
+    trades=_trades,
+    adt_exp_trades=_adt_exp_trades,
+    adt_exp_am_trades=_adt_exp_am_trades,
+    adt_imp_am_trades=_adt_imp_am_trades,
+    rs_fgsm=_rs_fgsm,
+    noise=_noise,
+)
 
 # %% ../../nbs/library/methods/table.ipynb #make-method
 def method_options(
-    name: str, # one of `METHODS`
-) -> dict: # option names to their defaults; inner_step is in units of ε where an image is moved, of μ and ρ for adt_exp
+    name: str,  # one of `METHODS`
+) -> dict:  # option names to their defaults; inner_step is in units of ε where an image is moved, of μ and ρ for adt_exp
     "What can be set for a method"
-    return {k: p.default for k, p in inspect.signature(METHODS[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return {
+        k: p.default
+        for k, p in inspect.signature(METHODS[name]).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    }
 
-OPTIONS = list(dict.fromkeys(k for name in METHODS for k in method_options(name)))   # every option of any method
+
+OPTIONS = list(
+    dict.fromkeys(k for name in METHODS for k in method_options(name))
+)  # every option of any method
+
 
 def make_method(
-    name: str,                     # one of `METHODS`
-    eps: float,                    # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    shape: tuple = (3, 32, 32),    # of an image (C, H, W); a generator is built for it, from PyTorch's random state
-    **options, # of `method_options(name)`; None stands for the default
-) -> Method: # ready for `adt_loss`
+    name: str,  # one of `METHODS`
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    shape: tuple = (
+        3,
+        32,
+        32,
+    ),  # of an image (C, H, W); a generator is built for it, from PyTorch's random state
+    **options,  # of `method_options(name)`; None stands for the default
+) -> Method:  # ready for `adt_loss`
     "A training method by its name; a `ParameterError` where there is no such method, radius or option"
-    if name not in METHODS: refuse('method', name, ', '.join(METHODS))
-    if not (rule := number(0, 1, above=True)).ok(eps): refuse('eps', eps, rule.says)
+    if name not in METHODS:
+        refuse('method', name, ', '.join(METHODS))
+    if not (rule := number(0, 1, above=True)).ok(eps):
+        refuse('eps', eps, rule.says)
     have, given = method_options(name), {k: v for k, v in options.items() if v is not None}
     for k, v in given.items():
-        if k not in have: raise ParameterError(f'{k}={v!r}: method {name} has no such option. Allowed are {", ".join(have) or "none"}')
+        if k not in have:
+            raise ParameterError(
+                f'{k}={v!r}: method {name} has no such option. Allowed are {", ".join(have) or "none"}'
+            )
     return replace(METHODS[name](eps, tuple(shape), **given), name=name)

@@ -6,13 +6,13 @@
 __all__ = ['arch_rule', 'SmallCNN', 'CifarResNet', 'n_params', 'WideResNet', 'Normalized', 'check_model', 'build']
 
 # %% ../../nbs/library/models/classifiers.ipynb #imports
-from torch import nn
-from torchvision.models.resnet import BasicBlock
-from torchvision.models.resnet import ResNet
 import math
 import re
+
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from ..base.device import eval_mode
 from ..base.parameters import ParameterError, Rule, number, refuse, shown
@@ -24,65 +24,80 @@ def _conv_bn(n_in, n_out, stride=1):
 # %% ../../nbs/library/models/classifiers.ipynb #small-cnn
 class SmallCNN(nn.Module):
     "Three convolutions with batch normalisation, and one hidden layer, for images of about 8×8 to 32×32"
-    def __init__(self,
-        in_ch: int = 1,      # channels of an image
-        n_classes: int = 10, # logits
-        width: int = 16,     # channels after the first convolution
+
+    def __init__(
+        self,
+        in_ch: int = 1,  # channels of an image
+        n_classes: int = 10,  # logits
+        width: int = 16,  # channels after the first convolution
     ):
         super().__init__()
         self.body = nn.Sequential(
-            _conv_bn(in_ch, width), _conv_bn(width, 2*width, stride=2), _conv_bn(2*width, 2*width),
-            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32*width, 64), nn.ReLU())
+            _conv_bn(in_ch, width),
+            _conv_bn(width, 2 * width, stride=2),
+            _conv_bn(2 * width, 2 * width),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(32 * width, 64),
+            nn.ReLU(),
+        )
         self.fc = nn.Linear(64, n_classes)
 
-    def features(self,
-        x: torch.Tensor, # (N, C, H, W) images
-    ) -> torch.Tensor: # (N, 64)
+    def features(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images
+    ) -> torch.Tensor:  # (N, 64)
         "What the last linear layer sees"
         return self.body(x)
 
-    def forward(self,
-        x: torch.Tensor, # (N, C, H, W) images in [0, 1]
-    ) -> torch.Tensor: # (N, n_classes) logits
+    def forward(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
+    ) -> torch.Tensor:  # (N, n_classes) logits
         "Images to logits"
         return self.fc(self.features(x))
 
 # %% ../../nbs/library/models/classifiers.ipynb #resnet
 class CifarResNet(ResNet):
     "torchvision's ResNet with basic blocks and a 3×3 stem without pooling"
-    def __init__(self,
-        in_ch: int = 3,              # channels of an image
-        n_classes: int = 10,         # logits
-        blocks: tuple = (2, 2, 2, 2), # basic blocks in each of the four stages; these are ResNet-18
+
+    def __init__(
+        self,
+        in_ch: int = 3,  # channels of an image
+        n_classes: int = 10,  # logits
+        blocks: tuple = (2, 2, 2, 2),  # basic blocks in each of the four stages; these are ResNet-18
     ):
         super().__init__(BasicBlock, list(blocks), num_classes=n_classes)
         self.conv1 = nn.Conv2d(in_ch, 64, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
         self.maxpool = nn.Identity()
 
-    def features(self,
-        x: torch.Tensor, # (N, C, H, W) images
-    ) -> torch.Tensor: # (N, 512)
+    def features(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images
+    ) -> torch.Tensor:  # (N, 512)
         "What the last linear layer sees"
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
 
-    def forward(self,
-        x: torch.Tensor, # (N, C, H, W) images in [0, 1]
-    ) -> torch.Tensor: # (N, n_classes) logits
+    def forward(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
+    ) -> torch.Tensor:  # (N, n_classes) logits
         "Images to logits"
         return self.fc(self.features(x))
 
 # %% ../../nbs/library/models/classifiers.ipynb #count
 def n_params(
-    model: nn.Module, # any network
-) -> int: # numbers in its parameters; buffers such as running statistics are not counted
+    model: nn.Module,  # any network
+) -> int:  # numbers in its parameters; buffers such as running statistics are not counted
     "How many parameters a network has"
     return sum(p.numel() for p in model.parameters())
 
 # %% ../../nbs/library/models/classifiers.ipynb #wrn-block
 class _Block(nn.Module):
     "Pre-activation residual block: BN-ReLU-conv-BN-ReLU-conv plus its shortcut"
+
     def __init__(self, n_in, n_out, stride):
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(n_in), nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
@@ -94,95 +109,125 @@ class _Block(nn.Module):
         shortcut = self.convShortcut(a) if self.convShortcut else x
         return shortcut + self.conv2(F.relu(self.bn2(self.conv1(a))))
 
+
 class _Stage(nn.Module):
     "Blocks one after the other, under the name `layer` that checkpoints use"
+
     def __init__(self, n, n_in, n_out, stride):
         super().__init__()
-        self.layer = nn.Sequential(*[_Block(n_in if i == 0 else n_out, n_out, stride if i == 0 else 1) for i in range(n)])
+        self.layer = nn.Sequential(
+            *[_Block(n_in if i == 0 else n_out, n_out, stride if i == 0 else 1) for i in range(n)]
+        )
 
-    def forward(self, x): return self.layer(x)
+    def forward(self, x):
+        return self.layer(x)
 
 # %% ../../nbs/library/models/classifiers.ipynb #wrn
 class WideResNet(nn.Module):
     "Wide ResNet as in TRADES and ADT, for images of a size that 4 divides"
-    def __init__(self,
-        depth: int = 28,     # layers, 6n+4
-        widen: int = 10,     # factor of the width
-        in_ch: int = 3,      # channels of an image
-        n_classes: int = 10, # logits
+
+    def __init__(
+        self,
+        depth: int = 28,  # layers, 6n+4
+        widen: int = 10,  # factor of the width
+        in_ch: int = 3,  # channels of an image
+        n_classes: int = 10,  # logits
     ):
         super().__init__()
-        n, ws = (depth - 4)//6, [16, 16*widen, 32*widen, 64*widen]
+        n, ws = (depth - 4) // 6, [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = nn.Conv2d(in_ch, 16, 3, 1, 1, bias=False)
-        self.block1, self.block2, self.block3 = (_Stage(n, ws[i], ws[i + 1], 1 if i == 0 else 2) for i in range(3))
+        self.block1, self.block2, self.block3 = (
+            _Stage(n, ws[i], ws[i + 1], 1 if i == 0 else 2) for i in range(3)
+        )
         self.bn1, self.fc = nn.BatchNorm2d(ws[3]), nn.Linear(ws[3], n_classes)
         for m in self.modules():
-            if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, 0, math.sqrt(2/(m.kernel_size[0]**2*m.out_channels)))
+            if isinstance(m, nn.Conv2d):
+                nn.init.normal_(m.weight, 0, math.sqrt(2 / (m.kernel_size[0] ** 2 * m.out_channels)))
         nn.init.zeros_(self.fc.bias)
 
-    def features(self,
-        x: torch.Tensor, # (N, C, H, W) images
-    ) -> torch.Tensor: # (N, 64·widen)
+    def features(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images
+    ) -> torch.Tensor:  # (N, 64·widen)
         "What the last linear layer sees"
         return F.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(x)))))).mean((2, 3))
 
-    def forward(self,
-        x: torch.Tensor, # (N, C, H, W) images in [0, 1]
-    ) -> torch.Tensor: # (N, n_classes) logits
+    def forward(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
+    ) -> torch.Tensor:  # (N, n_classes) logits
         "Images to logits"
         return self.fc(self.features(x))
 
 # %% ../../nbs/library/models/classifiers.ipynb #scale
 def _check_scale(mean, std):
-    several = lambda v, **kw: isinstance(v, (list, tuple)) and len(v) > 0 and all(number(**kw).ok(i) for i in v)
+    several = lambda v, **kw: (
+        isinstance(v, (list, tuple)) and len(v) > 0 and all(number(**kw).ok(i) for i in v)
+    )
     if not (several(mean) and several(std, lo=0, above=True) and len(mean) == len(std)):
-        raise ParameterError(f'mean={shown(mean)}, std={shown(std)}: allowed are two lists of one number for each channel, std above 0')
+        raise ParameterError(
+            f'mean={shown(mean)}, std={shown(std)}: allowed are two lists of one number for each channel, std above 0'
+        )
 
 # %% ../../nbs/library/models/classifiers.ipynb #normalized
 class Normalized(nn.Module):
     "A network that expects (x − mean)/std, as one that takes x in [0, 1]"
-    def __init__(self,
-        net: nn.Module, # takes rescaled images (N, C, H, W) to logits
-        mean: list,     # one number for each channel, in units of [0, 1]
-        std: list,      # likewise, above 0
+
+    def __init__(
+        self,
+        net: nn.Module,  # takes rescaled images (N, C, H, W) to logits
+        mean: list,  # one number for each channel, in units of [0, 1]
+        std: list,  # likewise, above 0
     ):
         super().__init__()
         _check_scale(mean, std)
         self.net = net
-        for k, v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.tensor(v, dtype=torch.float32).view(-1, 1, 1))
+        for k, v in dict(mean=mean, std=std).items():
+            self.register_buffer(k, torch.tensor(v, dtype=torch.float32).view(-1, 1, 1))
 
-    def _scaled(self, x): return (x - self.mean)/self.std
-    def forward(self,
-        x: torch.Tensor, # (N, C, H, W) images in [0, 1]
-    ) -> torch.Tensor: # (N, classes) logits
+    def _scaled(self, x):
+        return (x - self.mean) / self.std
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
+    ) -> torch.Tensor:  # (N, classes) logits
         "What the network says about the rescaled images"
         return self.net(self._scaled(x))
 
     @property
-    def features(self): # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
+    def features(
+        self,
+    ):  # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
         "What the network's last layer sees"
         inner = self.net.features
         return lambda x: inner(self._scaled(x))
+
     @property
-    def fc(self) -> nn.Module: # an AttributeError where the network has none
+    def fc(self) -> nn.Module:  # an AttributeError where the network has none
         "The network's last layer"
         return self.net.fc
 
 # %% ../../nbs/library/models/classifiers.ipynb #check-model
 def check_model(
-    model: nn.Module, # as it is about to be trained
+    model: nn.Module,  # as it is about to be trained
     x: torch.Tensor,  # (N, C, H, W) some of its images, on its device
-    n_classes: int,   # number of classes, at least 1
-) -> nn.Module: # the same
+    n_classes: int,  # number of classes, at least 1
+) -> nn.Module:  # the same
     "Stop with one line where a network does not take these images to logits"
     name = type(model).__name__
     try:
-        with eval_mode(model), torch.no_grad(): z = model(x[:2])
+        with eval_mode(model), torch.no_grad():
+            z = model(x[:2])
     except (RuntimeError, ValueError, TypeError) as e:
-        raise ParameterError(f'model={name}: cannot take images of shape {tuple(x.shape[1:])} on {x.device.type}: {str(e).splitlines()[0] if str(e) else type(e).__name__}') from None
+        raise ParameterError(
+            f'model={name}: cannot take images of shape {tuple(x.shape[1:])} on {x.device.type}: {str(e).splitlines()[0] if str(e) else type(e).__name__}'
+        ) from None
     shape = tuple(z.shape) if isinstance(z, torch.Tensor) else f'a {type(z).__name__}'
     if not (isinstance(z, torch.Tensor) and z.ndim == 2 and len(z) == len(x[:2]) and z.shape[1] >= n_classes):
-        raise ParameterError(f'model={name}: gives {shape} for {len(x[:2])} images, allowed are logits (N, classes), at least {n_classes} classes')
+        raise ParameterError(
+            f'model={name}: gives {shape} for {len(x[:2])} images, allowed are logits (N, classes), at least {n_classes} classes'
+        )
     return model
 
 # %% ../../nbs/library/models/classifiers.ipynb #build
@@ -191,16 +236,23 @@ def _wrn_size(arch):
     depth, widen = map(int, found.groups()) if found else (0, 0)
     return (depth, widen) if 10 <= depth <= 100 and depth % 6 == 4 and 1 <= widen <= 20 else None
 
-arch_rule = Rule(lambda v: isinstance(v, str) and (v in ('small_cnn', 'resnet18') or _wrn_size(v) is not None),
-                 'small_cnn, resnet18, or wrn-<depth>-<widen> with a depth of 6n+4 up to 100 and a width up to 20 such as wrn-28-10')
+
+arch_rule = Rule(
+    lambda v: isinstance(v, str) and (v in ('small_cnn', 'resnet18') or _wrn_size(v) is not None),
+    'small_cnn, resnet18, or wrn-<depth>-<widen> with a depth of 6n+4 up to 100 and a width up to 20 such as wrn-28-10',
+)
+
 
 def build(
-    arch: str,           # small_cnn, resnet18, or wrn-<depth>-<widen>
-    in_ch: int = 3,      # channels of an image
-    n_classes: int = 10, # logits
-) -> nn.Module: # the network with fresh weights, from PyTorch's random state
+    arch: str,  # small_cnn, resnet18, or wrn-<depth>-<widen>
+    in_ch: int = 3,  # channels of an image
+    n_classes: int = 10,  # logits
+) -> nn.Module:  # the network with fresh weights, from PyTorch's random state
     "A network by its name; a `ParameterError` where there is none"
-    if not arch_rule.ok(arch): refuse('arch', arch, arch_rule.says)
-    if arch == 'small_cnn': return SmallCNN(in_ch, n_classes)
-    if arch == 'resnet18': return CifarResNet(in_ch, n_classes)
+    if not arch_rule.ok(arch):
+        refuse('arch', arch, arch_rule.says)
+    if arch == 'small_cnn':
+        return SmallCNN(in_ch, n_classes)
+    if arch == 'resnet18':
+        return CifarResNet(in_ch, n_classes)
     return WideResNet(*_wrn_size(arch), in_ch, n_classes)

@@ -7,35 +7,46 @@ __all__ = ['forward_macs', 'count_passes']
 
 # %% ../../nbs/library/models/flops.ipynb #imports
 from contextlib import contextmanager
+
+import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-import torch
 
 # %% ../../nbs/library/models/flops.ipynb #width
 def forward_macs(
-    net: nn.Module, # built on the device `meta`
-    *shapes: tuple, # of its inputs, without the batch
-) -> int: # multiply-accumulates of one example
+    net: nn.Module,  # built on the device `meta`
+    *shapes: tuple,  # of its inputs, without the batch
+) -> int:  # multiply-accumulates of one example
     "The cost of a forward pass"
-    with FlopCounterMode(display=False) as counter: net.eval()(*[torch.empty(1, *s, device='meta') for s in shapes])
-    return counter.get_total_flops()//2
+    with FlopCounterMode(display=False) as counter:
+        net.eval()(*[torch.empty(1, *s, device='meta') for s in shapes])
+    return counter.get_total_flops() // 2
 
 # %% ../../nbs/library/models/flops.ipynb #count-passes
 @contextmanager
 def count_passes(
-    model: torch.nn.Module, # a network
-    layer: torch.nn.Module = None, # a linear layer with a bias, or a convolution, that each image passes once; None: the network's `fc`
-): # a context whose value is a dict of images: forward, input_grad, weight_grad
+    model: torch.nn.Module,  # a network
+    layer: torch.nn.Module = None,  # a linear layer with a bias, or a convolution, that each image passes once; None: the network's `fc`
+):  # a context whose value is a dict of images: forward, input_grad, weight_grad
     "Count how many images go forward and backward through a network"
     passes = dict(forward=0, input_grad=0, weight_grad=0)
     layer = model.fc if layer is None else layer
-    first = int(isinstance(layer, torch.nn.Linear))  # gradients come as (bias, input, weight), of a convolution as (input, weight, bias)
-    def backward(n, grads):                          # None where nobody asked for one
-        for kind, g in zip(('input_grad', 'weight_grad'), grads[first:]): passes[kind] += n*(g is not None)
+    first = int(
+        isinstance(layer, torch.nn.Linear)
+    )  # gradients come as (bias, input, weight), of a convolution as (input, weight, bias)
+
+    def backward(n, grads):  # None where nobody asked for one
+        for kind, g in zip(('input_grad', 'weight_grad'), grads[first:]):
+            passes[kind] += n * (g is not None)
+
     def forward(layer, args, out):
         n = len(out)
         passes['forward'] += n
-        if out.grad_fn: out.grad_fn.register_hook(lambda grad_inputs, grad_outputs: backward(n, grad_inputs))
+        if out.grad_fn:
+            out.grad_fn.register_hook(lambda grad_inputs, grad_outputs: backward(n, grad_inputs))
+
     handle = layer.register_forward_hook(forward)
-    try: yield passes
-    finally: handle.remove()
+    try:
+        yield passes
+    finally:
+        handle.remove()

@@ -6,10 +6,11 @@
 __all__ = ['Generator', 'Encoder', 'generator_width']
 
 # %% ../../nbs/library/models/generators.ipynb #imports
-from torch import nn
 import math
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .classifiers import build
 from .flops import forward_macs
@@ -18,76 +19,107 @@ from .flops import forward_macs
 class _Residual(nn.Module):
     def __init__(self, n_in, n_out):
         super().__init__()
-        conv = lambda a, b, k: [nn.Conv2d(a, b, k, padding=k//2, bias=False), nn.BatchNorm2d(b)]
+        conv = lambda a, b, k: [nn.Conv2d(a, b, k, padding=k // 2, bias=False), nn.BatchNorm2d(b)]
         self.body = nn.Sequential(*conv(n_in, n_out, 3), nn.ReLU(), *conv(n_out, n_out, 3))
         self.shortcut = nn.Sequential(*conv(n_in, n_out, 1)) if n_in != n_out else nn.Identity()
 
-    def forward(self, x): return F.relu(self.shortcut(x) + self.body(x))
+    def forward(self, x):
+        return F.relu(self.shortcut(x) + self.body(x))
+
 
 def _init_generator(m):
-    if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.normal_(m.weight, 0, 0.02)
-    if isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, 0.02)
-    if isinstance(m, nn.Linear): nn.init.zeros_(m.bias)
+    if isinstance(m, (nn.Conv2d, nn.Linear)):
+        nn.init.normal_(m.weight, 0, 0.02)
+    if isinstance(m, nn.BatchNorm2d):
+        nn.init.normal_(m.weight, 1, 0.02)
+    if isinstance(m, nn.Linear):
+        nn.init.zeros_(m.bias)
 
 # %% ../../nbs/library/models/generators.ipynb #generator
 class Generator(nn.Module):
     "A residual network from what is known of an image, and noise, to maps of the image's size"
-    def __init__(self,
-        in_ch: int = 9,     # channels of the input: 9 for an image and two gradients
-        out_ch: int = 6,    # channels of the output: 6 for μ and ρ of three colours, 3 for a perturbation
-        width: int = 256,   # channels after the first convolution; twice as many in the middle
-        z_dim: int = 0,     # latent dimensions; 0: takes no noise
-        size: tuple = (32, 32), # height and width of an image; only needed with noise
+
+    def __init__(
+        self,
+        in_ch: int = 9,  # channels of the input: 9 for an image and two gradients
+        out_ch: int = 6,  # channels of the output: 6 for μ and ρ of three colours, 3 for a perturbation
+        width: int = 256,  # channels after the first convolution; twice as many in the middle
+        z_dim: int = 0,  # latent dimensions; 0: takes no noise
+        size: tuple = (32, 32),  # height and width of an image; only needed with noise
     ):
         super().__init__()
         self.size = tuple(size)
-        self.z_map = nn.Sequential(nn.Linear(z_dim, 256), nn.ReLU(), nn.Linear(256, math.prod(self.size)), nn.ReLU()) if z_dim else None
+        self.z_map = (
+            nn.Sequential(nn.Linear(z_dim, 256), nn.ReLU(), nn.Linear(256, math.prod(self.size)), nn.ReLU())
+            if z_dim
+            else None
+        )
         self.body = nn.Sequential(
-            nn.Conv2d(in_ch + bool(z_dim), width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            _Residual(width, 2*width), _Residual(2*width, 2*width), _Residual(2*width, width),
-            nn.Conv2d(width, out_ch, 3, padding=1, bias=False))
+            nn.Conv2d(in_ch + bool(z_dim), width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            _Residual(width, 2 * width),
+            _Residual(2 * width, 2 * width),
+            _Residual(2 * width, width),
+            nn.Conv2d(width, out_ch, 3, padding=1, bias=False),
+        )
         self.apply(_init_generator)
 
-    def forward(self,
-        features: torch.Tensor, # (N, in_ch, H, W)
-        z: torch.Tensor = None, # (N, z_dim) in [-1, 1], where there is noise
-    ) -> torch.Tensor: # (N, out_ch, H, W), before tanh
+    def forward(
+        self,
+        features: torch.Tensor,  # (N, in_ch, H, W)
+        z: torch.Tensor = None,  # (N, z_dim) in [-1, 1], where there is noise
+    ) -> torch.Tensor:  # (N, out_ch, H, W), before tanh
         "What is known of images, to maps of their size"
-        if self.z_map: features = torch.cat([features, self.z_map(z).view(len(z), 1, *self.size)], 1)
+        if self.z_map:
+            features = torch.cat([features, self.z_map(z).view(len(z), 1, *self.size)], 1)
         return self.body(features)
 
 # %% ../../nbs/library/models/generators.ipynb #encoder
 class Encoder(nn.Module):
     "Reads the latent noise back from a perturbation"
-    def __init__(self,
-        in_ch: int = 3,         # channels of a perturbation
-        z_dim: int = 64,        # latent dimensions
-        size: tuple = (32, 32), # height and width of a perturbation
+
+    def __init__(
+        self,
+        in_ch: int = 3,  # channels of a perturbation
+        z_dim: int = 64,  # latent dimensions
+        size: tuple = (32, 32),  # height and width of a perturbation
     ):
         super().__init__()
         small = min(size) < 28
-        ws = [in_ch] + [w//4 if small else w for w in (32, 64, 128, 256)]
-        convs = [nn.Sequential(nn.Conv2d(ws[i], ws[i + 1], k, stride, padding=(k - 1)//2*small, bias=False), nn.BatchNorm2d(ws[i + 1]), nn.LeakyReLU())
-                 for i, (k, stride) in enumerate([(5, 1), (4, 2), (4, 1), (4, 2)])]
-        self.body = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ws[4], 2*z_dim))
+        ws = [in_ch] + [w // 4 if small else w for w in (32, 64, 128, 256)]
+        convs = [
+            nn.Sequential(
+                nn.Conv2d(ws[i], ws[i + 1], k, stride, padding=(k - 1) // 2 * small, bias=False),
+                nn.BatchNorm2d(ws[i + 1]),
+                nn.LeakyReLU(),
+            )
+            for i, (k, stride) in enumerate([(5, 1), (4, 2), (4, 1), (4, 2)])
+        ]
+        self.body = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ws[4], 2 * z_dim))
         for m in self.modules():
-            if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, 0, math.sqrt(2/(m.kernel_size[0]**2*m.out_channels)))
-            if isinstance(m, nn.Linear): nn.init.zeros_(m.bias)
+            if isinstance(m, nn.Conv2d):
+                nn.init.normal_(m.weight, 0, math.sqrt(2 / (m.kernel_size[0] ** 2 * m.out_channels)))
+            if isinstance(m, nn.Linear):
+                nn.init.zeros_(m.bias)
 
-    def forward(self,
-        t: torch.Tensor, # (N, in_ch, H, W) perturbations divided by ε, in [-1, 1]
-    ) -> torch.Tensor: # (N, 2·z_dim) mean, and variance before softplus
+    def forward(
+        self,
+        t: torch.Tensor,  # (N, in_ch, H, W) perturbations divided by ε, in [-1, 1]
+    ) -> torch.Tensor:  # (N, 2·z_dim) mean, and variance before softplus
         "Perturbations to a Gaussian of the noise"
         return self.body(t)
 
 # %% ../../nbs/library/models/generators.ipynb #generator-width
 def generator_width(
-    arch: str,    # the classifier, see `adt_repro.models.classifiers.build`
-    shape: tuple, # of an image (C, H, W)
-) -> int: # a power of two in [16, 256]
+    arch: str,  # the classifier, see `adt_repro.models.classifiers.build`
+    shape: tuple,  # of an image (C, H, W)
+) -> int:  # a power of two in [16, 256]
     "The generator's width that fits a classifier"
     c, h, w = shape
     with torch.device('meta'):
-        budget = 2.1*forward_macs(build(arch, c), shape)
-        fits = [k for k in (32, 64, 128, 256) if forward_macs(Generator(3*c, 2*c, k), (3*c, h, w)) <= budget]
+        budget = 2.1 * forward_macs(build(arch, c), shape)
+        fits = [
+            k for k in (32, 64, 128, 256) if forward_macs(Generator(3 * c, 2 * c, k), (3 * c, h, w)) <= budget
+        ]
     return max(fits, default=16)

@@ -7,9 +7,9 @@ __all__ = ['save_weights', 'fit_weights', 'load_weights']
 
 # %% ../../nbs/library/models/weights.ipynb #imports
 from pathlib import Path
+
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ..base.files import replacing
@@ -17,38 +17,52 @@ from ..base.parameters import ParameterError
 
 # %% ../../nbs/library/models/weights.ipynb #weights
 def save_weights(
-    model: nn.Module, # the network
-    path: Path | str, # where to; the name appears when the file is complete
+    model: nn.Module,  # the network
+    path: Path | str,  # where to; the name appears when the file is complete
 ):
     "Write a network's parameters and running statistics"
-    with replacing(path) as f: f.write(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
+    with replacing(path) as f:
+        f.write(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
 
 # %% ../../nbs/library/models/weights.ipynb #misfits
 def _misfits(found, want):
     "What is wrong with a state dict, the first two of each kind, and how many more"
-    kinds = ([f'{k} is missing' for k in want if k not in found], [f'{k} is too many' for k in found if k not in want],
-             [f'{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}' for k, v in want.items() if k in found and found[k].shape != v.shape])
+    kinds = (
+        [f'{k} is missing' for k in want if k not in found],
+        [f'{k} is too many' for k in found if k not in want],
+        [
+            f'{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}'
+            for k, v in want.items()
+            if k in found and found[k].shape != v.shape
+        ],
+    )
     first = [w for kind in kinds for w in kind[:2]]
     more = sum(map(len, kinds)) - len(first)
-    return ', '.join(first) + f' and {more} more'*(more > 0)
+    return ', '.join(first) + f' and {more} more' * (more > 0)
+
 
 def fit_weights(
-    model: nn.Module, # the network
-    found: dict,      # name to tensor
-    name: str,        # of the file, for the message
-) -> nn.Module: # the same network with these numbers
+    model: nn.Module,  # the network
+    found: dict,  # name to tensor
+    name: str,  # of the file, for the message
+) -> nn.Module:  # the same network with these numbers
     "Put numbers into a network; where a name or a shape does not fit, one line says which"
     wrong = _misfits(found, model.state_dict())
-    if wrong: raise ParameterError(f'weights={name!r}: of another architecture, {wrong}')
+    if wrong:
+        raise ParameterError(f'weights={name!r}: of another architecture, {wrong}')
     model.load_state_dict(found)
     return model
 
 # %% ../../nbs/library/models/weights.ipynb #load-weights
 def load_weights(
-    model: nn.Module, # a network of the same architecture
-    path: Path | str, # a file of `save_weights`
-) -> nn.Module: # the same network with the file's numbers
+    model: nn.Module,  # a network of the same architecture
+    path: Path | str,  # a file of `save_weights`
+) -> nn.Module:  # the same network with the file's numbers
     "Read a network's parameters and running statistics; where a name or a shape does not fit, one line says which"
-    try: found = load_file(path)
-    except (OSError, SafetensorError) as e: raise ParameterError(f'weights={Path(path).name!r}: cannot be read as weights ({type(e).__name__})') from None
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise ParameterError(
+            f'weights={Path(path).name!r}: cannot be read as weights ({type(e).__name__})'
+        ) from None
     return fit_weights(model, found, Path(path).name)

@@ -9,6 +9,7 @@ __all__ = ['TABLE1', 'PARTS', 'Evidence', 'published_table1', 'run_table', 'outc
 # %% ../../nbs/library/paper/claims.ipynb #imports
 from collections import namedtuple
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -22,124 +23,288 @@ from ..runs.store import read_config, read_facts
 from ..speed.precision import PRECISIONS
 
 # %% ../../nbs/library/paper/claims.ipynb #published
-TABLE1 = ['natural', 'fgsm', 'pgd20', 'pgd100', 'mim', 'cw', 'feature']   # the columns whose worst case is A_rob
+TABLE1 = [
+    'natural',
+    'fgsm',
+    'pgd20',
+    'pgd100',
+    'mim',
+    'cw',
+    'feature',
+]  # the columns whose worst case is A_rob
+
 
 def published_table1(
-    root: Path | str = None, # the project's root; None: found from here
-) -> pd.DataFrame: # index: the paper's rows; columns: `TABLE1` and rob, in percent
+    root: Path | str = None,  # the project's root; None: found from here
+) -> pd.DataFrame:  # index: the paper's rows; columns: `TABLE1` and rob, in percent
     "Table 1 as published; a `ParameterError` where the file does not hold it"
-    file = Path(root or find_root())/'nbs'/'published'/'table1.csv'
+    file = Path(root or find_root()) / 'nbs' / 'published' / 'table1.csv'
     table = pd.read_csv(file, index_col='row')
-    if list(table.columns) != [*TABLE1, 'rob']: raise ParameterError(f'{file.name}: allowed are the columns {", ".join([*TABLE1, "rob"])}')
+    if list(table.columns) != [*TABLE1, 'rob']:
+        raise ParameterError(f'{file.name}: allowed are the columns {", ".join([*TABLE1, "rob"])}')
     return table
 
 # %% ../../nbs/library/paper/claims.ipynb #runs
 def run_table(
-    folder: Path | str, # of a scale, such as outputs/demo
-) -> pd.DataFrame: # one row for each finished run: run, row (its name in a table), method, seed, dataset, arch, eps, epochs, n_train, n_test, recipe, seconds, device, below (share of epochs with U under its threshold; nan)
+    folder: Path | str,  # of a scale, such as outputs/demo
+) -> pd.DataFrame:  # one row for each finished run: run, row (its name in a table), method, seed, dataset, arch, eps, epochs, n_train, n_test, recipe, seconds, device, below (share of epochs with U under its threshold; nan)
     "The runs of a scale, from their small files; a `ParameterError` where one cannot be used"
     rows = []
     for file in sorted(Path(folder).glob('runs/*/run.json')):
         c, facts = read_config(file.parent), read_facts(file.parent)
-        if c['method'] == IMPORTED: continue
-        history = file.parent/'history.csv'
-        u = -pd.read_csv(history).entropy if c['u_max'] is not None and history.exists() else pd.Series(dtype=float)
-        name = (c['label'] or c['method']) + f" ({c['recipe']})"*(c['recipe'] != 'paper2020')
-        rows.append({k: c[k] for k in ('method', 'seed', 'dataset', 'arch', 'eps', 'epochs', 'n_train', 'n_test', 'recipe')} |
-                    dict(run=file.parent.name, row=name, seconds=facts.get('seconds'), device=facts.get('device'), below=(u < c['u_max']).mean() if len(u) else float('nan')))
-    return pd.DataFrame(rows, columns='run row method seed dataset arch eps epochs n_train n_test recipe seconds device below'.split())
+        if c['method'] == IMPORTED:
+            continue
+        history = file.parent / 'history.csv'
+        u = (
+            -pd.read_csv(history).entropy
+            if c['u_max'] is not None and history.exists()
+            else pd.Series(dtype=float)
+        )
+        name = (c['label'] or c['method']) + f' ({c["recipe"]})' * (c['recipe'] != 'paper2020')
+        rows.append(
+            {
+                k: c[k]
+                for k in ('method', 'seed', 'dataset', 'arch', 'eps', 'epochs', 'n_train', 'n_test', 'recipe')
+            }
+            | dict(
+                run=file.parent.name,
+                row=name,
+                seconds=facts.get('seconds'),
+                device=facts.get('device'),
+                below=(u < c['u_max']).mean() if len(u) else float('nan'),
+            )
+        )
+    return pd.DataFrame(
+        rows,
+        columns='run row method seed dataset arch eps epochs n_train n_test recipe seconds device below'.split(),
+    )
 
 # %% ../../nbs/library/paper/claims.ipynb #outcomes
-def _grid(rows, value): return rows.groupby(['seed_of_run', 'i'])[value].min().unstack('i').dropna(axis=1)
+def _grid(rows, value):
+    return rows.groupby(['seed_of_run', 'i'])[value].min().unstack('i').dropna(axis=1)
+
 
 def outcomes(
-    rows: pd.DataFrame, # records, of attacks on the networks themselves and others
-    runs: pd.DataFrame, # of `run_table`, or any with the columns run, row, seed
-) -> dict: # (row, column) to a frame (S, n) of 0. and 1.: index seed, columns image
+    rows: pd.DataFrame,  # records, of attacks on the networks themselves and others
+    runs: pd.DataFrame,  # of `run_table`, or any with the columns run, row, seed
+) -> dict:  # (row, column) to a frame (S, n) of 0. and 1.: index seed, columns image
     "Who withstood what, seed by seed and image by image"
-    own = rows[rows.source == rows.run].merge(runs[['run', 'row', 'seed']].rename(columns=dict(seed='seed_of_run')), on='run')
+    own = rows[rows.source == rows.run].merge(
+        runs[['run', 'row', 'seed']].rename(columns=dict(seed='seed_of_run')), on='run'
+    )
     own = own.assign(stood=(own.pred == own.y).astype(float), fell=own.attacked & (own.pred != own.y))
-    found = {key: _grid(g, 'stood') for key, g in own.groupby(['row', 'attack'], sort=False) if g.attacked.all()}
+    found = {
+        key: _grid(g, 'stood') for key, g in own.groupby(['row', 'attack'], sort=False) if g.attacked.all()
+    }
     for name, g in own[own.attack.isin(TABLE1)].groupby('row', sort=False):
         by = g.groupby(['seed_of_run', 'i'])
-        stood, met = (~by.fell.any()).astype(float), by.attack.nunique() == len(TABLE1)   # an image counts where it has a row for every column
-        if met.any(): found[name, 'rob'] = stood[met].unstack('i').dropna(axis=1)
+        stood, met = (
+            (~by.fell.any()).astype(float),
+            by.attack.nunique() == len(TABLE1),
+        )  # an image counts where it has a row for every column
+        if met.any():
+            found[name, 'rob'] = stood[met].unstack('i').dropna(axis=1)
     return found
 
 # %% ../../nbs/library/paper/claims.ipynb #pairs
 def paired(
-    found: dict, # of `outcomes`
-    a: tuple,    # (row, column)
-    b: tuple,    # another; seeds and images that both have are compared
-    scale: float = 1., # factor of b's outcomes, such as 0.5 for half of them
-): # (S, n) of percentage points, a minus b; None where one of them was not run
+    found: dict,  # of `outcomes`
+    a: tuple,  # (row, column)
+    b: tuple,  # another; seeds and images that both have are compared
+    scale: float = 1.0,  # factor of b's outcomes, such as 0.5 for half of them
+):  # (S, n) of percentage points, a minus b; None where one of them was not run
     "How much more often one withstands than the other"
-    if a not in found or b not in found: return None
+    if a not in found or b not in found:
+        return None
     x, y = found[a].align(found[b], join='inner')
-    return 100*(x - scale*y).values if x.size else None
+    return 100 * (x - scale * y).values if x.size else None
 
 # %% ../../nbs/library/paper/claims.ipynb #claims
 _cost = 'log₁₀ of training time over adt_exp’s'
 
+
 def paper_claims(
     paper: pd.DataFrame,  # of `published_table1`
-    margin: float = 2.,   # points within which two accuracies are taken for the same, above 0
-) -> list: # of `Claim`, in the order of the table above
+    margin: float = 2.0,  # points within which two accuracies are taken for the same, above 0
+) -> list:  # of `Claim`, in the order of the table above
     "The paper's claims, with bounds and published sizes"
     rob, inf, p = paper.rob, np.inf, 'points'
     gap = (paper[TABLE1].min(axis=1) - paper.rob).drop('standard').max()
     lost = {r: paper.feature[r] - paper.pgd20[r] for r in ('feature_scatter', 'at_pgd')}
-    am = {k: (f'A_rob, {k} − adt_exp', (-margin, margin), rob[k] - rob['adt_exp']) for k in ('adt_exp_am', 'adt_imp_am')}
-    table = [('C1', 'ADT_EXP is more robust than AT_PGD', 'A_rob, adt_exp − at_pgd', (0, inf), rob['adt_exp'] - rob['at_pgd'], p)]
+    am = {
+        k: (f'A_rob, {k} − adt_exp', (-margin, margin), rob[k] - rob['adt_exp'])
+        for k in ('adt_exp_am', 'adt_imp_am')
+    }
+    table = [
+        (
+            'C1',
+            'ADT_EXP is more robust than AT_PGD',
+            'A_rob, adt_exp − at_pgd',
+            (0, inf),
+            rob['adt_exp'] - rob['at_pgd'],
+            p,
+        )
+    ]
     table += [(f'C2{a}', f'{k.upper()} is as robust as ADT_EXP', *am[k], p) for a, k in zip('ab', am)]
-    table += [(f'C2{a}', f'{k.upper()} costs a fraction of ADT_EXP', f'{k}: {_cost}', (-inf, np.log10(0.5)), np.log10(13/73), 'log₁₀') for a, k in zip('cd', am)]
-    table += [('C3', 'AT_FGSM collapses under iterated attacks', 'at_fgsm: PGD-20 − half of FGSM', (-inf, 0), paper.pgd20['at_fgsm'] - paper.fgsm['at_fgsm']/2, p),
-              ('C4', 'FeatureScatter does not survive FeaAttack', 'FeaAttack − PGD-20, feature_scatter − at_pgd', (-inf, -margin), lost['feature_scatter'] - lost['at_pgd'], p),
-              ('C5', 'A_rob is close to the weakest column in every row', 'largest weakest column − A_rob of a defended row', (-inf, 2.5), gap, p)]
-    table += [(f'C6{a}', f'The landscape of {k.upper()} is smoother than that of AT_PGD', f'log₁₀ of largest eigenvalue at clean images, {k} − at_pgd', (-inf, 0), None, 'log₁₀') for a, k in zip('abc', ('adt_exp', 'adt_exp_am', 'adt_imp_am'))]
-    table += [(f'C7{a}', f'The distribution covers other attacks’ examples, in {k}', 'covered, distribution − best control', (0, inf), None, p) for a, k in zip('ab', ('pixels', 'features'))]
-    table += [('C8', 'λ = 0 degenerates to AT', 'robust, adt_exp at λ = 0 − at_pgd', (-margin, margin), 0., p), ('C9', 'The entropy term of IMP-AM is inactive at its threshold', 'epochs with U below it', (50, inf), None, '%')]
-    return [Claim(key, says, bounds, None if size is None else float(size), unit, statistic) for key, says, statistic, bounds, size, unit in table]
+    table += [
+        (
+            f'C2{a}',
+            f'{k.upper()} costs a fraction of ADT_EXP',
+            f'{k}: {_cost}',
+            (-inf, np.log10(0.5)),
+            np.log10(13 / 73),
+            'log₁₀',
+        )
+        for a, k in zip('cd', am)
+    ]
+    table += [
+        (
+            'C3',
+            'AT_FGSM collapses under iterated attacks',
+            'at_fgsm: PGD-20 − half of FGSM',
+            (-inf, 0),
+            paper.pgd20['at_fgsm'] - paper.fgsm['at_fgsm'] / 2,
+            p,
+        ),
+        (
+            'C4',
+            'FeatureScatter does not survive FeaAttack',
+            'FeaAttack − PGD-20, feature_scatter − at_pgd',
+            (-inf, -margin),
+            lost['feature_scatter'] - lost['at_pgd'],
+            p,
+        ),
+        (
+            'C5',
+            'A_rob is close to the weakest column in every row',
+            'largest weakest column − A_rob of a defended row',
+            (-inf, 2.5),
+            gap,
+            p,
+        ),
+    ]
+    table += [
+        (
+            f'C6{a}',
+            f'The landscape of {k.upper()} is smoother than that of AT_PGD',
+            f'log₁₀ of largest eigenvalue at clean images, {k} − at_pgd',
+            (-inf, 0),
+            None,
+            'log₁₀',
+        )
+        for a, k in zip('abc', ('adt_exp', 'adt_exp_am', 'adt_imp_am'))
+    ]
+    table += [
+        (
+            f'C7{a}',
+            f'The distribution covers other attacks’ examples, in {k}',
+            'covered, distribution − best control',
+            (0, inf),
+            None,
+            p,
+        )
+        for a, k in zip('ab', ('pixels', 'features'))
+    ]
+    table += [
+        ('C8', 'λ = 0 degenerates to AT', 'robust, adt_exp at λ = 0 − at_pgd', (-margin, margin), 0.0, p),
+        (
+            'C9',
+            'The entropy term of IMP-AM is inactive at its threshold',
+            'epochs with U below it',
+            (50, inf),
+            None,
+            '%',
+        ),
+    ]
+    return [
+        Claim(key, says, bounds, None if size is None else float(size), unit, statistic)
+        for key, says, statistic, bounds, size, unit in table
+    ]
 
 # %% ../../nbs/library/paper/claims.ipynb #precision
 def marked(
-    precision: str, # of the attacks, one of `PRECISIONS`
-) -> str: # empty for fp32, else such as _bf16
+    precision: str,  # of the attacks, one of `PRECISIONS`
+) -> str:  # empty for fp32, else such as _bf16
     "What stands behind white_box, soundness and distribution in the names of files"
     return '' if precision == 'fp32' else f'_{precision}'
 
+
 def attack_precision(
-    folder: Path | str, # of a scale, such as outputs/demo
-) -> str: # one of `PRECISIONS`
+    folder: Path | str,  # of a scale, such as outputs/demo
+) -> str:  # one of `PRECISIONS`
     "float32 where a scale has such records of white-box attacks, or none at all; else the precision of those that it has"
-    return next((p for p in PRECISIONS if [*Path(folder).glob(f'records/white_box{marked(p)}-*.parquet')]), 'fp32')
+    return next(
+        (p for p in PRECISIONS if [*Path(folder).glob(f'records/white_box{marked(p)}-*.parquet')]), 'fp32'
+    )
 
 # %% ../../nbs/library/paper/claims.ipynb #evidence
-PARTS = ['white_box', 'transfer', 'spsa', 'landscape', 'diversity', 'ablation']   # the experiments of a scale
-Evidence = namedtuple('Evidence', 'runs found swept sweep coverage curvature test_set precision', defaults=[None, 'fp32'])
-Evidence.__doc__ = "What a scale has recorded: `runs` of `run_table`, `found` of `outcomes`, `swept` the same of the ablation, `sweep` its frame, the frames `coverage` and `curvature`, `test_set`, the fingerprint of the images that were judged, and `precision` of the white-box attacks; None where it was not run"
+PARTS = ['white_box', 'transfer', 'spsa', 'landscape', 'diversity', 'ablation']  # the experiments of a scale
+Evidence = namedtuple(
+    'Evidence', 'runs found swept sweep coverage curvature test_set precision', defaults=[None, 'fp32']
+)
+Evidence.__doc__ = 'What a scale has recorded: `runs` of `run_table`, `found` of `outcomes`, `swept` the same of the ablation, `sweep` its frame, the frames `coverage` and `curvature`, `test_set`, the fingerprint of the images that were judged, and `precision` of the white-box attacks; None where it was not run'
+
 
 def read_evidence(
-    folder: Path | str, # of a scale, such as outputs/demo
+    folder: Path | str,  # of a scale, such as outputs/demo
     runs: list = None,  # names of the runs that count; None: all finished ones
-    parts: list = None, # of white_box, landscape and ablation, those that count; None: all that are there
-    precision: str = None, # of the white-box attacks whose records count; None: see `attack_precision`
-) -> Evidence: # with None for what is not there
+    parts: list = None,  # of white_box, landscape and ablation, those that count; None: all that are there
+    precision: str = None,  # of the white-box attacks whose records count; None: see `attack_precision`
+) -> Evidence:  # with None for what is not there
     "The records and frames of a scale; a `ParameterError` where there is no run, or a record does not fit"
     folder, chosen = Path(folder), set(PARTS if parts is None else parts)
     of = dict(ablation='ablation', coverage='landscape', curvature='landscape')
-    frames = {k: pd.read_csv(f) if part in chosen and (f := folder/'frames'/f'{k}.csv').exists() else None for k, part in of.items()}
-    table, sweep, swept, precision = run_table(folder), frames['ablation'], None, precision or attack_precision(folder)
+    frames = {
+        k: pd.read_csv(f) if part in chosen and (f := folder / 'frames' / f'{k}.csv').exists() else None
+        for k, part in of.items()
+    }
+    table, sweep, swept, precision = (
+        run_table(folder),
+        frames['ablation'],
+        None,
+        precision or attack_precision(folder),
+    )
     runs = table if runs is None else table[table.run.isin(runs)]
-    files = [f for run in runs.run if 'white_box' in chosen and (f := folder/'records'/f'white_box{marked(precision)}-{run}.parquet').exists()]
-    if not len(runs): refuse('scale', folder.name, f'one with finished runs, outputs/{folder.name}/runs has none')
+    files = [
+        f
+        for run in runs.run
+        if 'white_box' in chosen
+        and (f := folder / 'records' / f'white_box{marked(precision)}-{run}.parquet').exists()
+    ]
+    if not len(runs):
+        refuse('scale', folder.name, f'one with finished runs, outputs/{folder.name}/runs has none')
     rows = load_records(*files) if files else pd.DataFrame(columns=list(SCHEMA))
-    if (file := folder/'records'/'ablation.parquet').exists() and sweep is not None:
-        ends = sweep[(sweep.option == 'reference') & (sweep.method == 'at_pgd') | (sweep.option == 'lbd') & (sweep.value == 0)]
+    if (file := folder / 'records' / 'ablation.parquet').exists() and sweep is not None:
+        ends = sweep[
+            (sweep.option == 'reference') & (sweep.method == 'at_pgd')
+            | (sweep.option == 'lbd') & (sweep.value == 0)
+        ]
         records = load_records(file)
-        worst = records[records.attack != 'natural'].assign(stood=lambda r: r.pred == r.y).groupby(['run', 'i']).stood.all().reset_index()
-        swept = {m: _grid(g, 'stood') for m, g in worst.merge(ends[['run', 'method', 'seed']].rename(columns=dict(seed='seed_of_run')), on='run').astype(dict(stood=float)).groupby('method')}
-    return Evidence(runs, outcomes(rows, runs), swept, sweep, frames['coverage'], frames['curvature'], rows.test_set.iloc[0] if len(rows) else None, precision)
+        worst = (
+            records[records.attack != 'natural']
+            .assign(stood=lambda r: r.pred == r.y)
+            .groupby(['run', 'i'])
+            .stood.all()
+            .reset_index()
+        )
+        swept = {
+            m: _grid(g, 'stood')
+            for m, g in worst.merge(
+                ends[['run', 'method', 'seed']].rename(columns=dict(seed='seed_of_run')), on='run'
+            )
+            .astype(dict(stood=float))
+            .groupby('method')
+        }
+    return Evidence(
+        runs,
+        outcomes(rows, runs),
+        swept,
+        sweep,
+        frames['coverage'],
+        frames['curvature'],
+        rows.test_set.iloc[0] if len(rows) else None,
+        precision,
+    )
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics
 def _by_seed(frame, value, runs, row):
@@ -147,56 +312,109 @@ def _by_seed(frame, value, runs, row):
     g = frame.merge(runs[runs.row == row][['run', 'seed']].rename(columns=dict(seed='seed_of_run')), on='run')
     return _grid(g, value) if len(g) else None
 
+
 def _common(a, b):
     "The difference of two grids where both have seeds and images"
-    if a is None or b is None: return None
+    if a is None or b is None:
+        return None
     a, b = a.align(b, join='inner')
     return a - b if a.size else None
 
-def _aligned(a, b): return None if (d := _common(a, b)) is None else d.values
 
-def _of_seeds(e, value, row): return e.runs[e.runs.row == row].set_index('seed')[value].astype(float).dropna().to_frame()
+def _aligned(a, b):
+    return None if (d := _common(a, b)) is None else d.values
 
-def _cheaper(e, row): return _aligned(np.log10(_of_seeds(e, 'seconds', row)), np.log10(_of_seeds(e, 'seconds', 'adt_exp')))
+
+def _of_seeds(e, value, row):
+    return e.runs[e.runs.row == row].set_index('seed')[value].astype(float).dropna().to_frame()
+
+
+def _cheaper(e, row):
+    return _aligned(np.log10(_of_seeds(e, 'seconds', row)), np.log10(_of_seeds(e, 'seconds', 'adt_exp')))
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-more
 def _gap(e):
     "Weakest column minus A_rob, in points, of the defended row where it is largest"
     rows = [r for r, column in e.found if column == 'rob' and r != 'standard']
-    columns = {r: [e.found[r, c].reindex_like(e.found[r, 'rob']) for c in TABLE1 if (r, c) in e.found] for r in rows}   # on the images that A_rob is of
-    gaps = [min(found, key=lambda g: g.values.mean()) - e.found[r, 'rob'] for r, found in columns.items() if found]
-    if not gaps: return None
-    return 100*max(gaps, key=lambda g: g.values.mean()).values
+    columns = {
+        r: [e.found[r, c].reindex_like(e.found[r, 'rob']) for c in TABLE1 if (r, c) in e.found] for r in rows
+    }  # on the images that A_rob is of
+    gaps = [
+        min(found, key=lambda g: g.values.mean()) - e.found[r, 'rob'] for r, found in columns.items() if found
+    ]
+    if not gaps:
+        return None
+    return 100 * max(gaps, key=lambda g: g.values.mean()).values
+
 
 def _covered(e, measure):
     "The distribution's coverage minus that of the control that covers most, in points"
-    if e.coverage is None: return None
-    by = {c: _by_seed(g.groupby(['run', 'i'], as_index=False)[measure].mean(), measure, e.runs, 'adt_exp') for c, g in e.coverage.groupby('cloud')}
+    if e.coverage is None:
+        return None
+    by = {
+        c: _by_seed(g.groupby(['run', 'i'], as_index=False)[measure].mean(), measure, e.runs, 'adt_exp')
+        for c, g in e.coverage.groupby('cloud')
+    }
     controls = {c: by[c] for c in ('uniform', 'corners', 'other_image') if by.get(c) is not None}
-    if not controls or by.get('distribution') is None: return None
+    if not controls or by.get('distribution') is None:
+        return None
     d = _aligned(by['distribution'], max(controls.values(), key=lambda g: g.values.mean()))
-    return None if d is None else 100*d
+    return None if d is None else 100 * d
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-all
 def statistics(
-    e: Evidence, # of `read_evidence`
-) -> dict: # a claim's key to an array (S, n) in the claim's unit; None where it was not run
+    e: Evidence,  # of `read_evidence`
+) -> dict:  # a claim's key to an array (S, n) in the claim's unit; None where it was not run
     "What the claims are judged by"
-    f, bend = e.found, None if e.curvature is None else e.curvature.assign(size=np.log10(e.curvature.eigenvalue.clip(lower=1e-12)))
-    def rob(a, b): return paired(f, (a, 'rob'), (b, 'rob'))
-    def smoother(a): return None if bend is None else _aligned(_by_seed(bend, 'size', e.runs, a), _by_seed(bend, 'size', e.runs, 'at_pgd'))
+    f, bend = (
+        e.found,
+        None
+        if e.curvature is None
+        else e.curvature.assign(size=np.log10(e.curvature.eigenvalue.clip(lower=1e-12))),
+    )
+
+    def rob(a, b):
+        return paired(f, (a, 'rob'), (b, 'rob'))
+
+    def smoother(a):
+        return (
+            None
+            if bend is None
+            else _aligned(_by_seed(bend, 'size', e.runs, a), _by_seed(bend, 'size', e.runs, 'at_pgd'))
+        )
+
     lost = {r: _common(f.get((r, 'feature')), f.get((r, 'pgd20'))) for r in ('feature_scatter', 'at_pgd')}
-    c4, c8 = _aligned(lost['feature_scatter'], lost['at_pgd']), _aligned(e.swept.get('adt_exp'), e.swept.get('at_pgd')) if e.swept else None
-    return dict(C1=rob('adt_exp', 'at_pgd'), C2a=rob('adt_exp_am', 'adt_exp'), C2b=rob('adt_imp_am', 'adt_exp'),
-                C2c=_cheaper(e, 'adt_exp_am'), C2d=_cheaper(e, 'adt_imp_am'),
-                C3=paired(f, ('at_fgsm', 'pgd20'), ('at_fgsm', 'fgsm'), 0.5), C4=None if c4 is None else 100*c4, C5=_gap(e),
-                C6a=smoother('adt_exp'), C6b=smoother('adt_exp_am'), C6c=smoother('adt_imp_am'), C7a=_covered(e, 'pixels'), C7b=_covered(e, 'features'),
-                C8=None if c8 is None else 100*c8, C9=100*below.values if len(below := _of_seeds(e, 'below', 'adt_imp_am')) else None)
+    c4, c8 = (
+        _aligned(lost['feature_scatter'], lost['at_pgd']),
+        _aligned(e.swept.get('adt_exp'), e.swept.get('at_pgd')) if e.swept else None,
+    )
+    return dict(
+        C1=rob('adt_exp', 'at_pgd'),
+        C2a=rob('adt_exp_am', 'adt_exp'),
+        C2b=rob('adt_imp_am', 'adt_exp'),
+        C2c=_cheaper(e, 'adt_exp_am'),
+        C2d=_cheaper(e, 'adt_imp_am'),
+        C3=paired(f, ('at_fgsm', 'pgd20'), ('at_fgsm', 'fgsm'), 0.5),
+        C4=None if c4 is None else 100 * c4,
+        C5=_gap(e),
+        C6a=smoother('adt_exp'),
+        C6b=smoother('adt_exp_am'),
+        C6c=smoother('adt_imp_am'),
+        C7a=_covered(e, 'pixels'),
+        C7b=_covered(e, 'features'),
+        C8=None if c8 is None else 100 * c8,
+        C9=100 * below.values if len(below := _of_seeds(e, 'below', 'adt_imp_am')) else None,
+    )
 
 # %% ../../nbs/library/paper/claims.ipynb #measured
 def measured(
-    e: Evidence, # of `read_evidence`
-) -> dict: # a claim's key to what `two_level` gives, for `judge`; None where it was not run
+    e: Evidence,  # of `read_evidence`
+) -> dict:  # a claim's key to what `two_level` gives, for `judge`; None where it was not run
     "What the claims are judged by, with intervals"
-    def one(v): return dict(estimate=float(v.item()), lo=-np.inf, hi=np.inf, se=np.inf, df=1., seeds=1, n=1)
-    return {k: None if v is None else two_level(v) if v.size > 1 else one(v) for k, v in statistics(e).items()}
+
+    def one(v):
+        return dict(estimate=float(v.item()), lo=-np.inf, hi=np.inf, se=np.inf, df=1.0, seeds=1, n=1)
+
+    return {
+        k: None if v is None else two_level(v) if v.size > 1 else one(v) for k, v in statistics(e).items()
+    }

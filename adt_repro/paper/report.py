@@ -8,189 +8,348 @@ __all__ = ['CIFAR10_TEST', 'REAL', 'COLUMNS', 'VERDICTS', 'paper_settings', 'sam
            'put_between', 'inline', 'page']
 
 # %% ../../nbs/library/paper/report.ipynb #imports
-from PIL import Image
-from io import BytesIO
-from pathlib import Path
 import base64
 import html
+import re
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
-import re
 import yaml
+from PIL import Image
 
 from ..base.files import find_root
 from ..base.parameters import ParameterError, refuse
-from .claims import Evidence, TABLE1
+from .claims import TABLE1, Evidence
 from .verdicts import cell_verdict
 from ..runs.config import RULES
 from ..runs.resolve import resolve
 
 # %% ../../nbs/library/paper/report.ipynb #same
-CIFAR10_TEST = '72852adf2781'   # fingerprint of CIFAR-10's 10,000 test images; tests/test_cifar10.py compares it with the data
+CIFAR10_TEST = '72852adf2781'  # fingerprint of CIFAR-10's 10,000 test images; tests/test_cifar10.py compares it with the data
+
 
 def paper_settings(
-    root: Path | str = None, # the project's root; None: found from here
-) -> dict: # row to dataset, arch, eps, epochs
+    root: Path | str = None,  # the project's root; None: found from here
+) -> dict:  # row to dataset, arch, eps, epochs
     "What the paper trained, row by row; a `ParameterError` where nbs/scales/paper.yaml does not fit"
-    scale = yaml.safe_load((Path(root or find_root())/'nbs'/'scales'/'paper.yaml').read_text(encoding='utf-8'))
-    base = dict.fromkeys(RULES) | dict(recipe='paper2020', device='auto') | {k: v for k, v in scale.items() if k in RULES}
-    return {row: {k: c[k] for k in ('dataset', 'arch', 'eps', 'epochs', 'recipe')} for row in scale['rows'] for c in [resolve(base | dict(method=row))]}
+    scale = yaml.safe_load(
+        (Path(root or find_root()) / 'nbs' / 'scales' / 'paper.yaml').read_text(encoding='utf-8')
+    )
+    base = (
+        dict.fromkeys(RULES)
+        | dict(recipe='paper2020', device='auto')
+        | {k: v for k, v in scale.items() if k in RULES}
+    )
+    return {
+        row: {k: c[k] for k in ('dataset', 'arch', 'eps', 'epochs', 'recipe')}
+        for row in scale['rows']
+        for c in [resolve(base | dict(method=row))]
+    }
+
 
 def same_setting(
-    runs: pd.DataFrame, # of `run_table`, those of one row
-    setting: dict,      # of `paper_settings`, of that row; None: the paper has no such row
-    test_set: str,      # fingerprint of the images that were judged
-) -> bool: # True: the published number is of the same thing
+    runs: pd.DataFrame,  # of `run_table`, those of one row
+    setting: dict,  # of `paper_settings`, of that row; None: the paper has no such row
+    test_set: str,  # fingerprint of the images that were judged
+) -> bool:  # True: the published number is of the same thing
     "Was this row trained and judged as the paper's?"
-    if not setting or not len(runs) or test_set != CIFAR10_TEST: return False
-    return bool(runs.n_train.isna().all() and all((runs[k] == v).all() if k != 'eps' else np.allclose(runs[k], v, rtol=1e-6) for k, v in setting.items()))
+    if not setting or not len(runs) or test_set != CIFAR10_TEST:
+        return False
+    return bool(
+        runs.n_train.isna().all()
+        and all(
+            (runs[k] == v).all() if k != 'eps' else np.allclose(runs[k], v, rtol=1e-6)
+            for k, v in setting.items()
+        )
+    )
 
 # %% ../../nbs/library/paper/report.ipynb #said
 def _one(values, unit=''):
     v = sorted(set(values.dropna()), key=str)
-    return ', '.join(f'{x:.3g}' if isinstance(x, float) else str(x) for x in v[:4]) + ', …'*(len(v) > 4) + unit
+    return (
+        ', '.join(f'{x:.3g}' if isinstance(x, float) else str(x) for x in v[:4]) + ', …' * (len(v) > 4) + unit
+    )
+
 
 def scale_line(
-    e: Evidence, # of `read_evidence`
-) -> str: # data set, network, ε, epochs, n, seeds
+    e: Evidence,  # of `read_evidence`
+) -> str:  # data set, network, ε, epochs, n, seeds
     "What a scale's numbers are of"
-    r, n = e.runs, sorted({g.shape[1] for (_, column), g in e.found.items() if column in COLUMNS} or {g.shape[1] for g in e.found.values()})   # the table's, where it was made
+    r, n = (
+        e.runs,
+        sorted(
+            {g.shape[1] for (_, column), g in e.found.items() if column in COLUMNS}
+            or {g.shape[1] for g in e.found.values()}
+        ),
+    )  # the table's, where it was made
     seeds = r.groupby('row').seed.nunique()
     span = lambda v: f'{min(v)}' if min(v) == max(v) else f'{min(v)} to {max(v)}'
     train = _one(r.n_train.map(lambda v: 'all' if pd.isna(v) else f'{v:.0f}'))
-    return (f"{_one(r.dataset)}, {_one(r.arch)}, ε = {_one(r.eps.astype(float))}, {_one(r.epochs)} epochs, {train} training images; "
-            f"n = {span(n) if n else 0} test images, {span(seeds)} seed{'s' if seeds.max() > 1 else ''}" + f', attacks in {e.precision}'*(e.precision != 'fp32'))
+    return (
+        f'{_one(r.dataset)}, {_one(r.arch)}, ε = {_one(r.eps.astype(float))}, {_one(r.epochs)} epochs, {train} training images; '
+        f'n = {span(n) if n else 0} test images, {span(seeds)} seed{"s" if seeds.max() > 1 else ""}'
+        + f', attacks in {e.precision}'
+        * (e.precision != 'fp32')
+    )
 
 # %% ../../nbs/library/paper/report.ipynb #latest
-REAL = ['paper', 'gpu', 'cpu', 'digits']   # scales with committed records, the closest to the paper's first; digits is a rehearsal
+REAL = [
+    'paper',
+    'gpu',
+    'cpu',
+    'digits',
+]  # scales with committed records, the closest to the paper's first; digits is a rehearsal
+
 
 def latest_scale(
-    outputs: Path | str = None, # the project's outputs/; None: found from here
-) -> str: # the first of `REAL` that has records of white-box attacks in float32
+    outputs: Path | str = None,  # the project's outputs/; None: found from here
+) -> str:  # the first of `REAL` that has records of white-box attacks in float32
     "The scale that README and the site show first; a `ParameterError` where none has records"
-    outputs = Path(outputs or find_root()/'outputs')
-    return next((s for s in REAL if [*outputs.glob(f'{s}/records/white_box-*.parquet')]), None) or refuse('scale', None, f'one with records, none of {", ".join(REAL)} has any')
+    outputs = Path(outputs or find_root() / 'outputs')
+    return next((s for s in REAL if [*outputs.glob(f'{s}/records/white_box-*.parquet')]), None) or refuse(
+        'scale', None, f'one with records, none of {", ".join(REAL)} has any'
+    )
 
 # %% ../../nbs/library/paper/report.ipynb #cells
 COLUMNS = [*TABLE1, 'rob']
 
+
 def table1_cells(
-    e: Evidence,            # of `read_evidence`
-    paper: pd.DataFrame,    # of `published_table1`
-    settings: dict,         # of `paper_settings`
-    margin: float = 2.,     # points within which an accuracy is taken for the published one, above 0
-) -> pd.DataFrame: # one row for each cell: row, column, published, same, and what `cell_verdict` gives
+    e: Evidence,  # of `read_evidence`
+    paper: pd.DataFrame,  # of `published_table1`
+    settings: dict,  # of `paper_settings`
+    margin: float = 2.0,  # points within which an accuracy is taken for the published one, above 0
+) -> pd.DataFrame:  # one row for each cell: row, column, published, same, and what `cell_verdict` gives
     "Ours and theirs, cell by cell"
     cells = []
     for row in dict.fromkeys([*paper.index, *e.runs.row]):
         same = same_setting(e.runs[e.runs.row == row], settings.get(row), e.test_set)
         for column in COLUMNS:
-            grid, published = e.found.get((row, column)), float(paper[column][row]) if row in paper.index else None
-            cells.append(dict(row=row, column=column, published=published, same=same) | cell_verdict(None if grid is None else grid.values.astype(bool), published, same=same, margin=margin))
+            grid, published = (
+                e.found.get((row, column)),
+                float(paper[column][row]) if row in paper.index else None,
+            )
+            cells.append(
+                dict(row=row, column=column, published=published, same=same)
+                | cell_verdict(
+                    None if grid is None else grid.values.astype(bool), published, same=same, margin=margin
+                )
+            )
     return pd.DataFrame(cells)
 
 # %% ../../nbs/library/paper/report.ipynb #html
-VERDICTS = {'reproduced': ('✓', '#bfe5d6'), 'consistent': ('≈', '#d6ebf8'), 'underpowered': ('?', '#fbeeb8'), 'not reproduced': ('✗', '#f6c7ae'), 'other scale': ('', None), 'not run': ('', None), 'no published value': ('', None)}
+VERDICTS = {
+    'reproduced': ('✓', '#bfe5d6'),
+    'consistent': ('≈', '#d6ebf8'),
+    'underpowered': ('?', '#fbeeb8'),
+    'not reproduced': ('✗', '#f6c7ae'),
+    'other scale': ('', None),
+    'not run': ('', None),
+    'no published value': ('', None),
+}
+
 
 def pm(
-    lo: float,     # lower end of an interval, in the estimate's units
+    lo: float,  # lower end of an interval, in the estimate's units
     value: float,  # the estimate, in any units
-    hi: float,     # upper end, in the estimate's units
-    digits: int = 1, # after the point, at least 0
-) -> str: # such as 52.2 ± 0.9, or with both ends where they are not alike
+    hi: float,  # upper end, in the estimate's units
+    digits: int = 1,  # after the point, at least 0
+) -> str:  # such as 52.2 ± 0.9, or with both ends where they are not alike
     "An estimate with its interval"
-    if not np.isfinite([lo, value, hi]).all(): return f'{value:.{digits}f}'
-    if abs((hi - value) - (value - lo)) < 1.5*10.**-digits: return f'{value:.{digits}f} ± {(hi - lo)/2:.{digits}f}'
+    if not np.isfinite([lo, value, hi]).all():
+        return f'{value:.{digits}f}'
+    if abs((hi - value) - (value - lo)) < 1.5 * 10.0**-digits:
+        return f'{value:.{digits}f} ± {(hi - lo) / 2:.{digits}f}'
     return f'{value:.{digits}f} [{lo:.{digits}f}, {hi:.{digits}f}]'
+
 
 def _cell(c):
     sign, color = VERDICTS[c.verdict]
     ours = '–' if c.verdict == 'not run' else pm(c.lo, c.accuracy, c.hi)
     theirs = '' if pd.isna(c.published) else f'<br><small>({c.published:.2f})</small>'
-    return f'<td title="{html.escape(c.verdict + ": " + c.why)}"' + (f' style="background:{color};color:#111"' if color else '') + f'>{ours}{" " + sign if sign else ""}{theirs}</td>'
+    return (
+        f'<td title="{html.escape(c.verdict + ": " + c.why)}"'
+        + (f' style="background:{color};color:#111"' if color else '')
+        + f'>{ours}{" " + sign if sign else ""}{theirs}</td>'
+    )
+
 
 def table1_html(
-    cells: pd.DataFrame, # of `table1_cells`
-    said: str,           # what it is of, see `scale_line`
-) -> str: # HTML of a table, with its caption and legend
+    cells: pd.DataFrame,  # of `table1_cells`
+    said: str,  # what it is of, see `scale_line`
+) -> str:  # HTML of a table, with its caption and legend
     "Table 1, ours ± interval (published)"
     head = ''.join(f'<th scope="col">{c}</th>' for c in ['', *COLUMNS])
-    body = ''.join(f'<tr><th scope="row">{html.escape(row)}</th>' + ''.join(_cell(c) for c in g.itertuples()) + '</tr>' for row, g in cells.groupby('row', sort=False))
-    comparable = 'Compared by two one-sided tests.' if cells.same.any() else 'Not the paper’s setting: nothing here is compared with the published numbers.'
-    return (f'<table class="adt cells"><caption>Accuracy in percent, ± 95 %; {html.escape(said)}. In parentheses: published, CIFAR-10, WRN-28-10, one network each. {comparable}</caption>'
-            f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>' + legend_html(cells.verdict))
+    body = ''.join(
+        f'<tr><th scope="row">{html.escape(row)}</th>' + ''.join(_cell(c) for c in g.itertuples()) + '</tr>'
+        for row, g in cells.groupby('row', sort=False)
+    )
+    comparable = (
+        'Compared by two one-sided tests.'
+        if cells.same.any()
+        else 'Not the paper’s setting: nothing here is compared with the published numbers.'
+    )
+    return (
+        f'<table class="adt cells"><caption>Accuracy in percent, ± 95 %; {html.escape(said)}. In parentheses: published, CIFAR-10, WRN-28-10, one network each. {comparable}</caption>'
+        f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>' + legend_html(cells.verdict)
+    )
 
 # %% ../../nbs/library/paper/report.ipynb #html-legend
 def legend_html(
-    words, # verdicts that occur, in any order
-) -> str: # HTML of one line
+    words,  # verdicts that occur, in any order
+) -> str:  # HTML of one line
     "What the colours and signs mean"
     there = [w for w in VERDICTS if w in set(words)]
-    return '<p class="adt">' + ' '.join(f'<span style="padding:1px 6px' + (f';background:{c};color:#111' if c else ';border:1px solid #8888') + f'">{s} {w}</span>' for w in there for s, c in [VERDICTS[w]]) + '</p>'
+    return (
+        '<p class="adt">'
+        + ' '.join(
+            f'<span style="padding:1px 6px'
+            + (f';background:{c};color:#111' if c else ';border:1px solid #8888')
+            + f'">{s} {w}</span>'
+            for w in there
+            for s, c in [VERDICTS[w]]
+        )
+        + '</p>'
+    )
+
 
 def claims_html(
-    judged: pd.DataFrame, # of `judge`
-    said: str,            # what it is of, see `scale_line`
-) -> str: # HTML of a table, with its caption
+    judged: pd.DataFrame,  # of `judge`
+    said: str,  # what it is of, see `scale_line`
+) -> str:  # HTML of a table, with its caption
     "The claims, each with statistic, published size and verdict"
+
     def line(c):
         s, color = VERDICTS[c.verdict]
         size = '–' if pd.isna(c.estimate) else f'{pm(c.lo, c.estimate, c.hi, 2)} {c.unit}'
-        cells = [c.key, c.claim, c.statistic, size, '–' if pd.isna(c.published) else f'{c.published:+.2f}', f'{c.seeds} × {c.n}' if c.n else '–', '–' if pd.isna(c.p_holm) else f'{c.p_holm:.2g}']
-        return '<tr>' + ''.join(f'<td>{html.escape(str(v))}</td>' for v in cells) + f'<td{f" style=background:{color};color:#111" if color else ""}>{s} {c.verdict}<br><small>{html.escape(c.why)}</small></td></tr>'
-    head = ''.join(f'<th scope="col">{c}</th>' for c in ('', 'claim', 'statistic', 'estimate ± 95 %', 'published', 'seeds × n', 'p (Holm)', 'verdict'))
+        cells = [
+            c.key,
+            c.claim,
+            c.statistic,
+            size,
+            '–' if pd.isna(c.published) else f'{c.published:+.2f}',
+            f'{c.seeds} × {c.n}' if c.n else '–',
+            '–' if pd.isna(c.p_holm) else f'{c.p_holm:.2g}',
+        ]
+        return (
+            '<tr>'
+            + ''.join(f'<td>{html.escape(str(v))}</td>' for v in cells)
+            + f'<td{f" style=background:{color};color:#111" if color else ""}>{s} {c.verdict}<br><small>{html.escape(c.why)}</small></td></tr>'
+        )
+
+    head = ''.join(
+        f'<th scope="col">{c}</th>'
+        for c in (
+            '',
+            'claim',
+            'statistic',
+            'estimate ± 95 %',
+            'published',
+            'seeds × n',
+            'p (Holm)',
+            'verdict',
+        )
+    )
     return f'<table class="adt"><caption>{html.escape(said)}. What a verdict says, it says of this scale.</caption><thead><tr>{head}</tr></thead><tbody>{"".join(map(line, judged.itertuples()))}</tbody></table>'
 
 # %% ../../nbs/library/paper/report.ipynb #readme
 def readme_table(
-    cells: pd.DataFrame, # of `table1_cells`
-    said: str,           # what it is of, see `scale_line`
-) -> str: # Markdown: a sentence and a table of the rows that were run
+    cells: pd.DataFrame,  # of `table1_cells`
+    said: str,  # what it is of, see `scale_line`
+) -> str:  # Markdown: a sentence and a table of the rows that were run
     "Our numbers for README.md"
     ran = cells[cells.verdict != 'not run']
-    lines = [f"| `{row}` | " + ' | '.join(pm(c.lo, c.accuracy, c.hi) if (c := g[g.column == k].squeeze()).size else '–' for k in COLUMNS) + ' |' for row, g in ran.groupby('row', sort=False)]
-    verdicts = f" Verdicts: {', '.join(f'{v} {k}' for k, v in ran.verdict.value_counts().items())}." if ran.same.any() else " Not the paper's setting, so nothing is compared with its numbers."
-    return '\n'.join([f'Accuracy in %, ± 95 % over seeds and images; {said}.{verdicts}', '', '| method | ' + ' | '.join(COLUMNS) + ' |', '|---|' + '---|'*len(COLUMNS), *lines])
+    lines = [
+        f'| `{row}` | '
+        + ' | '.join(
+            pm(c.lo, c.accuracy, c.hi) if (c := g[g.column == k].squeeze()).size else '–' for k in COLUMNS
+        )
+        + ' |'
+        for row, g in ran.groupby('row', sort=False)
+    ]
+    verdicts = (
+        f' Verdicts: {", ".join(f"{v} {k}" for k, v in ran.verdict.value_counts().items())}.'
+        if ran.same.any()
+        else " Not the paper's setting, so nothing is compared with its numbers."
+    )
+    return '\n'.join(
+        [
+            f'Accuracy in %, ± 95 % over seeds and images; {said}.{verdicts}',
+            '',
+            '| method | ' + ' | '.join(COLUMNS) + ' |',
+            '|---|' + '---|' * len(COLUMNS),
+            *lines,
+        ]
+    )
+
 
 def readme_claims(
-    judged: pd.DataFrame, # of `judge`
-) -> str: # Markdown: a table of the claims
+    judged: pd.DataFrame,  # of `judge`
+) -> str:  # Markdown: a table of the claims
     "What was reproduced, for README.md"
-    def size(c): return '–' if pd.isna(c.estimate) else f'{pm(c.lo, c.estimate, c.hi, 2)} {c.unit}'
-    lines = [f'| {c.key} | {c.claim} | {c.statistic} | {size(c)} | {"–" if pd.isna(c.published) else f"{c.published:+.2f}"} | {c.seeds} | {c.verdict} |' for c in judged.itertuples()]
-    return '\n'.join(['| | claim | statistic | estimate ± 95 % | published | seeds | at this scale |', '|---|---|---|---|---|---|---|', *lines])
+
+    def size(c):
+        return '–' if pd.isna(c.estimate) else f'{pm(c.lo, c.estimate, c.hi, 2)} {c.unit}'
+
+    lines = [
+        f'| {c.key} | {c.claim} | {c.statistic} | {size(c)} | {"–" if pd.isna(c.published) else f"{c.published:+.2f}"} | {c.seeds} | {c.verdict} |'
+        for c in judged.itertuples()
+    ]
+    return '\n'.join(
+        [
+            '| | claim | statistic | estimate ± 95 % | published | seeds | at this scale |',
+            '|---|---|---|---|---|---|---|',
+            *lines,
+        ]
+    )
+
 
 def put_between(
-    text: str, # a whole file
-    name: str, # of the place: <!-- name --> … <!-- /name -->
+    text: str,  # a whole file
+    name: str,  # of the place: <!-- name --> … <!-- /name -->
     new: str,  # what shall stand there
-) -> str: # the file with it
+) -> str:  # the file with it
     "Fill a marked place; a `ParameterError` where there is none"
     pattern = re.compile(rf'(<!-- {re.escape(name)} -->\n).*?(\n<!-- /{re.escape(name)} -->)', re.S)
-    if not pattern.search(text): raise ParameterError(f'{name}: allowed is a file with the line <!-- {name} --> and, below it, <!-- /{name} -->')
+    if not pattern.search(text):
+        raise ParameterError(
+            f'{name}: allowed is a file with the line <!-- {name} --> and, below it, <!-- /{name} -->'
+        )
     return pattern.sub(lambda m: m[1] + new + m[2], text)
 
 # %% ../../nbs/library/paper/report.ipynb #page
-_STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
 table{border-collapse:collapse;border:0;font-size:.85rem;display:block;overflow-x:auto}td,th{padding:.25rem .5rem;border:1px solid #8886;text-align:left;vertical-align:top}table.cells td{white-space:nowrap}
-caption{text-align:left;padding:.4rem 0}img{max-width:100%;background:#fff}pre{overflow-x:auto;font-size:.8rem}small{opacity:.8}'''
+caption{text-align:left;padding:.4rem 0}img{max-width:100%;background:#fff}pre{overflow-x:auto;font-size:.8rem}small{opacity:.8}"""
+
 
 def inline(
-    picture, # a matplotlib Figure, or the path of a PNG
-    alt: str, # what it shows, for those who do not see it
-    dpi: int = 110, # of a Figure, at least 20
-) -> str: # HTML of an image within the page
+    picture,  # a matplotlib Figure, or the path of a PNG
+    alt: str,  # what it shows, for those who do not see it
+    dpi: int = 110,  # of a Figure, at least 20
+) -> str:  # HTML of an image within the page
     "A figure that travels with its page, in 256 colours"
-    if isinstance(picture, (str, Path)): drawn = BytesIO(Path(picture).read_bytes())
-    else: picture.savefig(drawn := BytesIO(), format='png', dpi=dpi, metadata=dict(Software=None))
-    Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(small := BytesIO(), format='png', optimize=True)
+    if isinstance(picture, (str, Path)):
+        drawn = BytesIO(Path(picture).read_bytes())
+    else:
+        picture.savefig(drawn := BytesIO(), format='png', dpi=dpi, metadata=dict(Software=None))
+    Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(
+        small := BytesIO(), format='png', optimize=True
+    )
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}">'
 
+
 def page(
-    title: str,      # of the page
+    title: str,  # of the page
     sections: list,  # of (heading, HTML)
-) -> str: # a whole HTML document that loads nothing
+) -> str:  # a whole HTML document that loads nothing
     "A self-contained page"
-    body = ''.join(f'<section><h2>{html.escape(heading)}</h2>{content}</section>\n' for heading, content in sections)
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
-            f'<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n')
+    body = ''.join(
+        f'<section><h2>{html.escape(heading)}</h2>{content}</section>\n' for heading, content in sections
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
+        f'<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n'
+    )

@@ -6,8 +6,9 @@
 __all__ = ['verdict', 'Claim', 'judge', 'cell_verdict']
 
 # %% ../../nbs/library/paper/verdicts.ipynb #imports
-from dataclasses import dataclass
 import math
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
@@ -15,100 +16,154 @@ from ..base.parameters import maybe, number, refuse, whole
 from ..base.stats import _bounds, _interval, _table, holm, p_outside, share, two_level
 
 # %% ../../nbs/library/paper/verdicts.ipynb #verdict
-def _num(v): return ('∞' if v > 0 else '−∞') if math.isinf(v) else f'{v:.3g}'
+def _num(v):
+    return ('∞' if v > 0 else '−∞') if math.isinf(v) else f'{v:.3g}'
+
 
 def verdict(
-    found: dict,              # of `two_level`; None: the experiment was not run
-    bounds: tuple,            # (lo, hi) in the statistic's unit, either may be infinite: what the claim says of the truth
+    found: dict,  # of `two_level`; None: the experiment was not run
+    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what the claim says of the truth
     published: float = None,  # the size that was published, in the statistic's unit; None: unknown
-    p: float = None,          # adjusted p value in [0, 1]; None: that of `p_outside`
-    alpha: float = 0.05,      # level of the test, in (0, 1)
-) -> tuple: # the word and a short sentence: reproduced, consistent, not reproduced, underpowered, not run
+    p: float = None,  # adjusted p value in [0, 1]; None: that of `p_outside`
+    alpha: float = 0.05,  # level of the test, in (0, 1)
+) -> tuple:  # the word and a short sentence: reproduced, consistent, not reproduced, underpowered, not run
     "What an experiment says about a claim, in a word, and why; a `ParameterError` for bounds or levels that are none"
     (lo, hi), level = _bounds(bounds), number(0, 1)
-    for name, value in ('alpha', alpha), ('p', 0. if p is None else float(p)):
-        if not level.ok(value): refuse(name, value, level.says)
-    if found is None: return 'not run', 'no records'
-    if found['se'] == 0: return 'underpowered', f"all are {_num(found['estimate'])}: no spread that could be judged by"
+    for name, value in ('alpha', alpha), ('p', 0.0 if p is None else float(p)):
+        if not level.ok(value):
+            refuse(name, value, level.says)
+    if found is None:
+        return 'not run', 'no records'
+    if found['se'] == 0:
+        return 'underpowered', f'all are {_num(found["estimate"])}: no spread that could be judged by'
     raw, a, b = p_outside(found, bounds), found['lo'], found['hi']
     p, span, claim = raw if p is None else p, f'interval [{_num(a)}, {_num(b)}]', f'({_num(lo)}, {_num(hi)})'
-    if p <= alpha and found['seeds'] > 1: return 'reproduced', f'{span}, p = {p:.2g} against a truth outside {claim}'
-    if p <= alpha: return 'consistent', f'{span}, p = {p:.2g}, of a single seed: it says nothing of others'
-    if raw <= alpha: return 'consistent', f'{span}, p = {raw:.2g} taken alone, {p:.2g} among all claims'
-    alone = ', of a single seed'*(found['seeds'] == 1)
-    if b <= lo or a >= hi: return 'not reproduced', f'{span} lies outside {claim}{alone}'
-    if lo < a and b < hi: return 'underpowered', f'{span} lies within {claim}, but p = {p:.2g} is above {alpha:g}'
+    if p <= alpha and found['seeds'] > 1:
+        return 'reproduced', f'{span}, p = {p:.2g} against a truth outside {claim}'
+    if p <= alpha:
+        return 'consistent', f'{span}, p = {p:.2g}, of a single seed: it says nothing of others'
+    if raw <= alpha:
+        return 'consistent', f'{span}, p = {raw:.2g} taken alone, {p:.2g} among all claims'
+    alone = ', of a single seed' * (found['seeds'] == 1)
+    if b <= lo or a >= hi:
+        return 'not reproduced', f'{span} lies outside {claim}{alone}'
+    if lo < a and b < hi:
+        return 'underpowered', f'{span} lies within {claim}, but p = {p:.2g} is above {alpha:g}'
     over = ' and '.join(_num(v) for v in (lo, hi) if a <= v <= b)
-    if published is None: return 'underpowered', f'{span} covers {over}; no size was published'
-    if a <= published <= b: return 'underpowered', f'{span} covers both {over} and the published {_num(published)}'
-    word, but = ('not reproduced', '') if found['seeds'] > 1 else ('underpowered', f'{alone}: others are not in it')
+    if published is None:
+        return 'underpowered', f'{span} covers {over}; no size was published'
+    if a <= published <= b:
+        return 'underpowered', f'{span} covers both {over} and the published {_num(published)}'
+    word, but = (
+        ('not reproduced', '') if found['seeds'] > 1 else ('underpowered', f'{alone}: others are not in it')
+    )
     return word, f'{span} covers {over} and excludes the published {_num(published)}{but}'
 
 # %% ../../nbs/library/paper/verdicts.ipynb #judge
 @dataclass(frozen=True)
 class Claim:
     "What a paper says, in a form that can be tested; a `ParameterError` for bounds that are none"
-    key: str                # a short name
-    text: str               # the claim in words
-    bounds: tuple           # (lo, hi) in `unit`, either may be infinite: where the truth lies if the claim holds
-    published: float = None # the published size, in `unit`; None: unknown
-    unit: str = ''          # of the statistic, such as points
-    statistic: str = ''     # what is measured, in words
-    def __post_init__(self): _bounds(self.bounds)
+
+    key: str  # a short name
+    text: str  # the claim in words
+    bounds: tuple  # (lo, hi) in `unit`, either may be infinite: where the truth lies if the claim holds
+    published: float = None  # the published size, in `unit`; None: unknown
+    unit: str = ''  # of the statistic, such as points
+    statistic: str = ''  # what is measured, in words
+
+    def __post_init__(self):
+        _bounds(self.bounds)
+
 
 def judge(
-    claims: list,         # of `Claim`, their keys all different
-    found: dict,          # key to what `two_level` found; None or no entry: not run
+    claims: list,  # of `Claim`, their keys all different
+    found: dict,  # key to what `two_level` found; None or no entry: not run
     alpha: float = 0.05,  # level of the tests together, in (0, 1)
-) -> pd.DataFrame: # one row a claim: key, claim, statistic, unit, estimate, lo, hi, published, seeds, n, p, p_holm, verdict, why
+) -> pd.DataFrame:  # one row a claim: key, claim, statistic, unit, estimate, lo, hi, published, seeds, n, p, p_holm, verdict, why
     "Each claim's verdict, with p values that count how many were tested; a `ParameterError` where two claims share a key"
     keys = [c.key for c in claims]
-    if len(set(keys)) < len(keys): refuse('claims', keys, 'claims of different keys')
+    if len(set(keys)) < len(keys):
+        refuse('claims', keys, 'claims of different keys')
     p = {c.key: p_outside(found[c.key], c.bounds) for c in claims if found.get(c.key)}
     adjusted, rows = dict(zip(p, holm(list(p.values())))), []
     for c in claims:
         f, q = found.get(c.key) or {}, adjusted.get(c.key)
         word, why = verdict(f or None, c.bounds, c.published, q, alpha)
-        rows.append(dict(key=c.key, claim=c.text, statistic=c.statistic, unit=c.unit) | {k: f.get(k, math.nan) for k in ('estimate', 'lo', 'hi')}
-                    | dict(published=math.nan if c.published is None else c.published, seeds=f.get('seeds', 0), n=f.get('n', 0),
-                           p=p.get(c.key, math.nan), p_holm=math.nan if q is None else q, verdict=word, why=why))
-    return pd.DataFrame(rows, columns='key claim statistic unit estimate lo hi published seeds n p p_holm verdict why'.split())
+        rows.append(
+            dict(key=c.key, claim=c.text, statistic=c.statistic, unit=c.unit)
+            | {k: f.get(k, math.nan) for k in ('estimate', 'lo', 'hi')}
+            | dict(
+                published=math.nan if c.published is None else c.published,
+                seeds=f.get('seeds', 0),
+                n=f.get('n', 0),
+                p=p.get(c.key, math.nan),
+                p_holm=math.nan if q is None else q,
+                verdict=word,
+                why=why,
+            )
+        )
+    return pd.DataFrame(
+        rows, columns='key claim statistic unit estimate lo hi published seeds n p p_holm verdict why'.split()
+    )
 
 # %% ../../nbs/library/paper/verdicts.ipynb #cell-verdict
 def _wilson_se(percent, n):
     "Standard error, in points, of a share of n at the centre of Wilson's interval"
     z2 = 1.96**2
-    share = (percent/100*n + z2/2)/(n + z2)
-    return 100*math.sqrt(share*(1 - share)/(n + z2))
+    share = (percent / 100 * n + z2 / 2) / (n + z2)
+    return 100 * math.sqrt(share * (1 - share) / (n + z2))
+
 
 def _our_accuracy(right, confidence):
     "`two_level` in percent, within [0, 100]; Wilson's where no spread is seen or only images vary"
-    found = two_level(100*_table(right), confidence=confidence)
-    if found['seeds'] > 1 and found['se'] > 0: return found | dict(lo=max(found['lo'], 0.), hi=min(found['hi'], 100.))
-    wilson, n = share(round(found['estimate']/100*found['n']), found['n'], confidence), found['n']
-    return found | dict(lo=100*wilson['lo'], hi=100*wilson['hi'], se_examples=_wilson_se(found['estimate'], n))
+    found = two_level(100 * _table(right), confidence=confidence)
+    if found['seeds'] > 1 and found['se'] > 0:
+        return found | dict(lo=max(found['lo'], 0.0), hi=min(found['hi'], 100.0))
+    wilson, n = share(round(found['estimate'] / 100 * found['n']), found['n'], confidence), found['n']
+    return found | dict(
+        lo=100 * wilson['lo'], hi=100 * wilson['hi'], se_examples=_wilson_se(found['estimate'], n)
+    )
 
 # %% ../../nbs/library/paper/verdicts.ipynb #cell-verdict-api
 def cell_verdict(
-    right,                   # (S, n) bools, is the prediction right? seeds are rows, the same n images in each; None: not run
-    published: float,        # accuracy in percent, in [0, 100]; None: no such number
+    right,  # (S, n) bools, is the prediction right? seeds are rows, the same n images in each; None: not run
+    published: float,  # accuracy in percent, in [0, 100]; None: no such number
     *,
-    same: bool,              # is it the published setting? False: accuracy and interval only
-    n_published: int = 10000, # images behind the published number
-    margin: float = 2.,      # what counts as the same, in points, above 0
-    alpha: float = 0.05,     # level of the test, in (0, 1)
-) -> dict: # accuracy, lo, hi in percent; seeds, n; diff, diff_lo, diff_hi in points; p; verdict, why
+    same: bool,  # is it the published setting? False: accuracy and interval only
+    n_published: int = 10000,  # images behind the published number
+    margin: float = 2.0,  # what counts as the same, in points, above 0
+    alpha: float = 0.05,  # level of the test, in (0, 1)
+) -> dict:  # accuracy, lo, hi in percent; seeds, n; diff, diff_lo, diff_hi in points; p; verdict, why
     "Does an accuracy agree with a published one? A `ParameterError` where an input is not of this kind"
-    for name, value, rule in ('published', published, maybe(number(0, 100))), ('n_published', n_published, whole(1)), ('margin', margin, number(0, above=True)), ('alpha', alpha, number(0, 1)):
-        if not rule.ok(value): refuse(name, value, rule.says)
-    out = dict.fromkeys('accuracy lo hi seeds n diff diff_lo diff_hi p'.split(), math.nan) | dict(seeds=0, n=0)
-    if right is None: return out | dict(verdict='not run', why='no records')
-    if np.asarray(right).dtype != bool or np.ndim(right) != 2: refuse('right', np.shape(right), 'bools of shape (seeds, images)')
+    for name, value, rule in (
+        ('published', published, maybe(number(0, 100))),
+        ('n_published', n_published, whole(1)),
+        ('margin', margin, number(0, above=True)),
+        ('alpha', alpha, number(0, 1)),
+    ):
+        if not rule.ok(value):
+            refuse(name, value, rule.says)
+    out = dict.fromkeys('accuracy lo hi seeds n diff diff_lo diff_hi p'.split(), math.nan) | dict(
+        seeds=0, n=0
+    )
+    if right is None:
+        return out | dict(verdict='not run', why='no records')
+    if np.asarray(right).dtype != bool or np.ndim(right) != 2:
+        refuse('right', np.shape(right), 'bools of shape (seeds, images)')
     ours = _our_accuracy(right, 0.95)
     out |= dict(accuracy=ours['estimate']) | {k: ours[k] for k in ('lo', 'hi', 'seeds', 'n')}
-    if published is None: return out | dict(verdict='no published value', why='nothing to compare with')
-    if not same: return out | dict(verdict='other scale', why='not the published setting, so not compared')
+    if published is None:
+        return out | dict(verdict='no published value', why='nothing to compare with')
+    if not same:
+        return out | dict(verdict='other scale', why='not the published setting, so not compared')
     examples = math.hypot(ours['se_examples'], _wilson_se(published, n_published))
     diff = _interval(ours['estimate'] - published, ours['se_seeds'], examples, ours['seeds'], ours['n'], 0.95)
-    word, why = verdict(diff, (-margin, margin), 0., alpha=alpha)
-    return out | dict(diff=diff['estimate'], diff_lo=diff['lo'], diff_hi=diff['hi'], p=p_outside(diff, (-margin, margin)), verdict=word, why=why)
+    word, why = verdict(diff, (-margin, margin), 0.0, alpha=alpha)
+    return out | dict(
+        diff=diff['estimate'],
+        diff_lo=diff['lo'],
+        diff_hi=diff['hi'],
+        p=p_outside(diff, (-margin, margin)),
+        verdict=word,
+        why=why,
+    )

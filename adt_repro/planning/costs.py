@@ -6,17 +6,38 @@
 __all__ = ['SIZES', 'EXPERIMENTS', 'step_costs', 'cost_table', 'show', 'read_scale', 'main']
 
 # %% ../../nbs/library/planning/costs.ipynb #imports
+import sys
 from functools import partial
 from pathlib import Path
+
 import pandas as pd
-import sys
 import yaml
 
 from ..attacks.black_box import samples_rule
 from ..attacks.suite import SUITE
-from ..base.parameters import ParameterError, Rule, check_params, flag, maybe, number, one_of, refuse, several, whole, word
+from adt_repro.base.parameters import (
+    ParameterError,
+    Rule,
+    check_params,
+    flag,
+    maybe,
+    number,
+    one_of,
+    refuse,
+    several,
+    whole,
+    word,
+)
 from ..data import DATASETS
-from .passes import attack_passes, fit_passes, generator_macs, learning_passes, network_macs, panel_passes, training_passes
+from adt_repro.planning.passes import (
+    attack_passes,
+    fit_passes,
+    generator_macs,
+    learning_passes,
+    network_macs,
+    panel_passes,
+    training_passes,
+)
 from ..runs.config import RULES, SESSION
 from ..runs.resolve import resolve
 from ..runs.select import EXTRAS, cascade_rule, limits_rule
@@ -25,193 +46,410 @@ from ..runs.sweeps import one_by_one
 from ..speed.precision import PRECISIONS
 
 # %% ../../nbs/library/planning/costs.ipynb #rows
-SIZES = dict(digits=(1437, 360), mnist=(60000, 10000), cifar10=(50000, 10000), cifar100=(50000, 10000), svhn=(73257, 26032))   # images to train on, to test on
+SIZES = dict(
+    digits=(1437, 360),
+    mnist=(60000, 10000),
+    cifar10=(50000, 10000),
+    cifar100=(50000, 10000),
+    svhn=(73257, 26032),
+)  # images to train on, to test on
+
 
 def _row(experiment, what, config, jobs, images, passes, generator=0, generator_of=None):
-    macs = passes*network_macs(config['arch'], config['dataset']) + (generator and generator*generator_macs(generator_of or config))
-    return dict(experiment=experiment, what=what, jobs=jobs, images=images, passes=passes, generator=generator, eflop=2*jobs*images*macs/1e18)
+    macs = passes * network_macs(config['arch'], config['dataset']) + (
+        generator and generator * generator_macs(generator_of or config)
+    )
+    return dict(
+        experiment=experiment,
+        what=what,
+        jobs=jobs,
+        images=images,
+        passes=passes,
+        generator=generator,
+        eflop=2 * jobs * images * macs / 1e18,
+    )
 
 # %% ../../nbs/library/planning/costs.ipynb #experiments
-_n, _names, _numbers, _flag, _table = whole(1), several(word()), several(number()), flag(), Rule(lambda v: isinstance(v, dict), 'a table of parameters')
+_n, _names, _numbers, _flag, _table = (
+    whole(1),
+    several(word()),
+    several(number()),
+    flag(),
+    Rule(lambda v: isinstance(v, dict), 'a table of parameters'),
+)
 _attack = one_of(*[a for a in SUITE if a != 'feature'])
 _seeds = several(whole(0))
 _whose = dict(methods=(None, maybe(_names)), seeds=(None, maybe(_seeds)))
-_by_method = Rule(lambda v: isinstance(v, dict) and all(word().ok(k) and _seeds.ok(s) for k, s in v.items()), f'a table of methods, for each {_seeds.says}')
-_free = dict.fromkeys('batch seed fresh device data_root memory image radius k jobs train'.split(), (None, Rule(lambda v: True, 'anything')))   # no matter of cost
-EXPERIMENTS = dict(   # what each may be told: default and rule
-    white_box=_whose | dict(attacks=(list(SUITE), maybe(several(one_of(*SUITE)))), n_test=(100, _n), n_targets=(10, _n), cascade=(False, cascade_rule()), limits=(None, maybe(limits_rule())), n_sound=(None, maybe(_n)), n_beside=(500, _n), draws=(20, whole(0)),
-                            generator=(0, whole(0)), autoattack=(False, _flag), sound=(True, _flag), precision=('fp32', one_of(*PRECISIONS))),
-    transfer=dict(targets=(None, maybe(_names)), target_seeds=_whose['seeds'], sources=(None, maybe(_names)), source_seeds=_whose['seeds'],
-                  attacks=(['pgd20', 'mim'], several(_attack)), n_test=(100, _n)),
-    spsa=_whose | dict(samples=([16, 64], several(samples_rule)), steps=(15, _n), budget=(500, _n), n_test=(50, _n)),
-    landscape=_whose | dict(grid=(41, whole(3)), n_images=(5, whole(2)), n_samples=(1000, whole(2)), n_targets=(10, _n), n_curvature=(100, whole(2)), curvature_steps=(200, _n)),
+_by_method = Rule(
+    lambda v: isinstance(v, dict) and all(word().ok(k) and _seeds.ok(s) for k, s in v.items()),
+    f'a table of methods, for each {_seeds.says}',
+)
+_free = dict.fromkeys(
+    'batch seed fresh device data_root memory image radius k jobs train'.split(),
+    (None, Rule(lambda v: True, 'anything')),
+)  # no matter of cost
+EXPERIMENTS = dict(  # what each may be told: default and rule
+    white_box=_whose
+    | dict(
+        attacks=(list(SUITE), maybe(several(one_of(*SUITE)))),
+        n_test=(100, _n),
+        n_targets=(10, _n),
+        cascade=(False, cascade_rule()),
+        limits=(None, maybe(limits_rule())),
+        n_sound=(None, maybe(_n)),
+        n_beside=(500, _n),
+        draws=(20, whole(0)),
+        generator=(0, whole(0)),
+        autoattack=(False, _flag),
+        sound=(True, _flag),
+        precision=('fp32', one_of(*PRECISIONS)),
+    ),
+    transfer=dict(
+        targets=(None, maybe(_names)),
+        target_seeds=_whose['seeds'],
+        sources=(None, maybe(_names)),
+        source_seeds=_whose['seeds'],
+        attacks=(['pgd20', 'mim'], several(_attack)),
+        n_test=(100, _n),
+    ),
+    spsa=_whose
+    | dict(samples=([16, 64], several(samples_rule)), steps=(15, _n), budget=(500, _n), n_test=(50, _n)),
+    landscape=_whose
+    | dict(
+        grid=(41, whole(3)),
+        n_images=(5, whole(2)),
+        n_samples=(1000, whole(2)),
+        n_targets=(10, _n),
+        n_curvature=(100, whole(2)),
+        curvature_steps=(200, _n),
+    ),
     diversity=_whose | dict(n_images=(20, whole(2)), n_samples=(100, whole(8))),
-    ablation=dict(lbd=([0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10], _numbers), n_mc=([1, 3, 5], several(_n)), inner_steps=([1, 3, 7, 14], several(_n)), inner_momentum=([0, 1], _numbers),
-                  rho=([-5, -2, 0], _numbers), u_max=([0.5, 0.85, 0.9, 1.2], _numbers), seeds=(3, whole(2)), dataset=('digits', RULES['dataset']), arch=(None, RULES['arch']),
-                  epochs=(None, RULES['epochs']), n_train=(None, RULES['n_train']), base=(None, maybe(_table)), attacks=(['pgd20'], several(_attack)), n_test=(360, _n), draws=(20, _n)))
+    ablation=dict(
+        lbd=([0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10], _numbers),
+        n_mc=([1, 3, 5], several(_n)),
+        inner_steps=([1, 3, 7, 14], several(_n)),
+        inner_momentum=([0, 1], _numbers),
+        rho=([-5, -2, 0], _numbers),
+        u_max=([0.5, 0.85, 0.9, 1.2], _numbers),
+        seeds=(3, whole(2)),
+        dataset=('digits', RULES['dataset']),
+        arch=(None, RULES['arch']),
+        epochs=(None, RULES['epochs']),
+        n_train=(None, RULES['n_train']),
+        base=(None, maybe(_table)),
+        attacks=(['pgd20'], several(_attack)),
+        n_test=(360, _n),
+        draws=(20, _n),
+    ),
+)
+
 
 def _read(given, known, where):
-    try: return check_params({k: d for k, (d, _) in known.items()} | given, **{k: r for k, (_, r) in known.items()})
-    except ParameterError as e: raise ParameterError(f'{where}: {e}') from None
+    try:
+        return check_params(
+            {k: d for k, (d, _) in known.items()} | given, **{k: r for k, (_, r) in known.items()}
+        )
+    except ParameterError as e:
+        raise ParameterError(f'{where}: {e}') from None
 
 # %% ../../nbs/library/planning/costs.ipynb #evaluated
 def _suite_passes(e, n_mc):
     "Attack to passes for each image that does not fall"
-    suite = {k: attack_passes(k, **(dict(n_targets=e['n_targets']) if k == 'feature' else {})) for k in (SUITE if e['attacks'] is None else e['attacks'])}
+    suite = {
+        k: attack_passes(k, **(dict(n_targets=e['n_targets']) if k == 'feature' else {}))
+        for k in (SUITE if e['attacks'] is None else e['attacks'])
+    }
     drawn = {'distribution': attack_passes('distribution', n_mc=n_mc, draws=e['draws'])} if e['draws'] else {}
     return suite | drawn | ({'autoattack': attack_passes('autoattack')} if e['autoattack'] else {})
+
 
 def _white_box(e, who):
     n, limits = e['n_test'], e['limits'] or {}
     few = {k: min(n, limits.get(k, n)) for k in (*SUITE, *EXTRAS)}
     for m, c, jobs in who(e['methods'], e['seeds']):
         suite = _suite_passes(e, DATASETS[c['dataset']].n_mc)
-        total = n + sum(few[k]*p for k, p in suite.items()) + few['distribution']*suite.get('distribution', 0) + min(n, e['n_sound'] or n)*e['sound']*panel_passes()   # the distribution again for its statistics
-        if e['precision'] != 'fp32': total += min(n, e['n_beside'])*(1 + sum(p for k, p in suite.items() if k != 'autoattack' and k not in limits))                    # and some attacks in fp32 too
-        yield m, c, jobs, n, -(-total//n)
+        total = (
+            n
+            + sum(few[k] * p for k, p in suite.items())
+            + few['distribution'] * suite.get('distribution', 0)
+            + min(n, e['n_sound'] or n) * e['sound'] * panel_passes()
+        )  # the distribution again for its statistics
+        if e['precision'] != 'fp32':
+            total += min(n, e['n_beside']) * (
+                1 + sum(p for k, p in suite.items() if k != 'autoattack' and k not in limits)
+            )  # and some attacks in fp32 too
+        yield m, c, jobs, n, -(-total // n)
         if e['generator'] and e['draws']:
-            am = resolve(dict.fromkeys(RULES) | {k: c[k] for k in ('dataset', 'arch', 'eps', 'recipe', 'seed', 'scale', 'device')} | dict(method='adt_exp_am'))
+            am = resolve(
+                dict.fromkeys(RULES)
+                | {k: c[k] for k in ('dataset', 'arch', 'eps', 'recipe', 'seed', 'scale', 'device')}
+                | dict(method='adt_exp_am')
+            )
             fit = fit_passes(am, e['draws'])
-            yield f'{m}, generator learns', c, jobs, 64*e['generator'], *learning_passes(), am
-            yield f'{m}, generator', c, jobs, few['generator'], 2*(fit[0] + e['draws'] + 1), 2*fit[1], am
+            yield f'{m}, generator learns', c, jobs, 64 * e['generator'], *learning_passes(), am
+            yield f'{m}, generator', c, jobs, few['generator'], 2 * (fit[0] + e['draws'] + 1), 2 * fit[1], am
 
 # %% ../../nbs/library/planning/costs.ipynb #evaluated-black
 def _transfer(e, who, seeds):
     at = seeds[:1] if e['target_seeds'] is None else e['target_seeds']
     targets, craft = who(e['targets'], at), sum(attack_passes(a) - 1 for a in e['attacks'])
-    sources = who(e['targets'] if e['sources'] is None else e['sources'], (seeds[1:2] or at) if e['source_seeds'] is None else e['source_seeds'])
+    sources = who(
+        e['targets'] if e['sources'] is None else e['sources'],
+        (seeds[1:2] or at) if e['source_seeds'] is None else e['source_seeds'],
+    )
     n, looks = len(e['attacks']), sum(jobs for _, _, jobs in sources)
-    for m, c, jobs in targets: yield m, c, jobs, e['n_test'], 1 + craft + n*(1 + looks)
-    for m, c, jobs in sources: yield f'made on {m}', c, jobs, e['n_test'], craft
+    for m, c, jobs in targets:
+        yield m, c, jobs, e['n_test'], 1 + craft + n * (1 + looks)
+    for m, c, jobs in sources:
+        yield f'made on {m}', c, jobs, e['n_test'], craft
+
 
 def _spsa(e, who):
-    passes = attack_passes('natural') + attack_passes('pgd20') + sum(attack_passes('spsa', samples=s, steps=e['steps']) for s in e['samples']) + attack_passes('square', budget=e['budget'])
-    for m, c, jobs in who(e['methods'], e['seeds']): yield m, c, jobs, e['n_test'], passes
+    passes = (
+        attack_passes('natural')
+        + attack_passes('pgd20')
+        + sum(attack_passes('spsa', samples=s, steps=e['steps']) for s in e['samples'])
+        + attack_passes('square', budget=e['budget'])
+    )
+    for m, c, jobs in who(e['methods'], e['seeds']):
+        yield m, c, jobs, e['n_test'], passes
 
 # %% ../../nbs/library/planning/costs.ipynb #shown
-_PRODUCT = 4*2   # a product with second derivatives, in double precision
+_PRODUCT = 4 * 2  # a product with second derivatives, in double precision
+
 
 def _landscape(e, who):
-    attacks = [attack_passes(k, **(dict(n_targets=e['n_targets']) if k == 'feature' else {})) for k in SUITE if k != 'pgd100']
+    attacks = [
+        attack_passes(k, **(dict(n_targets=e['n_targets']) if k == 'feature' else {}))
+        for k in SUITE
+        if k != 'pgd100'
+    ]
     n, restart = e['n_samples'], attack_passes('pgd20') - 1
     for m, c, jobs in who(e['methods'], e['seeds']):
         fit, gen = fit_passes(c, n)
-        yield f'{m}, planes', c, jobs, 1, e['grid']**2 + 31**2 + 5 + fit + sum(attacks), gen     # 5: two gradients for the axes, one look
-        yield f'{m}, coverage', c, jobs, e['n_images'], 2*fit + n*(restart + 5) + sum(attacks), 2*gen
-        yield f'{m}, curvature', c, jobs, e['n_curvature'], 2*2 + _PRODUCT*2*e['curvature_steps']
+        yield (
+            f'{m}, planes',
+            c,
+            jobs,
+            1,
+            e['grid'] ** 2 + 31**2 + 5 + fit + sum(attacks),
+            gen,
+        )  # 5: two gradients for the axes, one look
+        yield f'{m}, coverage', c, jobs, e['n_images'], 2 * fit + n * (restart + 5) + sum(attacks), 2 * gen
+        yield f'{m}, curvature', c, jobs, e['n_curvature'], 2 * 2 + _PRODUCT * 2 * e['curvature_steps']
+
 
 def _diversity(e, who):
     for m, c, jobs in who(e['methods'], e['seeds']):
         fit, gen = fit_passes(c, e['n_samples'])
-        yield m, c, jobs, e['n_images'] + 1, fit + e['n_samples']*(attack_passes('pgd20') + 1), gen    # one more image for the pictures
+        yield (
+            m,
+            c,
+            jobs,
+            e['n_images'] + 1,
+            fit + e['n_samples'] * (attack_passes('pgd20') + 1),
+            gen,
+        )  # one more image for the pictures
 
 # %% ../../nbs/library/planning/costs.ipynb #ablation
 def _planned(e):
     "The resolved parameters of an ablation's runs from one seed, and their names"
-    common = dict.fromkeys(RULES) | dict(recipe='paper2020', device='cpu', scale='ablation', seed=0) | {k: e[k] for k in ('dataset', 'arch', 'epochs', 'n_train')} | (e['base'] or {})
+    common = (
+        dict.fromkeys(RULES)
+        | dict(recipe='paper2020', device='cpu', scale='ablation', seed=0)
+        | {k: e[k] for k in ('dataset', 'arch', 'epochs', 'n_train')}
+        | (e['base'] or {})
+    )
     swept = dict(adt_exp=('lbd', 'n_mc', 'inner_steps', 'inner_momentum', 'rho'), adt_imp_am=('u_max',))
-    plan = [one_by_one(common | dict(method=m), {o: e[o] for o in options}) for m, options in swept.items() if any(e[o] for o in options)]
+    plan = [
+        one_by_one(common | dict(method=m), {o: e[o] for o in options})
+        for m, options in swept.items()
+        if any(e[o] for o in options)
+    ]
     ends = [resolve(common | dict(method=m, label=f'{m}-base')) for m in ('at_pgd', 'noise') if e['lbd']]
     return {run_name(c): c for c in [*(c for p in plan for c in p.config), *ends]}.values()
 
+
 def _training(what, c, jobs):
     images = c['n_train'] or SIZES[c['dataset']][0]
-    return what, c, jobs, images*c['epochs'], *training_passes(c).values()
+    return what, c, jobs, images * c['epochs'], *training_passes(c).values()
+
 
 def _ablation(e):
     attacked = 1 + sum(map(attack_passes, e['attacks']))
     for c in _planned(e):
         yield _training(c['label'], c, e['seeds'])
         fit, gen = fit_passes(c, e['draws'] + 1, own=True)
-        yield f"{c['label']}, evaluated", c, e['seeds'], e['n_test'], attacked + fit + e['draws'] + 1, gen
+        yield f'{c["label"]}, evaluated', c, e['seeds'], e['n_test'], attacked + fit + e['draws'] + 1, gen
 
 # %% ../../nbs/library/planning/costs.ipynb #config
 def _checked(scale):
     "(what is common to the scale's runs, its experiments), checked"
-    if not isinstance(scale, dict) or not all(isinstance(k, str) for k in scale): refuse('scale', scale, 'a table of names and values')
-    common = dict.fromkeys(RULES) | dict(fresh=False, max_minutes=None, checkpoint_minutes=10., recipe='paper2020', device='auto', scale='demo', dataset='digits', method='standard', seed=0) | scale
+    if not isinstance(scale, dict) or not all(isinstance(k, str) for k in scale):
+        refuse('scale', scale, 'a table of names and values')
+    common = (
+        dict.fromkeys(RULES)
+        | dict(
+            fresh=False,
+            max_minutes=None,
+            checkpoint_minutes=10.0,
+            recipe='paper2020',
+            device='auto',
+            scale='demo',
+            dataset='digits',
+            method='standard',
+            seed=0,
+        )
+        | scale
+    )
     common = check_params(dict(experiments=None) | common, **RULES, **SESSION)
-    if common['experiments'] is None: refuse('experiments', None, 'a table of experiments')
-    top = dict(methods=(None, _names), seeds=([0], _seeds), more_seeds=(None, maybe(_by_method)), rate=(None, number(0, above=True)), threads=(1, _n), paper=(None, maybe(_table)))
+    if common['experiments'] is None:
+        refuse('experiments', None, 'a table of experiments')
+    top = dict(
+        methods=(None, _names),
+        seeds=([0], _seeds),
+        more_seeds=(None, maybe(_by_method)),
+        rate=(None, number(0, above=True)),
+        threads=(1, _n),
+        paper=(None, maybe(_table)),
+    )
     asked = _read(common['experiments'], top | {k: (None, maybe(_table)) for k in EXPERIMENTS}, 'experiments')
     for m in asked['more_seeds'] or {}:
-        if m not in asked['methods']: refuse('more_seeds', m, ', '.join(asked['methods']))
+        if m not in asked['methods']:
+            refuse('more_seeds', m, ', '.join(asked['methods']))
     for k in EXPERIMENTS:
         own = {f: common[f] for f in ('dataset', 'arch')} if k == 'ablation' else {}
-        if asked[k] is not None: asked[k] = _read(own | asked[k], EXPERIMENTS[k] | _free, k)
+        if asked[k] is not None:
+            asked[k] = _read(own | asked[k], EXPERIMENTS[k] | _free, k)
     return {k: common[k] for k in RULES}, asked
+
 
 def _watched(c):
     "Images that train.ipynb looks at, and passes for one of them, as a mean"
     n = c['n_test'] or SIZES[c['dataset']][1]
-    images = c['epochs']*min(1000, n) + n
-    passes = c['epochs']*(min(1000, n) + min(100, n)*attack_passes('pgd20')) + n*sum(map(attack_passes, ('natural', 'fgsm', 'pgd20')))
-    return images, passes/images
+    images = c['epochs'] * min(1000, n) + n
+    passes = c['epochs'] * (min(1000, n) + min(100, n) * attack_passes('pgd20')) + n * sum(
+        map(attack_passes, ('natural', 'fgsm', 'pgd20'))
+    )
+    return images, passes / images
 
 # %% ../../nbs/library/planning/costs.ipynb #steps
 def step_costs(
-    scale: dict, # a file of nbs/scales: parameters of train.ipynb, and `experiments`
-) -> pd.DataFrame: # a row for each experiment and method, or part of it: experiment, what, jobs (runs), images (of a run, times epochs), passes of the network and of a generator for each, eflop and hours of all jobs
+    scale: dict,  # a file of nbs/scales: parameters of train.ipynb, and `experiments`
+) -> pd.DataFrame:  # a row for each experiment and method, or part of it: experiment, what, jobs (runs), images (of a run, times epochs), passes of the network and of a generator for each, eflop and hours of all jobs
     "What a scale will cost at most; a `ParameterError` where it asks for what there is not"
     common, asked = _checked(scale)
     named, configs, rows = {}, {}, []
+
     def who(methods, seeds):
-        found = {m: {*asked['seeds'], *(asked['more_seeds'] or {}).get(m, [])} if seeds is None else {*seeds} for m in (asked['methods'] if methods is None else methods)}
+        found = {
+            m: {*asked['seeds'], *(asked['more_seeds'] or {}).get(m, [])} if seeds is None else {*seeds}
+            for m in (asked['methods'] if methods is None else methods)
+        }
         for m, own in found.items():
-            if m not in configs: configs[m] = resolve(common | dict(method=m))
+            if m not in configs:
+                configs[m] = resolve(common | dict(method=m))
             named.setdefault(m, set()).update(own)
         return [(m, configs[m], len(own)) for m, own in found.items()]
+
     who(None, None)
-    parts = dict(white_box=_white_box, transfer=partial(_transfer, seeds=asked['seeds']), spsa=_spsa, landscape=_landscape, diversity=_diversity, ablation=lambda e, who: _ablation(e))
+    parts = dict(
+        white_box=_white_box,
+        transfer=partial(_transfer, seeds=asked['seeds']),
+        spsa=_spsa,
+        landscape=_landscape,
+        diversity=_diversity,
+        ablation=lambda e, who: _ablation(e),
+    )
     for name, part in parts.items():
-        if asked[name] is not None: rows += [_row(name, *r) for r in part(asked[name], who)]
+        if asked[name] is not None:
+            rows += [_row(name, *r) for r in part(asked[name], who)]
     train = [_row('train', *_training(m, configs[m], len(s))) for m, s in named.items()]
     watch = [_row('watch', m, configs[m], len(s), *_watched(configs[m])) for m, s in named.items()]
-    table = pd.DataFrame(train + watch + rows, columns='experiment what jobs images passes generator eflop'.split())
-    return table.assign(hours=table.eflop*1e6/asked['rate']/3600)
+    table = pd.DataFrame(
+        train + watch + rows, columns='experiment what jobs images passes generator eflop'.split()
+    )
+    return table.assign(hours=table.eflop * 1e6 / asked['rate'] / 3600)
 
 # %% ../../nbs/library/planning/costs.ipynb #table
 def cost_table(
-    scale: dict, # as in `step_costs`
-) -> pd.DataFrame: # a row for the training of each method, one for each experiment and one for all: what, runs, passes (of all images, in units of the network), eflop, hours
+    scale: dict,  # as in `step_costs`
+) -> pd.DataFrame:  # a row for the training of each method, one for each experiment and one for all: what, runs, passes (of all images, in units of the network), eflop, hours
     "The costs of a scale, summed; a `ParameterError` as of `step_costs`"
     steps = step_costs(scale)
-    steps = steps.assign(row=steps.experiment.where(steps.experiment != 'train', 'train: ' + steps.what), run=steps.what.str.split(',').str[0], passes=steps.jobs*steps.images*steps.passes)
+    steps = steps.assign(
+        row=steps.experiment.where(steps.experiment != 'train', 'train: ' + steps.what),
+        run=steps.what.str.split(',').str[0],
+        passes=steps.jobs * steps.images * steps.passes,
+    )
     found = steps.groupby('row', sort=False)[['passes', 'eflop', 'hours']].sum().reset_index(names='what')
     runs = steps.drop_duplicates(['row', 'run']).groupby('row', sort=False).jobs.sum()
     found.insert(1, 'runs', [int(runs[r]) for r in found.what])
     trained = found.what.str.startswith('train: ')
-    total = dict(what='total', runs=int(found.runs[trained].sum()) + int(found.runs[found.what == 'ablation'].sum())) | found[['passes', 'eflop', 'hours']].sum().to_dict()
+    total = (
+        dict(
+            what='total',
+            runs=int(found.runs[trained].sum()) + int(found.runs[found.what == 'ablation'].sum()),
+        )
+        | found[['passes', 'eflop', 'hours']].sum().to_dict()
+    )
     return pd.concat([found, pd.DataFrame([total])], ignore_index=True)
 
+
 def show(
-    scale: dict, # as in `step_costs`
-) -> str: # several lines of plain text
+    scale: dict,  # as in `step_costs`
+) -> str:  # several lines of plain text
     "The table of costs in words; a `ParameterError` as of `step_costs`"
     table, (common, asked) = cost_table(scale), _checked(scale)
-    archs = {a: network_macs(a, common['dataset']) for a in dict.fromkeys(resolve(common | dict(method=m))['arch'] for m in asked['methods'])}
-    networks = ', '.join(f'{a} of {g/1e9:.3g} GMAC a pass' for a, g in archs.items())
-    text = table.assign(passes=table.passes.map('{:,.0f}'.format), eflop=table.eflop.map('{:.3g}'.format), hours=table.hours.map('{:.3g}'.format))
-    return (f"Costs of scale {common['scale']}: {common['dataset']}, {networks}; {asked['rate']:g} TFLOP/s as stated\n"
-            'hours of one processor at this rate, computing networks: an upper bound, since images that fall early cost less;\nstarting the notebooks, some ten seconds each, reading data and drawing figures are not in it\n\n' + text.to_string(index=False))
+    archs = {
+        a: network_macs(a, common['dataset'])
+        for a in dict.fromkeys(resolve(common | dict(method=m))['arch'] for m in asked['methods'])
+    }
+    networks = ', '.join(f'{a} of {g / 1e9:.3g} GMAC a pass' for a, g in archs.items())
+    text = table.assign(
+        passes=table.passes.map('{:,.0f}'.format),
+        eflop=table.eflop.map('{:.3g}'.format),
+        hours=table.hours.map('{:.3g}'.format),
+    )
+    return (
+        f'Costs of scale {common["scale"]}: {common["dataset"]}, {networks}; {asked["rate"]:g} TFLOP/s as stated\n'
+        'hours of one processor at this rate, computing networks: an upper bound, since images that fall early cost less;\nstarting the notebooks, some ten seconds each, reading data and drawing figures are not in it\n\n'
+        + text.to_string(index=False)
+    )
 
 # %% ../../nbs/library/planning/costs.ipynb #read
 def read_scale(
-    path: Path | str, # such as nbs/scales/paper.yaml
-) -> dict: # as in `step_costs`, not checked
+    path: Path | str,  # such as nbs/scales/paper.yaml
+) -> dict:  # as in `step_costs`, not checked
     "A scale's file; a `ParameterError` where it cannot be read"
-    try: found = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e: raise ParameterError(f'{Path(path).name}: cannot be read as a scale ({type(e).__name__})') from None
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        raise ParameterError(f'{Path(path).name}: cannot be read as a scale ({type(e).__name__})') from None
     return found
 
+
 def main(
-    args: list, # of the command line: one path
-) -> int: # exit status, 0, or 1 where a line says what is wrong
+    args: list,  # of the command line: one path
+) -> int:  # exit status, 0, or 1 where a line says what is wrong
     "Print the costs of a scale's file, or one line on what it refuses"
-    try: print(show(read_scale(args[0] if len(args) == 1 else refuse('file', ' '.join(args), 'the path of one scale, such as nbs/scales/paper.yaml'))))
+    try:
+        print(
+            show(
+                read_scale(
+                    args[0]
+                    if len(args) == 1
+                    else refuse(
+                        'file', ' '.join(args), 'the path of one scale, such as nbs/scales/paper.yaml'
+                    )
+                )
+            )
+        )
     except ParameterError as e:
         print(e, file=sys.stderr)
         return 1
     return 0
 
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main(sys.argv[1:]))   # not in a notebook
+
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main(sys.argv[1:]))  # not in a notebook

@@ -7,10 +7,10 @@ __all__ = ['training_passes', 'attack_passes', 'fit_passes', 'panel_passes', 'le
 
 # %% ../../nbs/library/planning/passes.ipynb #imports
 from contextlib import contextmanager
-from functools import lru_cache
-from functools import partial
-from torch import nn
+from functools import lru_cache, partial
+
 import torch
+from torch import nn
 
 from ..attacks.suite import SUITE
 from ..base.device import eval_mode
@@ -28,58 +28,90 @@ def _stand_in(shape=(1, 8, 8), n_classes=10, right=False):
     "A tiny network, two images, and their labels; `right`: it takes every image for class 0, whatever is done to it"
     net, x = SmallCNN(shape[0], n_classes, 2), torch.rand(2, *shape)
     if right:
-        for p in net.fc.parameters(): nn.init.zeros_(p)
+        for p in net.fc.parameters():
+            nn.init.zeros_(p)
         net.fc.bias.data[0] = 1
-    return net, x, torch.arange(2)*(not right)
+    return net, x, torch.arange(2) * (not right)
+
 
 @contextmanager
 def _counting(net, layer, adversary=None):
     "Counts for each of two images: `found()` gives passes of the network, and of the adversary's generator where it has one"
-    last = adversary.generator.body[-1] if isinstance(adversary, nn.Module) else nn.Conv2d(1, 1, 1)   # else a layer that nothing passes
+    last = (
+        adversary.generator.body[-1] if isinstance(adversary, nn.Module) else nn.Conv2d(1, 1, 1)
+    )  # else a layer that nothing passes
     with count_passes(net, layer) as seen, count_passes(None, last) as drawn:
-        yield lambda: tuple(sum(d.values())//2 for d in (seen, drawn))
+        yield lambda: tuple(sum(d.values()) // 2 for d in (seen, drawn))
 
 # %% ../../nbs/library/planning/passes.ipynb #training
 def _options(config):
     "A run's method and options, and the shape of its images; widths as in a stand-in"
-    given = {k: config[k] for k in OPTIONS if config[k] is not None} | {k: 4 for k in ('gen_width', 'z_dim') if config[k] is not None}
+    given = {k: config[k] for k in OPTIONS if config[k] is not None} | {
+        k: 4 for k in ('gen_width', 'z_dim') if config[k] is not None
+    }
     spec = DATASETS[config['dataset']]
     return config['method'], tuple(given.items()), tuple(spec.shape), spec.n_classes
+
 
 @lru_cache(None)
 def _trained(name, options, shape, n_classes):
     with torch.random.fork_rng([]):
         (net, x, y), method = _stand_in(shape, n_classes), make_method(name, 0.1, shape, **dict(options))
-        with _counting(net.train(), net.fc, method.adversary) as found: adt_loss(net, x, y, method)[0].backward()
+        with _counting(net.train(), net.fc, method.adversary) as found:
+            adt_loss(net, x, y, method)[0].backward()
     return found()
 
+
 def training_passes(
-    config: dict, # of `runs.resolve`
-) -> dict: # classifier, generator: passes for each training image and epoch
+    config: dict,  # of `runs.resolve`
+) -> dict:  # classifier, generator: passes for each training image and epoch
     "What a method costs in training, counted on a small stand-in for the network"
     return dict(zip(('classifier', 'generator'), _trained(*_options(config))))
 
 # %% ../../nbs/library/planning/passes.ipynb #attack
-_CLOSED = dict(feature=lambda n_targets=200, steps=50: n_targets*(2*steps + 2) + 1, spsa=lambda samples=2048, steps=100: steps*(samples + 1) + 2,
-               square=lambda budget=5000: budget + 2, autoattack=lambda: 9700)
+_CLOSED = dict(
+    feature=lambda n_targets=200, steps=50: n_targets * (2 * steps + 2) + 1,
+    spsa=lambda samples=2048, steps=100: steps * (samples + 1) + 2,
+    square=lambda budget=5000: budget + 2,
+    autoattack=lambda: 9700,
+)
 
-def _distribution(steps=7, n_mc=5, draws=20): return drawn(partial(exp_adversary, eps=0.1, steps=steps, n_mc=n_mc), draws)
+
+def _distribution(steps=7, n_mc=5, draws=20):
+    return drawn(partial(exp_adversary, eps=0.1, steps=steps, n_mc=n_mc), draws)
+
 
 @lru_cache(None)
 def _attacked(name, options):
-    attack = _distribution(**dict(options)) if name == 'distribution' else partial(SUITE[name], **dict(options)) if name in SUITE else None
+    attack = (
+        _distribution(**dict(options))
+        if name == 'distribution'
+        else partial(SUITE[name], **dict(options))
+        if name in SUITE
+        else None
+    )
     with torch.random.fork_rng([]):
         net, x, y = _stand_in(right=True)
-        with _counting(net, net.body[0][0]) as found: net(attack(net, x, y, eps=0.1) if attack else x)   # the first layer: FeaAttack stops before the last
+        with _counting(net, net.body[0][0]) as found:
+            net(
+                attack(net, x, y, eps=0.1) if attack else x
+            )  # the first layer: FeaAttack stops before the last
     return found()[0]
 
+
 def attack_passes(
-    name: str, # natural, distribution (the worst of some draws), spsa, square, autoattack, or one of `SUITE`
-    **options, # what the attack is told: steps; n_targets of feature; samples of spsa; budget of square; n_mc and draws of distribution
-) -> int: # passes for each image that does not fall, at least 1, with the one that judges
+    name: str,  # natural, distribution (the worst of some draws), spsa, square, autoattack, or one of `SUITE`
+    **options,  # what the attack is told: steps; n_targets of feature; samples of spsa; budget of square; n_mc and draws of distribution
+) -> int:  # passes for each image that does not fall, at least 1, with the one that judges
     "What an attack costs; a `ParameterError` where there is no such attack"
-    if name in _CLOSED: return _CLOSED[name](**options)
-    if name not in ('natural', 'distribution', *SUITE): refuse('attack', name, ', '.join(['natural', *SUITE, 'distribution', *(k for k in _CLOSED if k not in SUITE)]))
+    if name in _CLOSED:
+        return _CLOSED[name](**options)
+    if name not in ('natural', 'distribution', *SUITE):
+        refuse(
+            'attack',
+            name,
+            ', '.join(['natural', *SUITE, 'distribution', *(k for k in _CLOSED if k not in SUITE)]),
+        )
     return _attacked(name, tuple(options.items()))
 
 # %% ../../nbs/library/planning/passes.ipynb #fit
@@ -88,43 +120,55 @@ def _fitted(name, options, shape, n_classes, n_mc):
     "(passes of network and generator for fitting a distribution, those for one draw)"
     with torch.random.fork_rng([]):
         net, x, y = _stand_in(shape, n_classes)
-        adversary = partial(exp_adversary, eps=0.1, n_mc=n_mc) if n_mc else make_method(name, 0.1, shape, **dict(options)).adversary
+        adversary = (
+            partial(exp_adversary, eps=0.1, n_mc=n_mc)
+            if n_mc
+            else make_method(name, 0.1, shape, **dict(options)).adversary
+        )
         with eval_mode(net, adversary):
-            with _counting(net, net.fc, adversary) as fit: p = adversary(net, x, y)
-            with _counting(net, net.fc, adversary) as draw, torch.no_grad(): p()
+            with _counting(net, net.fc, adversary) as fit:
+                p = adversary(net, x, y)
+            with _counting(net, net.fc, adversary) as draw, torch.no_grad():
+                p()
     return fit(), draw()
 
+
 def fit_passes(
-    config: dict,      # of `runs.resolve`
-    draws: int,        # from each image's distribution, at least 0
-    own: bool = False, # of a run that was trained on points, those; else ADT_EXP's distribution, as `selection.load_adversary` has it
-) -> tuple: # (passes of the network, of a generator) for each image
+    config: dict,  # of `runs.resolve`
+    draws: int,  # from each image's distribution, at least 0
+    own: bool = False,  # of a run that was trained on points, those; else ADT_EXP's distribution, as `selection.load_adversary` has it
+) -> tuple:  # (passes of the network, of a generator) for each image
     "What it costs to fit a run's distribution to an image and to draw from it; nothing that is drawn is looked at"
     n_mc = 0 if own or config['method'].startswith('adt_') else DATASETS[config['dataset']].n_mc
     fit, draw = _fitted(*_options(config), n_mc)
-    return tuple(f + draws*d for f, d in zip(fit, draw))
+    return tuple(f + draws * d for f, d in zip(fit, draw))
 
 # %% ../../nbs/library/planning/passes.ipynb #panel
 @lru_cache(None)
 def _checked():
     with torch.random.fork_rng([]):
         net, x, y = _stand_in(right=True)
-        with _counting(net, net.fc) as found: panel(net, x, y, eps=0.1)
+        with _counting(net, net.fc) as found:
+            panel(net, x, y, eps=0.1)
     return found()[0]
+
 
 @lru_cache(None)
 def _learned():
     with torch.random.fork_rng([]):
         net, x, y = _stand_in()
         am = make_method('adt_exp_am', 0.1, x.shape[1:], gen_width=4).adversary
-        with _counting(net, net.fc, am) as found: amortise(am, net, x, y, steps=1, batch=2)
+        with _counting(net, net.fc, am) as found:
+            amortise(am, net, x, y, steps=1, batch=2)
     return found()
 
-def panel_passes() -> int: # passes for each image that does not fall
+
+def panel_passes() -> int:  # passes for each image that does not fall
     "What the panel of checks costs"
     return _checked()
 
-def learning_passes() -> tuple: # (passes of the network, of the generator) for each image in a step
+
+def learning_passes() -> tuple:  # (passes of the network, of the generator) for each image in a step
     "What it costs to fit a generator to a finished network, see `adversaries.amortise`"
     return _learned()
 
@@ -132,14 +176,17 @@ def learning_passes() -> tuple: # (passes of the network, of the generator) for 
 @lru_cache(None)
 def _forward(arch, dataset):
     spec = DATASETS[dataset]
-    with torch.device('meta'): return forward_macs(build(arch, spec.shape[0], spec.n_classes), spec.shape)
+    with torch.device('meta'):
+        return forward_macs(build(arch, spec.shape[0], spec.n_classes), spec.shape)
+
 
 def network_macs(
-    arch: str,    # see `models.build`
-    dataset: str, # one of `DATASETS`
-) -> int: # multiply-accumulates of one image
+    arch: str,  # see `models.build`
+    dataset: str,  # one of `DATASETS`
+) -> int:  # multiply-accumulates of one image
     "A network's forward pass"
     return _forward(arch, dataset)
+
 
 @lru_cache(None)
 def _generated(shape, width, gen_input, z_dim):
@@ -150,8 +197,11 @@ def _generated(shape, width, gen_input, z_dim):
         macs = forward_macs(adversary.generator, (seen, *shape[1:]), *([(z_dim,)] if z_dim else []))
         return macs + (forward_macs(adversary.encoder, shape) if z_dim else 0)
 
+
 def generator_macs(
-    config: dict, # of `runs.resolve`; its method has a generator
-) -> int: # multiply-accumulates of one image
+    config: dict,  # of `runs.resolve`; its method has a generator
+) -> int:  # multiply-accumulates of one image
     "A generator's forward pass, and that of the encoder that reads what it drew"
-    return _generated(tuple(DATASETS[config['dataset']].shape), *(config[k] for k in ('gen_width', 'gen_input', 'z_dim')))
+    return _generated(
+        tuple(DATASETS[config['dataset']].shape), *(config[k] for k in ('gen_width', 'gen_input', 'z_dim'))
+    )

@@ -6,16 +6,17 @@
 __all__ = ['clock', 'in_turn', 'ratio', 'step_passes', 'bare_step', 'plain_adt_exp_step', 'peak_growth']
 
 # %% ../../nbs/library/planning/timing.ipynb #imports
-from functools import partial
-from pathlib import Path
-import adt_repro
-import pandas as pd
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
+import adt_repro
 from ..base.device import eval_mode
 from ..base.parameters import refuse
 from ..methods.objective import adt_loss
@@ -25,118 +26,146 @@ from ..models.flops import count_passes
 
 # %% ../../nbs/library/planning/timing.ipynb #clock
 def clock(
-    f,                    # called without arguments
-    device: torch.device, # whose queue is waited for
-) -> float: # seconds
+    f,  # called without arguments
+    device: torch.device,  # whose queue is waited for
+) -> float:  # seconds
     "How long a call takes, on a GPU until its last kernel has run"
     sync = partial(torch.cuda.synchronize, device) if device.type == 'cuda' else lambda: None
-    sync(); begin = time.perf_counter()
-    f(); sync()
+    sync()
+    begin = time.perf_counter()
+    f()
+    sync()
     return time.perf_counter() - begin
 
 # %% ../../nbs/library/planning/timing.ipynb #in-turn
 def in_turn(
-    runs: dict,           # name to what is called without arguments
-    rounds: int,          # at least 1
-    device: torch.device, # see `clock`
-    warm: int = 1,        # calls of each before the first round, at least 0
-) -> pd.DataFrame: # seconds; a row a round, a column a name
+    runs: dict,  # name to what is called without arguments
+    rounds: int,  # at least 1
+    device: torch.device,  # see `clock`
+    warm: int = 1,  # calls of each before the first round, at least 0
+) -> pd.DataFrame:  # seconds; a row a round, a column a name
     "Time several things in turn, each round in another order"
     for f in runs.values():
-        for _ in range(warm): f()
+        for _ in range(warm):
+            f()
     spent, order = [], list(runs)
     for _ in range(rounds):
         spent.append({k: clock(runs[k], device) for k in order})
         order = order[1:] + order[:1]
     return pd.DataFrame(spent)[list(runs)]
 
+
 def ratio(
     over: pd.Series,  # (rounds,) seconds
-    under: pd.Series, # (rounds,) seconds of the same rounds
-) -> dict: # median, least, most: of the ratios within a round
+    under: pd.Series,  # (rounds,) seconds of the same rounds
+) -> dict:  # median, least, most: of the ratios within a round
     "How many times as long one thing takes as another"
-    r = over/under
+    r = over / under
     return dict(median=r.median(), least=r.min(), most=r.max())
 
 # %% ../../nbs/library/planning/timing.ipynb #step-passes
 def _kinds(seen, n):
     "Of counts of images: passes that go forward alone, back to the image, back to the weights"
-    outer = seen['weight_grad']//n
-    inner = seen['input_grad']//n - outer
-    return dict(forward=seen['forward']//n - inner - outer, inner=inner, outer=outer)
+    outer = seen['weight_grad'] // n
+    inner = seen['input_grad'] // n - outer
+    return dict(forward=seen['forward'] // n - inner - outer, inner=inner, outer=outer)
+
 
 def step_passes(
     name: str,  # see `methods.METHODS`
     **options,  # see `methods.make_method`
-) -> dict: # network, generator (all 0 where there is none): dicts of forward, inner, outer, passes for each image
+) -> (
+    dict
+):  # network, generator (all 0 where there is none): dicts of forward, inner, outer, passes for each image
     "The passes of one training step by kind, counted on a small stand-in"
     with torch.random.fork_rng([]):
         net, x, y = SmallCNN(3, 10, 2), torch.rand(2, 3, 32, 32), torch.arange(2)
-        method = make_method(name, 8/255, **options | ({'gen_width': 4} if 'gen_width' in method_options(name) else {}))
-        last = method.adversary.generator.body[-1] if isinstance(method.adversary, torch.nn.Module) else torch.nn.Conv2d(1, 1, 1)
-        with count_passes(net) as seen, count_passes(None, last) as drawn: adt_loss(net.train(), x, y, method)[0].backward()
-    return dict(network=_kinds(seen, 2), generator=dict.fromkeys(('forward', 'inner'), 0) | dict(outer=drawn['weight_grad']//2))
+        method = make_method(
+            name, 8 / 255, **options | ({'gen_width': 4} if 'gen_width' in method_options(name) else {})
+        )
+        last = (
+            method.adversary.generator.body[-1]
+            if isinstance(method.adversary, torch.nn.Module)
+            else torch.nn.Conv2d(1, 1, 1)
+        )
+        with count_passes(net) as seen, count_passes(None, last) as drawn:
+            adt_loss(net.train(), x, y, method)[0].backward()
+    return dict(
+        network=_kinds(seen, 2),
+        generator=dict.fromkeys(('forward', 'inner'), 0) | dict(outer=drawn['weight_grad'] // 2),
+    )
 
 # %% ../../nbs/library/planning/timing.ipynb #bare-step
 def bare_step(
-    net: torch.nn.Module, # the network as training calls it, see `speed.Fast`
-    x: torch.Tensor,      # (N, C, H, W) images in [0, 1], on its device
-    passes: dict,         # of `step_passes`
-    adversary=None,       # with the generator, where there is one
+    net: torch.nn.Module,  # the network as training calls it, see `speed.Fast`
+    x: torch.Tensor,  # (N, C, H, W) images in [0, 1], on its device
+    passes: dict,  # of `step_passes`
+    adversary=None,  # with the generator, where there is one
 ):
     "The passes of a training step, and nothing else"
     with eval_mode(net), torch.no_grad():
-        g = torch.ones_like(net(x[:1])).expand(len(x), -1)/len(x)
-        for _ in range(passes['network']['forward']): net(x)
+        g = torch.ones_like(net(x[:1])).expand(len(x), -1) / len(x)
+        for _ in range(passes['network']['forward']):
+            net(x)
     with eval_mode(net):
         for _ in range(passes['network']['inner']):
             at = x.detach().requires_grad_()
             torch.autograd.grad(net(at), at, g)
     net.train()
-    for _ in range(passes['network']['outer']): net(x).backward(g)
-    for _ in range(passes['generator']['outer']): _generate(adversary, x)
-    for p in net.parameters(): p.grad = None
+    for _ in range(passes['network']['outer']):
+        net(x).backward(g)
+    for _ in range(passes['generator']['outer']):
+        _generate(adversary, x)
+    for p in net.parameters():
+        p.grad = None
+
 
 def _generate(adversary, x):
     "One pass of a generator, and of the encoder that reads its draw, to their weights and back"
     z_dim, run = getattr(adversary, 'z_dim', 0), adversary.speed.run
-    times = (adversary.generator.body[0].in_channels - bool(z_dim))//x.shape[1]
+    times = (adversary.generator.body[0].in_channels - bool(z_dim)) // x.shape[1]
     out = run(adversary.generator, x.repeat(1, times, 1, 1), *([x.new_ones(len(x), z_dim)] if z_dim else []))
     (run(adversary.encoder, out) if z_dim else out).sum().backward()
-    for p in adversary.parameters(): p.grad = None
+    for p in adversary.parameters():
+        p.grad = None
 
 # %% ../../nbs/library/planning/timing.ipynb #plain-step
 def plain_adt_exp_step(
-    model: torch.nn.Module,           # images to logits, in PyTorch's usual layout
-    opt: torch.optim.Optimizer,       # of its weights
-    x: torch.Tensor,                  # (N, C, H, W) images in [0, 1]
-    y: torch.Tensor,                  # (N,) labels
+    model: torch.nn.Module,  # images to logits, in PyTorch's usual layout
+    opt: torch.optim.Optimizer,  # of its weights
+    x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
     *,
-    eps: float = 8/255,               # radius of the ℓ∞ ball in pixel values
-    steps: int = 7,                   # ascent steps
-    n_mc: int = 5,                    # draws in a step
-) -> float: # the loss, before the step
+    eps: float = 8 / 255,  # radius of the ℓ∞ ball in pixel values
+    steps: int = 7,  # ascent steps
+    n_mc: int = 5,  # draws in a step
+) -> float:  # the loss, before the step
     "One training step of ADT_EXP, written down plainly (the paper's section on ADT_EXP, its released loop)"
     mu, rho = torch.zeros_like(x, requires_grad=True), torch.zeros_like(x, requires_grad=True)
-    adam = torch.optim.Adam([mu, rho], lr=0.3, betas=(0., 0.))
+    adam = torch.optim.Adam([mu, rho], lr=0.3, betas=(0.0, 0.0))
+
     def draw():
         r, sigma = torch.randn_like(x), F.softplus(rho)
-        t = torch.tanh(mu + sigma*r)
-        return eps*t, (r**2/2 + (sigma + 1e-8).log() + (1 - t**2 + 1e-8).log()).mean()
+        t = torch.tanh(mu + sigma * r)
+        return eps * t, (r**2 / 2 + (sigma + 1e-8).log() + (1 - t**2 + 1e-8).log()).mean()
+
     model.eval()
     for _ in range(steps):
         for _ in range(n_mc):
             delta, h = draw()
-            (-F.cross_entropy(model((x + delta).clamp(0, 1)), y) - 0.01*h).backward()
+            (-F.cross_entropy(model((x + delta).clamp(0, 1)), y) - 0.01 * h).backward()
         adam.step()
     model.train()
-    with torch.no_grad(): delta, _ = draw()
+    with torch.no_grad():
+        delta, _ = draw()
     loss = F.cross_entropy(model((x + delta).clamp(0, 1)), y)
-    opt.zero_grad(); loss.backward(); opt.step()
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
     return loss.item()
 
 # %% ../../nbs/library/planning/timing.ipynb #memory
-_GROWTH = '''
+_GROWTH = """
 import sys, torch
 from adt_repro.methods.objective import adt_loss
 from adt_repro.methods.table import METHODS, make_method, method_options
@@ -151,17 +180,25 @@ def peak(): return next(int(l.split()[1])/1024 for l in open('/proc/self/status'
 before = peak()
 step(n_mc=n_mc, group=group or None)
 print(peak() - before)
-'''
+"""
+
 
 def peak_growth(
-    arch: str,        # see `models.build`; for images of 32 × 32
-    batch: int,       # images in the step
-    n_mc: int,        # draws of ADT_EXP
-    group: int = None, # images whose gradients are taken at a time, at least 1, see `together.group_size`
-) -> float: # MiB, with what PyTorch keeps for itself
+    arch: str,  # see `models.build`; for images of 32 × 32
+    batch: int,  # images in the step
+    n_mc: int,  # draws of ADT_EXP
+    group: int = None,  # images whose gradients are taken at a time, at least 1, see `together.group_size`
+) -> float:  # MiB, with what PyTorch keeps for itself
     "By how much a process grows at most in a step of ADT_EXP on the CPU; a `ParameterError` where Linux does not tell"
-    if not Path('/proc/self/status').exists(): refuse('memory', sys.platform, 'Linux, which tells the peak of a process')
-    done = subprocess.run([sys.executable, '-c', _GROWTH, arch, *(str(v) for v in (batch, n_mc, group or 0))], cwd=Path(adt_repro.__file__).parents[1],
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode: raise RuntimeError((done.stderr.strip().splitlines() or ['it ended without a word'])[-1])
+    if not Path('/proc/self/status').exists():
+        refuse('memory', sys.platform, 'Linux, which tells the peak of a process')
+    done = subprocess.run(
+        [sys.executable, '-c', _GROWTH, arch, *(str(v) for v in (batch, n_mc, group or 0))],
+        cwd=Path(adt_repro.__file__).parents[1],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ['it ended without a word'])[-1])
     return float(done.stdout)

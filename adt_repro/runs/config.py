@@ -16,17 +16,67 @@ from ..training.state import RECIPES
 # %% ../../nbs/library/runs/config.ipynb #rules
 _some, _positive = maybe(whole(1, 10**6)), maybe(number(0, above=True))
 RULES = dict(
-    method=word(), label=maybe(word()), dataset=one_of(*DATASETS), data_root=maybe(text()), arch=maybe(arch_rule),
-    eps=maybe(number(0, 1, above=True)), recipe=one_of(*RECIPES), epochs=_some, batch=_some, lr=_positive, momentum=maybe(number(0, 0.9999)),
-    weight_decay=maybe(number(0)), schedule=maybe(one_of('step', 'one_cycle')), drops=maybe(several(whole(-10**6, 10**6))), average=maybe(number(0, 0.99999)),
-    augment=maybe(flag()), gen_lr=_positive, n_train=_some, n_test=_some, inner_steps=_some, inner_step=_positive, n_mc=maybe(whole(1, 1000)), lbd=maybe(number(0)),
-    inner_momentum=maybe(number(0, 1)), rho=maybe(number(-20, 20)), group=_some, beta=_positive, target=maybe(one_of('least_likely', 'label')),
-    smoothing=maybe(number(0, 0.9)), u_max=maybe(number()), gen_width=maybe(whole(1, 1024)), gen_input=maybe(one_of(*GEN_INPUTS)), z_dim=maybe(whole(1, 4096)),
-    precision=maybe(one_of(*PRECISIONS)), compile=maybe(one_of(*COMPILES)), deterministic=maybe(flag()), processes=maybe(whole(1, 1024)), seed=whole(0, 2**31 - 1), device=text(), scale=word(), rows=maybe(Rule(lambda v: isinstance(v, dict), 'a table of parameters for each row')))
-FRESH = Rule(lambda v: isinstance(v, bool) or v == 'changed', 'true, false, or changed', flag().read)   # changed: start over what was begun with other parameters
-SESSION = dict(fresh=FRESH, max_minutes=maybe(number(0, 10**6, above=True)), checkpoint_minutes=number(0, 10**6, above=True),   # how it is run, not what it is
-               experiments=maybe(Rule(lambda v: isinstance(v, dict), 'a table of experiments, see `adt_repro.planning.costs`')))
+    method=word(),
+    label=maybe(word()),
+    dataset=one_of(*DATASETS),
+    data_root=maybe(text()),
+    arch=maybe(arch_rule),
+    eps=maybe(number(0, 1, above=True)),
+    recipe=one_of(*RECIPES),
+    epochs=_some,
+    batch=_some,
+    lr=_positive,
+    momentum=maybe(number(0, 0.9999)),
+    weight_decay=maybe(number(0)),
+    schedule=maybe(one_of('step', 'one_cycle')),
+    drops=maybe(several(whole(-(10**6), 10**6))),
+    average=maybe(number(0, 0.99999)),
+    augment=maybe(flag()),
+    gen_lr=_positive,
+    n_train=_some,
+    n_test=_some,
+    inner_steps=_some,
+    inner_step=_positive,
+    n_mc=maybe(whole(1, 1000)),
+    lbd=maybe(number(0)),
+    inner_momentum=maybe(number(0, 1)),
+    rho=maybe(number(-20, 20)),
+    group=_some,
+    beta=_positive,
+    target=maybe(one_of('least_likely', 'label')),
+    smoothing=maybe(number(0, 0.9)),
+    u_max=maybe(number()),
+    gen_width=maybe(whole(1, 1024)),
+    gen_input=maybe(one_of(*GEN_INPUTS)),
+    z_dim=maybe(whole(1, 4096)),
+    precision=maybe(one_of(*PRECISIONS)),
+    compile=maybe(one_of(*COMPILES)),
+    deterministic=maybe(flag()),
+    processes=maybe(whole(1, 1024)),
+    seed=whole(0, 2**31 - 1),
+    device=text(),
+    scale=word(),
+    rows=maybe(Rule(lambda v: isinstance(v, dict), 'a table of parameters for each row')),
+)
+FRESH = Rule(
+    lambda v: isinstance(v, bool) or v == 'changed', 'true, false, or changed', flag().read
+)  # changed: start over what was begun with other parameters
+SESSION = dict(
+    fresh=FRESH,
+    max_minutes=maybe(number(0, 10**6, above=True)),
+    checkpoint_minutes=number(0, 10**6, above=True),  # how it is run, not what it is
+    experiments=maybe(
+        Rule(lambda v: isinstance(v, dict), 'a table of experiments, see `adt_repro.planning.costs`')
+    ),
+)
 
 # %% ../../nbs/library/runs/config.ipynb #imported
-IMPORTED = 'imported'   # in the method's place
-IMPORTED_RULES = RULES | dict(method=one_of(IMPORTED), label=word(), arch=arch_rule, eps=number(0, 1, above=True), recipe=maybe(RULES['recipe']), seed=maybe(RULES['seed']))
+IMPORTED = 'imported'  # in the method's place
+IMPORTED_RULES = RULES | dict(
+    method=one_of(IMPORTED),
+    label=word(),
+    arch=arch_rule,
+    eps=number(0, 1, above=True),
+    recipe=maybe(RULES['recipe']),
+    seed=maybe(RULES['seed']),
+)

@@ -6,11 +6,6 @@
 __all__ = ['check_team', 'joined', 'TeamError', 'launch', 'train_rank', 'train_team', 'main']
 
 # %% ../../nbs/library/runs/distributed.ipynb #imports
-from contextlib import contextmanager
-from math import inf
-from pathlib import Path
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 import argparse
 import json
 import logging
@@ -20,10 +15,16 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
-import warnings
 import yaml
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..base.device import pick_device
 from ..base.noise import example_noise
@@ -41,37 +42,43 @@ from ..training.state import State, Team, load_checkpoint
 # %% ../../nbs/library/runs/distributed.ipynb #shared
 class _Shared(nn.Module):
     "A network that computes alone in evaluation mode, and in training mode with its fellows"
+
     def __init__(self, alone):
         super().__init__()
         self.alone = alone
-        with warnings.catch_warnings():   # newer PyTorch has another name for it, older has not
+        with warnings.catch_warnings():  # newer PyTorch has another name for it, older has not
             warnings.simplefilter('ignore', FutureWarning)
             self.shared = DistributedDataParallel(alone, broadcast_buffers=False)
         self.train(alone.training)
 
-    def forward(self, *args): return (self.shared if self.training else self.alone)(*args)
+    def forward(self, *args):
+        return (self.shared if self.training else self.alone)(*args)
 
     def __getattr__(self, name):
-        try: return super().__getattr__(name)
-        except AttributeError: return getattr(super().__getattr__('alone'), name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__('alone'), name)
 
 # %% ../../nbs/library/runs/distributed.ipynb #ranks
 class _Ranks(Team):
     "Processes that have found each other: each takes every size-th image of a batch, and the numbers are those of the whole"
+
     def __init__(self, seed, device):
         self.rank, self.size, self.seed, self.device = dist.get_rank(), dist.get_world_size(), seed, device
 
     def take(self, idx):
-        mine = idx[self.rank::self.size]
-        self.share = self.size*bool(len(mine))/len(idx)
+        mine = idx[self.rank :: self.size]
+        self.share = self.size * bool(len(mine)) / len(idx)
         return mine if len(mine) else idx[:1]
 
     def mean(self, v):
-        mine = self.share*v.sum()
+        mine = self.share * v.sum()
         dist.all_reduce(total := mine.detach().clone())
-        return total/self.size + (mine - mine.detach())   # the value of all, the gradient of the part
+        return total / self.size + (mine - mine.detach())  # the value of all, the gradient of the part
 
-    def noise(self, idx, step): return example_noise(idx, (self.seed << 32) + step)
+    def noise(self, idx, step):
+        return example_noise(idx, (self.seed << 32) + step)
 
     def wrap(self, net):
         _check_norm(self.size, self.device, net)
@@ -83,33 +90,51 @@ class _Ranks(Team):
 
 # %% ../../nbs/library/runs/distributed.ipynb #check
 def _check_norm(processes, device, *nets):
-    norms = [m for net in nets if isinstance(net, nn.Module) for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if norms and processes > 1 and device.type != 'cuda': refuse('processes', processes, f'1 on a {device.type} for networks with batch normalisation, whose statistics are shared on CUDA alone')
+    norms = [
+        m
+        for net in nets
+        if isinstance(net, nn.Module)
+        for m in net.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
+    if norms and processes > 1 and device.type != 'cuda':
+        refuse(
+            'processes',
+            processes,
+            f'1 on a {device.type} for networks with batch normalisation, whose statistics are shared on CUDA alone',
+        )
+
 
 def check_team(
-    processes: int,       # that are asked for, at least 1
-    device: torch.device, # of the first one; on CUDA the others have those that follow it
-    batch: int,           # images in a step of all processes together, at least 1
-    *nets, # what is trained; anything that is no network, such as an adversary without weights, is left alone
+    processes: int,  # that are asked for, at least 1
+    device: torch.device,  # of the first one; on CUDA the others have those that follow it
+    batch: int,  # images in a step of all processes together, at least 1
+    *nets,  # what is trained; anything that is no network, such as an adversary without weights, is left alone
 ):
     "A `ParameterError` where so many processes cannot train these networks here"
     have = max(0, torch.cuda.device_count() - (device.index or 0))
-    if device.type not in ('cpu', 'cuda'): refuse('processes', processes, f'None on {device.type}')
-    if processes > batch: refuse('processes', processes, f'at most {batch}, the images in a batch')
-    if device.type == 'cuda' and processes > have: refuse('processes', processes, f'at most {have}, the CUDA devices from {device} on')
+    if device.type not in ('cpu', 'cuda'):
+        refuse('processes', processes, f'None on {device.type}')
+    if processes > batch:
+        refuse('processes', processes, f'at most {batch}, the images in a batch')
+    if device.type == 'cuda' and processes > have:
+        refuse('processes', processes, f'at most {have}, the CUDA devices from {device} on')
     _check_norm(processes, device, *nets)
 
 # %% ../../nbs/library/runs/distributed.ipynb #joined
 @contextmanager
 def joined(
     device: str,  # as for `pick_device`; on CUDA the first process's, and each further one has the next
-    seed: int = 0, # of the noise, in [0, 2³¹)
-): # a context whose value is this process's `Team`; left without an error, it parts from the others
+    seed: int = 0,  # of the noise, in [0, 2³¹)
+):  # a context whose value is this process's `Team`; left without an error, it parts from the others
     "Join the other processes that a launcher has started; a `ParameterError` where there is no such device"
-    if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device.startswith('cuda'): device = f"cuda:{int(device[5:] or 0) + int(os.environ['LOCAL_RANK'])}"
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device.startswith('cuda'):
+        device = f'cuda:{int(device[5:] or 0) + int(os.environ["LOCAL_RANK"])}'
     device = pick_device(device)
-    if device.type == 'cuda': torch.cuda.set_device(device)
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
     dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     yield _Ranks(seed, device)
     dist.destroy_process_group()
@@ -117,52 +142,96 @@ def joined(
 # %% ../../nbs/library/runs/distributed.ipynb #worker
 class TeamError(RuntimeError):
     "A process that failed for a reason that nobody foresaw: one line"
-    def _render_traceback_(self): return [f'{type(self).__name__}: {self}']   # IPython then prints no stack
 
-_KNOWN = dict(ParameterError=ParameterError, TrainingError=TrainingError)   # what is said as it stands
+    def _render_traceback_(self):
+        return [f'{type(self).__name__}: {self}']  # IPython then prints no stack
+
+
+_KNOWN = dict(ParameterError=ParameterError, TrainingError=TrainingError)  # what is said as it stands
+
 
 def _work(f, folder, threads, parent, args):
     "What a process does: its part, and leave a line where that fails"
     _begin(threads, parent)
-    try: return f(*args)
+    try:
+        return f(*args)
     except Exception as e:
-        name, line = ('ParameterError' if isinstance(e, ParameterError) else type(e).__name__), ' '.join(str(e).split())
-        (Path(folder)/f"line-{os.environ['RANK']}").write_text(json.dumps([name not in _KNOWN, time.monotonic(), name, line]))
+        name, line = (
+            ('ParameterError' if isinstance(e, ParameterError) else type(e).__name__),
+            ' '.join(str(e).split()),
+        )
+        (Path(folder) / f'line-{os.environ["RANK"]}').write_text(
+            json.dumps([name not in _KNOWN, time.monotonic(), name, line])
+        )
         raise
+
 
 def _line(folder, failed):
     "The error that says best what happened"
     lines = sorted(json.loads(f.read_text()) for f in Path(folder).glob('line-*'))
-    unknown, _, name, line = lines[0] if lines else [True]*4
-    if not unknown: return _KNOWN[name](line)
-    if not lines or failed.exitcode < 0: return TeamError(f'process {failed.local_rank} was ended, with code {failed.exitcode}')   # the others miss it
+    unknown, _, name, line = lines[0] if lines else [True] * 4
+    if not unknown:
+        return _KNOWN[name](line)
+    if not lines or failed.exitcode < 0:
+        return TeamError(
+            f'process {failed.local_rank} was ended, with code {failed.exitcode}'
+        )  # the others miss it
     return TeamError(f'{name}: {line[:500]}')
 
 # %% ../../nbs/library/runs/distributed.ipynb #launch
 def launch(
-    f,              # a function of a module; what it takes and gives can be pickled
-    processes: int, # at least 1; they share the processor's cores evenly
-    *args, # for `f`, the same in all processes
-) -> list: # what `f` gave, in the order of ranks
+    f,  # a function of a module; what it takes and gives can be pickled
+    processes: int,  # at least 1; they share the processor's cores evenly
+    *args,  # for `f`, the same in all processes
+) -> list:  # what `f` gave, in the order of ranks
     "Run a function in several processes by torchrun's launcher; a `ParameterError`, `TrainingError` or `TeamError` with one line where one fails"
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    main, logs = threading.current_thread() is threading.main_thread(), [logging.getLogger(f'torch.{k}') for k in ('distributed.elastic', 'multiprocessing')]
-    was, levels = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}, [log.level for log in logs]
+
+    main, logs = (
+        threading.current_thread() is threading.main_thread(),
+        [logging.getLogger(f'torch.{k}') for k in ('distributed.elastic', 'multiprocessing')],
+    )
+    was, levels = (
+        {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)},
+        [log.level for log in logs],
+    )
     with tempfile.TemporaryDirectory() as folder:
-        how = LaunchConfig(1, 1, processes, DefaultLogsSpecs(folder), run_id=Path(folder).name, rdzv_backend='c10d', rdzv_endpoint='localhost:0',
-                           local_addr='localhost', max_restarts=0, start_method='spawn', shutdown_timeout=5)
+        how = LaunchConfig(
+            1,
+            1,
+            processes,
+            DefaultLogsSpecs(folder),
+            run_id=Path(folder).name,
+            rdzv_backend='c10d',
+            rdzv_endpoint='localhost:0',
+            local_addr='localhost',
+            max_restarts=0,
+            start_method='spawn',
+            shutdown_timeout=5,
+        )
         wrong, sent = None, None
-        for log in logs: log.setLevel(logging.CRITICAL + 1)   # it would print a page for the line below
-        try: out = elastic_launch(how, _work)(f, folder, max(1, torch.get_num_threads()//processes), os.getpid(), args)
-        except ChildFailedError as e: wrong = _line(folder, e.get_first_failure()[1])
-        except SignalException as e: sent = e.sigval
+        for log in logs:
+            log.setLevel(logging.CRITICAL + 1)  # it would print a page for the line below
+        try:
+            out = elastic_launch(how, _work)(
+                f, folder, max(1, torch.get_num_threads() // processes), os.getpid(), args
+            )
+        except ChildFailedError as e:
+            wrong = _line(folder, e.get_first_failure()[1])
+        except SignalException as e:
+            sent = e.sigval
         finally:
-            for log, level in zip(logs, levels): log.setLevel(level)
-            if main: [signal.signal(s, h) for s, h in was.items()]   # the launcher leaves its own behind
-    if sent: signal.raise_signal(sent); raise KeyboardInterrupt   # to whom that signal means nothing
-    if wrong: raise wrong
+            for log, level in zip(logs, levels):
+                log.setLevel(level)
+            if main:
+                [signal.signal(s, h) for s, h in was.items()]  # the launcher leaves its own behind
+    if sent:
+        signal.raise_signal(sent)
+        raise KeyboardInterrupt  # to whom that signal means nothing
+    if wrong:
+        raise wrong
     return [out[i] for i in range(processes)]
 
 # %% ../../nbs/library/runs/distributed.ipynb #demo
@@ -181,74 +250,123 @@ def _demo(v):
 # %% ../../nbs/library/runs/distributed.ipynb #train-rank
 def train_rank(
     config: dict,  # of `decide`
-    outputs: Path | str, # see `run_folder`; its folder is locked, and cleared where it has to be, by whoever starts the processes
-    minutes: float, # between checkpoints within an epoch, above 0
-    left: float,    # seconds until training stops, with a checkpoint; counted from when `asked`
-    asked: float,   # `time.time()` then, in seconds
-) -> int: # finished epochs
+    outputs: Path
+    | str,  # see `run_folder`; its folder is locked, and cleared where it has to be, by whoever starts the processes
+    minutes: float,  # between checkpoints within an epoch, above 0
+    left: float,  # seconds until training stops, with a checkpoint; counted from when `asked`
+    asked: float,  # `time.time()` then, in seconds
+) -> int:  # finished epochs
     "One process's part of a run, which leaves its state in checkpoint.pt"
     with joined(config['device'], config['seed']) as team:
         data, model, method, recipe = start_run(config, team.device)
         folder = run_folder(config, outputs)
         torch.manual_seed(config['seed'])
-        state = State(model, method, recipe, run_facts(config, data), Speed(config['precision'], config['compile']), team)
-        if take_up(folder, state, False): return state.epoch
-        bar = Progress(recipe.epochs, state.epoch + state.step*recipe.batch/len(data.x_train)) if team.rank == 0 else None
-        for row in train(model, data, method, recipe, state=state, monitor=watch(data, config['eps']), on_batch=bar, checkpoint=folder/'checkpoint.pt',
-                         minutes=minutes, until=time.monotonic() + left - (time.time() - asked)): bar and bar.row(row)
+        state = State(
+            model,
+            method,
+            recipe,
+            run_facts(config, data),
+            Speed(config['precision'], config['compile']),
+            team,
+        )
+        if take_up(folder, state, False):
+            return state.epoch
+        bar = (
+            Progress(recipe.epochs, state.epoch + state.step * recipe.batch / len(data.x_train))
+            if team.rank == 0
+            else None
+        )
+        for row in train(
+            model,
+            data,
+            method,
+            recipe,
+            state=state,
+            monitor=watch(data, config['eps']),
+            on_batch=bar,
+            checkpoint=folder / 'checkpoint.pt',
+            minutes=minutes,
+            until=time.monotonic() + left - (time.time() - asked),
+        ):
+            bar and bar.row(row)
         return state.epoch
 
 # %% ../../nbs/library/runs/distributed.ipynb #train-team
 def train_team(
-    state: State,               # of the run, by itself; takes on what the processes leave
-    data: Data,                 # of the run
-    config: dict,               # of `decide`, with `processes`
-    outputs: Path | str = None, # see `run_folder`; the run's folder there is locked by the caller
+    state: State,  # of the run, by itself; takes on what the processes leave
+    data: Data,  # of the run
+    config: dict,  # of `decide`, with `processes`
+    outputs: Path | str = None,  # see `run_folder`; the run's folder there is locked by the caller
     *,
-    minutes: float = inf,       # between checkpoints within an epoch, above 0
-    until: float = inf,         # `time.monotonic()`, in seconds, at which to stop
-) -> list: # the new rows of history, one an epoch
+    minutes: float = inf,  # between checkpoints within an epoch, above 0
+    until: float = inf,  # `time.monotonic()`, in seconds, at which to stop
+) -> list:  # the new rows of history, one an epoch
     "Train a run, or what is left of it, in processes of its own; errors as in `launch`"
     had, recipe = state.epoch, state.recipe
     if had < recipe.epochs:
-        launch(train_rank, config['processes'], config, outputs, minutes, until - time.monotonic(), time.time())
-        load_checkpoint(state, run_folder(config, outputs)/'checkpoint.pt')
-    if state.epoch == recipe.epochs: list(train(state.model, data, state.method, recipe, state=state))   # nothing but the average, which becomes the network
+        launch(
+            train_rank, config['processes'], config, outputs, minutes, until - time.monotonic(), time.time()
+        )
+        load_checkpoint(state, run_folder(config, outputs) / 'checkpoint.pt')
+    if state.epoch == recipe.epochs:
+        list(
+            train(state.model, data, state.method, recipe, state=state)
+        )  # nothing but the average, which becomes the network
     return state.history[had:]
 
 # %% ../../nbs/library/runs/distributed.ipynb #main
-_LEFT_OUT = dict.fromkeys([*RULES, *SESSION]) | dict(method='adt_exp', dataset='digits', recipe='paper2020', seed=0, device='auto', scale='demo', fresh=False, checkpoint_minutes=10.)   # as in train.ipynb
+_LEFT_OUT = dict.fromkeys([*RULES, *SESSION]) | dict(
+    method='adt_exp',
+    dataset='digits',
+    recipe='paper2020',
+    seed=0,
+    device='auto',
+    scale='demo',
+    fresh=False,
+    checkpoint_minutes=10.0,
+)  # as in train.ipynb
+
 
 def _asked(args):
     "A command line's parameters"
-    parser = argparse.ArgumentParser('python -m torch.distributed.run --nproc-per-node 2 -m adt_repro.runs.distributed', description='One process of a run, for torchrun to start; then nbs/train.ipynb evaluates it')
+    parser = argparse.ArgumentParser(
+        'python -m torch.distributed.run --nproc-per-node 2 -m adt_repro.runs.distributed',
+        description='One process of a run, for torchrun to start; then nbs/train.ipynb evaluates it',
+    )
     parser.add_argument('file', help='parameters of nbs/train.ipynb as YAML, processes among them')
-    parser.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), help='another parameter')
+    parser.add_argument(
+        '-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), help='another parameter'
+    )
     args = parser.parse_args(args)
-    try: given = yaml.safe_load(Path(args.file).read_text()) | {k: yaml.safe_load(v) for k, v in args.p}
-    except Exception as e: raise ParameterError(f'{args.file}: allowed is a file of parameters ({type(e).__name__})') from None
-    if given.get('processes') != (size := int(os.environ.get('WORLD_SIZE', 1))): refuse('processes', given.get('processes'), f'{size}, as many as were started')
+    try:
+        given = yaml.safe_load(Path(args.file).read_text()) | {k: yaml.safe_load(v) for k, v in args.p}
+    except Exception as e:
+        raise ParameterError(f'{args.file}: allowed is a file of parameters ({type(e).__name__})') from None
+    if given.get('processes') != (size := int(os.environ.get('WORLD_SIZE', 1))):
+        refuse('processes', given.get('processes'), f'{size}, as many as were started')
     return check_params(_LEFT_OUT | given, **RULES, **SESSION)
 
 # %% ../../nbs/library/runs/distributed.ipynb #main-rank
 def main(
-    args: list, # of the command line: a file, and further parameters
-) -> int: # exit status, 0, or 1 where a line says what is wrong
+    args: list,  # of the command line: a file, and further parameters
+) -> int:  # exit status, 0, or 1 where a line says what is wrong
     "One process of a run, as torchrun starts it, or one line on what it refuses"
     _begin(torch.get_num_threads(), os.getppid())
     try:
         asked, given = time.time(), _asked(args)
         device = pick_device(given['device'])
         config = decide(resolve({k: given[k] for k in RULES}), device)
-        if os.environ.get('RANK', '0') == '0':   # the others wait for it
+        if os.environ.get('RANK', '0') == '0':  # the others wait for it
             data, model, method, recipe = start_run(config, device)
             check_team(config['processes'], device, config['batch'], model, method.adversary)
             lock = lock_run(folder := run_folder(config))
             take_up(folder, State(model, method, recipe, run_facts(config, data)), given['fresh'])
-        train_rank(config, None, given['checkpoint_minutes'], 60*(given['max_minutes'] or inf), asked)
+        train_rank(config, None, given['checkpoint_minutes'], 60 * (given['max_minutes'] or inf), asked)
     except (ParameterError, TrainingError) as e:
         print(e, file=sys.stderr)
         return 1
     return 0
 
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main(sys.argv[1:]))   # not in a notebook
+
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main(sys.argv[1:]))  # not in a notebook

@@ -7,6 +7,7 @@ __all__ = ['finish_run']
 
 # %% ../../nbs/library/runs/fit.ipynb #imports
 from pathlib import Path
+
 import pandas as pd
 import torch
 
@@ -20,12 +21,14 @@ from ..training.state import State
 
 # %% ../../nbs/library/runs/fit.ipynb #finish
 def finish_run(
-    config: dict,              # of `resolve`
-    outputs: Path | str = None, # the run goes to <outputs>/<scale>/runs/; None: outputs/ in the project
-    fresh: bool | str = False, # start over, and delete what is there of this run? 'changed': only if it was begun with other parameters
-) -> Path: # its folder, with a `run.json`
+    config: dict,  # of `resolve`
+    outputs: Path | str = None,  # the run goes to <outputs>/<scale>/runs/; None: outputs/ in the project
+    fresh: bool
+    | str = False,  # start over, and delete what is there of this run? 'changed': only if it was begun with other parameters
+) -> Path:  # its folder, with a `run.json`
     "Train a run to its end, from wherever it is; a `ParameterError` where it wants processes of its own, which `train` gives"
-    if config['processes']: refuse('processes', config['processes'], 'None in a sweep')
+    if config['processes']:
+        refuse('processes', config['processes'], 'None in a sweep')
     device = pick_device(config['device'])
     config = decide(config, device)
     data, model, method, recipe = start_run(config, device)
@@ -33,11 +36,27 @@ def finish_run(
     lock = lock_run(folder)
     try:
         torch.manual_seed(config['seed'])
-        state = State(model, method, recipe, run_facts(config, data), Speed(config['precision'], config['compile']))
-        if take_up(folder, state, fresh): return folder
-        for _ in train(model, data, method, recipe, state=state, checkpoint=folder/'checkpoint.pt', minutes=10): pass
+        state = State(
+            model, method, recipe, run_facts(config, data), Speed(config['precision'], config['compile'])
+        )
+        if take_up(folder, state, fresh):
+            return folder
+        for _ in train(
+            model, data, method, recipe, state=state, checkpoint=folder / 'checkpoint.pt', minutes=10
+        ):
+            pass
         sets = {k: state.facts[k] for k in ('train_set', 'test_set')}
-        save_run(folder, model, method, config, pd.DataFrame(state.history), results=[], **sets, **provenance(device))
-        (folder/'checkpoint.pt').unlink()                 # of many runs they would fill a disk
-    finally: lock.release()
+        save_run(
+            folder,
+            model,
+            method,
+            config,
+            pd.DataFrame(state.history),
+            results=[],
+            **sets,
+            **provenance(device),
+        )
+        (folder / 'checkpoint.pt').unlink()  # of many runs they would fill a disk
+    finally:
+        lock.release()
     return folder

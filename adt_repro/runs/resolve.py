@@ -6,8 +6,8 @@
 __all__ = ['resolve', 'start_run', 'decide']
 
 # %% ../../nbs/library/runs/resolve.ipynb #imports
-from dataclasses import asdict
-from dataclasses import fields
+from dataclasses import asdict, fields
+
 import torch
 
 from ..base.device import set_deterministic
@@ -25,56 +25,79 @@ def _row(config):
     "The parameters with what their method's entry in `rows` adds, and the method's own name"
     rows, name = config['rows'] or {}, config['method']
     row = rows.get(name) or {}
-    if name not in METHODS and 'method' not in row: refuse('method', name, ', '.join([*METHODS, *(r for r in rows if r not in METHODS)]))
+    if name not in METHODS and 'method' not in row:
+        refuse('method', name, ', '.join([*METHODS, *(r for r in rows if r not in METHODS)]))
     for k in row:
-        if k not in config or k in ('rows', 'seed', 'scale', 'device', 'data_root'): refuse(f'rows[{name!r}]', k, 'a parameter of the method or the recipe')
-    if config['recipe'] != 'paper2020': row = {k: v for k, v in row.items() if k == 'epochs' or k not in Recipe.__dataclass_fields__}
-    full = {k: row.get(k) if v is None else v for k, v in config.items()} | dict(rows=None, method=row.get('method', name))
-    if full['method'] != name and full['label'] is None: full['label'] = name
+        if k not in config or k in ('rows', 'seed', 'scale', 'device', 'data_root'):
+            refuse(f'rows[{name!r}]', k, 'a parameter of the method or the recipe')
+    if config['recipe'] != 'paper2020':
+        row = {k: v for k, v in row.items() if k == 'epochs' or k not in Recipe.__dataclass_fields__}
+    full = {k: row.get(k) if v is None else v for k, v in config.items()} | dict(
+        rows=None, method=row.get('method', name)
+    )
+    if full['method'] != name and full['label'] is None:
+        full['label'] = name
     return full
 
+
 def resolve(
-    config: dict, # a run's parameters, all of `RULES`; None stands for a default
-) -> dict: # the same keys, with every default filled in; None is left where the method has no such option
+    config: dict,  # a run's parameters, all of `RULES`; None stands for a default
+) -> dict:  # the same keys, with every default filled in; None is left where the method has no such option
     "A run's parameters with nothing left open; a `ParameterError` at the first that cannot be used"
     config = _row(config)
-    if config['method'] not in METHODS: refuse('method', config['method'], ', '.join(METHODS))
+    if config['method'] not in METHODS:
+        refuse('method', config['method'], ', '.join(METHODS))
     config = check_params(config, **RULES)
     spec, have = DATASETS[config['dataset']], method_options(config['method'])
-    defaults = asdict(RECIPES[config['recipe']]) | {k: getattr(spec, k) for k in ('arch', 'eps', 'epochs', 'augment')} | have
-    if 'n_mc' in have: defaults['n_mc'] = spec.n_mc
-    if 'gen_width' in have: defaults['gen_width'] = generator_width(config['arch'] or spec.arch, spec.shape)
+    defaults = (
+        asdict(RECIPES[config['recipe']])
+        | {k: getattr(spec, k) for k in ('arch', 'eps', 'epochs', 'augment')}
+        | have
+    )
+    if 'n_mc' in have:
+        defaults['n_mc'] = spec.n_mc
+    if 'gen_width' in have:
+        defaults['gen_width'] = generator_width(config['arch'] or spec.arch, spec.shape)
     defaults['drops'] = list(defaults['drops'])
     full = {k: defaults.get(k) if v is None else v for k, v in config.items()}
     for k in OPTIONS:
-        if full[k] is not None and k not in have: raise ParameterError(f'{k}={full[k]!r}: method {full["method"]} has no such option. Allowed are {", ".join(have) or "none"}')
+        if full[k] is not None and k not in have:
+            raise ParameterError(
+                f'{k}={full[k]!r}: method {full["method"]} has no such option. Allowed are {", ".join(have) or "none"}'
+            )
     return full
 
 # %% ../../nbs/library/runs/resolve.ipynb #start
 def _method(config):
-    return make_method(config['method'], config['eps'], DATASETS[config['dataset']].shape, **{k: config[k] for k in OPTIONS})
+    return make_method(
+        config['method'], config['eps'], DATASETS[config['dataset']].shape, **{k: config[k] for k in OPTIONS}
+    )
+
 
 def start_run(
-    config: dict,         # of `resolve`
-    device: torch.device, # where everything will be
-) -> tuple: # (data, model, method, recipe), ready for `train`
+    config: dict,  # of `resolve`
+    device: torch.device,  # where everything will be
+) -> tuple:  # (data, model, method, recipe), ready for `train`
     "What a run needs, made from its parameters; a `ParameterError` where the data are too few for them"
     set_deterministic(bool(config['deterministic']))
     data = load_data(config['dataset'], config['data_root'])
     for k, x in ('n_train', data.x_train), ('n_test', data.x_test):
-        if config[k] is not None and config[k] > len(x): refuse(k, config[k], f'at most {len(x)}, which is all of {data.name}')
+        if config[k] is not None and config[k] > len(x):
+            refuse(k, config[k], f'at most {len(x)}, which is all of {data.name}')
     data = check_data(data.head(config['n_train'], config['n_test'])).to(device)
-    if config['batch'] > len(data.x_train): refuse('batch', config['batch'], f'at most {len(data.x_train)}, the number of training images')
+    if config['batch'] > len(data.x_train):
+        refuse('batch', config['batch'], f'at most {len(data.x_train)}, the number of training images')
     torch.manual_seed(config['seed'])
     spec = DATASETS[config['dataset']]
     model, method = build(config['arch'], spec.shape[0], spec.n_classes).to(device), _method(config)
-    if isinstance(method.adversary, torch.nn.Module): method.adversary.to(device)
+    if isinstance(method.adversary, torch.nn.Module):
+        method.adversary.to(device)
     return data, model, method, Recipe(**{f.name: config[f.name] for f in fields(Recipe)})
 
 # %% ../../nbs/library/runs/resolve.ipynb #decide
 def decide(
-    config: dict,         # of `resolve`
-    device: torch.device, # where the run will be
-) -> dict: # the same, with precision and compile filled in
+    config: dict,  # of `resolve`
+    device: torch.device,  # where the run will be
+) -> dict:  # the same, with precision and compile filled in
     "Leave nothing open that depends on the device; a `ParameterError` where it cannot do what is asked"
     return config | asdict(fastest(device, config['precision'], config['compile']))

@@ -7,9 +7,10 @@ __all__ = ['EXTRAS', 'chosen_runs', 'tiny_run', 'experiment_runs', 'load_runs', 
            'cascade_rule', 'limits_rule']
 
 # %% ../../nbs/library/runs/select.ipynb #imports
+import fnmatch
 from functools import partial
 from pathlib import Path
-import fnmatch
+
 import torch
 
 from ..attacks.suite import SUITE
@@ -23,93 +24,124 @@ from .store import load_method, load_run, read_config
 
 # %% ../../nbs/library/runs/select.ipynb #chosen
 def chosen_runs(
-    folder: Path | str, # of a scale, such as outputs/demo
-    patterns: list,     # names, or patterns as of a shell; None: all
-    name: str = 'runs', # of the parameter, for the message
-) -> list: # names of finished runs, each once
+    folder: Path | str,  # of a scale, such as outputs/demo
+    patterns: list,  # names, or patterns as of a shell; None: all
+    name: str = 'runs',  # of the parameter, for the message
+) -> list:  # names of finished runs, each once
     "The finished runs that fit; a `ParameterError` where a pattern fits none"
-    finished = sorted(f.parent.name for f in Path(folder).glob('runs/*/run.json') if (f.parent/'weights.safetensors').exists())
-    if patterns == []: refuse(name, patterns, 'at least one name or pattern')
+    finished = sorted(
+        f.parent.name
+        for f in Path(folder).glob('runs/*/run.json')
+        if (f.parent / 'weights.safetensors').exists()
+    )
+    if patterns == []:
+        refuse(name, patterns, 'at least one name or pattern')
     out = []
     for pattern in ['*'] if patterns is None else patterns:
         fits = fnmatch.filter(finished, pattern)
-        if not fits and patterns is not None: refuse(name, pattern, ', '.join(finished) or f'nothing, {Path(folder).name}/runs has no finished run')
+        if not fits and patterns is not None:
+            refuse(
+                name, pattern, ', '.join(finished) or f'nothing, {Path(folder).name}/runs has no finished run'
+            )
         out += fits
     return list(dict.fromkeys(out))
 
 # %% ../../nbs/library/runs/select.ipynb #tiny
 def tiny_run(
-    folder: Path | str, # of a scale, such as outputs/tiny
-    method: str,        # see `adt_repro.methods.table.METHODS`
-    seed: int = 0,      # of the run
-) -> str: # its name; made only where it is missing
+    folder: Path | str,  # of a scale, such as outputs/tiny
+    method: str,  # see `adt_repro.methods.table.METHODS`
+    seed: int = 0,  # of the run
+) -> str:  # its name; made only where it is missing
     "A run that takes seconds: digits, small_cnn, four epochs"
-    config = resolve(dict.fromkeys(RULES) | dict(method=method, dataset='digits', recipe='paper2020', epochs=4, seed=seed, device='cpu', scale=Path(folder).name))
+    config = resolve(
+        dict.fromkeys(RULES)
+        | dict(
+            method=method,
+            dataset='digits',
+            recipe='paper2020',
+            epochs=4,
+            seed=seed,
+            device='cpu',
+            scale=Path(folder).name,
+        )
+    )
     return finish_run(config, Path(folder).parent).name
 
 # %% ../../nbs/library/runs/select.ipynb #experiment
 def experiment_runs(
-    folder: Path | str, # of a scale, such as outputs/demo
-    patterns: list,     # see `chosen_runs`; None: all finished runs, or at scale tiny those of `tiny`
-    tiny: tuple = ('standard', 'at_pgd'), # methods whose tiny runs are made where they are missing
-) -> list: # names of finished runs, at least one
+    folder: Path | str,  # of a scale, such as outputs/demo
+    patterns: list,  # see `chosen_runs`; None: all finished runs, or at scale tiny those of `tiny`
+    tiny: tuple = ('standard', 'at_pgd'),  # methods whose tiny runs are made where they are missing
+) -> list:  # names of finished runs, at least one
     "The runs of an experiment; a `ParameterError` where there is none"
     scale = Path(folder).name
-    if patterns is None and scale == 'tiny': return [tiny_run(folder, m) for m in tiny]
-    return chosen_runs(folder, patterns) or refuse('scale', scale, f'one with finished runs, outputs/{scale}/runs has none')
+    if patterns is None and scale == 'tiny':
+        return [tiny_run(folder, m) for m in tiny]
+    return chosen_runs(folder, patterns) or refuse(
+        'scale', scale, f'one with finished runs, outputs/{scale}/runs has none'
+    )
 
 # %% ../../nbs/library/runs/select.ipynb #load
 def load_runs(
-    folder: Path | str,   # of a scale, such as outputs/demo
-    names: list,          # of its runs, at least one
-    device: torch.device, # where the networks go
-) -> tuple: # name to network; and the first run's parameters, whose dataset and eps all share
+    folder: Path | str,  # of a scale, such as outputs/demo
+    names: list,  # of its runs, at least one
+    device: torch.device,  # where the networks go
+) -> tuple:  # name to network; and the first run's parameters, whose dataset and eps all share
     "Several runs' networks; a `ParameterError` where their data sets or radii differ"
-    loaded = {name: load_run(Path(folder)/'runs'/name, device) for name in names}
+    loaded = {name: load_run(Path(folder) / 'runs' / name, device) for name in names}
     first = loaded[names[0]][1]
     for name, (_, c) in loaded.items():
         for k in 'dataset', 'eps':
-            if c[k] != first[k]: refuse('runs', name, f'runs of one {k}: it has {c[k]}, {names[0]} has {first[k]}')
+            if c[k] != first[k]:
+                refuse('runs', name, f'runs of one {k}: it has {c[k]}, {names[0]} has {first[k]}')
     return {name: model for name, (model, _) in loaded.items()}, first
 
 # %% ../../nbs/library/runs/select.ipynb #load-adversary
 def load_adversary(
-    folder: Path | str,   # of a scale, such as outputs/demo
-    name: str,            # of a finished run
-    device: torch.device, # where a generator goes
-): # an adversary whose distribution is no single point: the run's own where it was trained by one, else ADT_EXP's, fitted to the network as it is
+    folder: Path | str,  # of a scale, such as outputs/demo
+    name: str,  # of a finished run
+    device: torch.device,  # where a generator goes
+):  # an adversary whose distribution is no single point: the run's own where it was trained by one, else ADT_EXP's, fitted to the network as it is
     "The adversarial distribution to show for a run"
-    config = read_config(Path(folder)/'runs'/name)
-    if config['method'].startswith('adt_'): return load_method(Path(folder)/'runs'/name, device).adversary
+    config = read_config(Path(folder) / 'runs' / name)
+    if config['method'].startswith('adt_'):
+        return load_method(Path(folder) / 'runs' / name, device).adversary
     return partial(exp_adversary, eps=config['eps'], n_mc=DATASETS[config['dataset']].n_mc)
 
+
 def short_name(
-    name: str,    # of a run
-    config: dict, # of `load_runs`
-) -> str: # without the data set, and the network if it is that of the first run
+    name: str,  # of a run
+    config: dict,  # of `load_runs`
+) -> str:  # without the data set, and the network if it is that of the first run
     "A run's name for a figure whose title says the rest"
-    return name.removeprefix(f"{config['dataset']}-").removeprefix(f"{config['arch']}-")
+    return name.removeprefix(f'{config["dataset"]}-').removeprefix(f'{config["arch"]}-')
 
 # %% ../../nbs/library/runs/select.ipynb #first-images
 def first_images(
-    config: dict,         # of `load_runs`
-    n: int,               # images, at least 1
-    device: torch.device, # where they go
-) -> tuple: # the data set, on the CPU; images (n, C, H, W) and labels (n,)
+    config: dict,  # of `load_runs`
+    n: int,  # images, at least 1
+    device: torch.device,  # where they go
+) -> tuple:  # the data set, on the CPU; images (n, C, H, W) and labels (n,)
     "The first test images; a `ParameterError` where there are fewer"
     data = load_data(config['dataset'], config['data_root'])
-    if n > len(data.x_test): refuse('n_test', n, f'at most {len(data.x_test)}, which is all of {data.name}')
+    if n > len(data.x_test):
+        refuse('n_test', n, f'at most {len(data.x_test)}, which is all of {data.name}')
     return data, data.x_test[:n].to(device), data.y_test[:n].to(device)
 
 # %% ../../nbs/library/runs/select.ipynb #dear
-EXTRAS = 'distribution', 'generator', 'autoattack'   # attacks beside those of Table 1
+EXTRAS = 'distribution', 'generator', 'autoattack'  # attacks beside those of Table 1
 
-def cascade_rule() -> Rule: # satisfied by true, false (or these words) and lists of attacks
+
+def cascade_rule() -> Rule:  # satisfied by true, false (or these words) and lists of attacks
     "Do attacks meet only what the earlier ones have left standing: all, none, or which?"
     names = several(one_of(*SUITE, *EXTRAS))
     return Rule(lambda v: flag().ok(v) or names.ok(v), f'true, false, or {names.says}', flag().read)
 
-def limits_rule() -> Rule: # satisfied by tables of attacks and whole numbers of at least 1
+
+def limits_rule() -> Rule:  # satisfied by tables of attacks and whole numbers of at least 1
     "How many images a dear attack meets"
     names = one_of(*SUITE, *EXTRAS)
-    return Rule(lambda v: isinstance(v, dict) and all(names.ok(k) and whole(1).ok(n) for k, n in v.items()), f'a table of whole numbers of at least 1 for any of {names.says}')
+    return Rule(
+        lambda v: isinstance(v, dict) and all(names.ok(k) and whole(1).ok(n) for k, n in v.items()),
+        f'a table of whole numbers of at least 1 for any of {names.says}',
+    )

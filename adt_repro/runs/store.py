@@ -7,19 +7,19 @@ __all__ = ['provenance', 'run_name', 'run_folder', 'save_run', 'lock_run', 'run_
            'load_run', 'load_method', 'read_runs']
 
 # %% ../../nbs/library/runs/store.ipynb #imports
-from filelock import FileLock
-from filelock import Timeout
-from pathlib import Path
-import adt_repro
 import json
-import numpy
-import pandas as pd
 import platform
 import subprocess
+from pathlib import Path
+
+import numpy
+import pandas as pd
 import torch
 import torchvision
 import yaml
+from filelock import FileLock, Timeout
 
+import adt_repro
 from ..base.files import find_root, replacing
 from ..base.parameters import ParameterError, check_params, refuse, shown
 from ..data import DATASETS, Data, fingerprint
@@ -33,157 +33,245 @@ from ..training.state import State, load_checkpoint, read_checkpoint
 
 # %% ../../nbs/library/runs/store.ipynb #provenance
 def _git(*args):
-    try: return subprocess.run(['git', *args], cwd=find_root(), capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError): return None
+    try:
+        return subprocess.run(
+            ['git', *args], cwd=find_root(), capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
 
 def provenance(
-    device: torch.device, # that the run used
-) -> dict: # git_commit (ends in "+" where files were changed; None outside git), versions, device, platform
+    device: torch.device,  # that the run used
+) -> dict:  # git_commit (ends in "+" where files were changed; None outside git), versions, device, platform
     "What a result depends on besides its parameters"
     commit = _git('rev-parse', 'HEAD')
-    return dict(git_commit=commit and commit + '+'*bool(_git('status', '--porcelain', '-uno')),
-                versions=dict(python=platform.python_version()) | {p.__name__: str(p.__version__) for p in (adt_repro, torch, torchvision, numpy, pd)},
-                device=torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{device.type}, {torch.get_num_threads()} threads',
-                platform=f'{platform.system()} {platform.machine()}')
+    return dict(
+        git_commit=commit and commit + '+' * bool(_git('status', '--porcelain', '-uno')),
+        versions=dict(python=platform.python_version())
+        | {p.__name__: str(p.__version__) for p in (adt_repro, torch, torchvision, numpy, pd)},
+        device=torch.cuda.get_device_name(device)
+        if device.type == 'cuda'
+        else f'{device.type}, {torch.get_num_threads()} threads',
+        platform=f'{platform.system()} {platform.machine()}',
+    )
 
 # %% ../../nbs/library/runs/store.ipynb #run-folder
 def run_name(
-    config: dict, # of `resolve`
-) -> str: # <dataset>-<arch>-<label, or method>[-<recipe>]-s<seed>; of imported weights <dataset>-<arch>-<label>
+    config: dict,  # of `resolve`
+) -> (
+    str
+):  # <dataset>-<arch>-<label, or method>[-<recipe>]-s<seed>; of imported weights <dataset>-<arch>-<label>
     "The name of a run"
-    if config['method'] == IMPORTED: return f"{config['dataset']}-{config['arch']}-{config['label']}"
-    what = (config['label'] or config['method']) + f"-{config['recipe']}"*(config['recipe'] != 'paper2020')
-    return f"{config['dataset']}-{config['arch']}-{what}-s{config['seed']}"
+    if config['method'] == IMPORTED:
+        return f'{config["dataset"]}-{config["arch"]}-{config["label"]}'
+    what = (config['label'] or config['method']) + f'-{config["recipe"]}' * (config['recipe'] != 'paper2020')
+    return f'{config["dataset"]}-{config["arch"]}-{what}-s{config["seed"]}'
+
 
 def run_folder(
-    config: dict,             # of `resolve`
-    outputs: Path | str = None, # None: outputs/ in the project
-) -> Path: # an existing folder that can be written to
+    config: dict,  # of `resolve`
+    outputs: Path | str = None,  # None: outputs/ in the project
+) -> Path:  # an existing folder that can be written to
     "Where a run is kept, made and tried before any work; a `ParameterError` where nothing can be written"
-    folder = Path(outputs or find_root()/'outputs')/config['scale']/'runs'/run_name(config)
+    folder = Path(outputs or find_root() / 'outputs') / config['scale'] / 'runs' / run_name(config)
     try:
-        folder.mkdir(parents=True, exist_ok=True); (folder/'.writable').touch(); (folder/'.writable').unlink(missing_ok=True)
-    except OSError as e: refuse('scale', config['scale'], f'a folder of outputs/ that can be written to ({e.strerror})')
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / '.writable').touch()
+        (folder / '.writable').unlink(missing_ok=True)
+    except OSError as e:
+        refuse('scale', config['scale'], f'a folder of outputs/ that can be written to ({e.strerror})')
     return folder
 
 # %% ../../nbs/library/runs/store.ipynb #save-run
 def _write(path, text):
-    with replacing(path) as f: f.write(text.encode())
+    with replacing(path) as f:
+        f.write(text.encode())
+
 
 def save_run(
-    folder: Path,           # of `run_folder`
-    model: torch.nn.Module, # the trained network
-    method: Method,         # that it was trained by, with its generator if it has one; None where that is not known
-    config: dict,           # every parameter, plain values
+    folder: Path,  # of `run_folder`
+    model: torch.nn.Module,  # the trained network
+    method: Method,  # that it was trained by, with its generator if it has one; None where that is not known
+    config: dict,  # every parameter, plain values
     history: pd.DataFrame,  # one row an epoch; None where it is not known
-    **facts,                # further entries of run.json, plain values
+    **facts,  # further entries of run.json, plain values
 ):
     "Write a finished run: each file complete or absent, run.json last"
-    (folder/'run.json').unlink(missing_ok=True)
-    _write(folder/'config.yaml', yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    if history is not None: _write(folder/'history.csv', history.to_csv(index=False))
-    save_weights(model, folder/'weights.safetensors')
-    if method and isinstance(method.adversary, torch.nn.Module): save_weights(method.adversary, folder/'adversary.safetensors')
-    _write(folder/'run.json', json.dumps(dict(run=folder.name) | {k: config[k] for k in ('dataset', 'arch', 'method', 'label', 'recipe', 'seed', 'eps')} | facts, indent=1) + '\n')
+    (folder / 'run.json').unlink(missing_ok=True)
+    _write(folder / 'config.yaml', yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    if history is not None:
+        _write(folder / 'history.csv', history.to_csv(index=False))
+    save_weights(model, folder / 'weights.safetensors')
+    if method and isinstance(method.adversary, torch.nn.Module):
+        save_weights(method.adversary, folder / 'adversary.safetensors')
+    _write(
+        folder / 'run.json',
+        json.dumps(
+            dict(run=folder.name)
+            | {k: config[k] for k in ('dataset', 'arch', 'method', 'label', 'recipe', 'seed', 'eps')}
+            | facts,
+            indent=1,
+        )
+        + '\n',
+    )
 
 # %% ../../nbs/library/runs/store.ipynb #lock
 def lock_run(
-    folder: Path, # of `run_folder`
-) -> FileLock: # held as long as it is referred to, and no longer than the process lives
+    folder: Path,  # of `run_folder`
+) -> FileLock:  # held as long as it is referred to, and no longer than the process lives
     "Keep other processes out of a run's folder; a `ParameterError` where one has it already"
-    lock = FileLock(folder/'.lock', timeout=0)
-    try: lock.acquire()
-    except Timeout: raise ParameterError(f'run={folder.name!r}: another process is training it, allowed is one at a time') from None
+    lock = FileLock(folder / '.lock', timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ParameterError(
+            f'run={folder.name!r}: another process is training it, allowed is one at a time'
+        ) from None
     return lock
 
+
 def run_facts(
-    config: dict, # of `resolve`
-    data: Data,   # of `start_run`
-) -> dict: # plain values
+    config: dict,  # of `resolve`
+    data: Data,  # of `start_run`
+) -> dict:  # plain values
     "All that a run's numbers follow from, on one machine"
-    facts = {k: v for k, v in config.items() if k not in ('device', 'data_root', 'rows')} | dict(device=data.x_train.device.type)
-    return facts | dict(train_set=fingerprint(data.x_train, data.y_train), test_set=fingerprint(data.x_test, data.y_test))
+    facts = {k: v for k, v in config.items() if k not in ('device', 'data_root', 'rows')} | dict(
+        device=data.x_train.device.type
+    )
+    return facts | dict(
+        train_set=fingerprint(data.x_train, data.y_train), test_set=fingerprint(data.x_test, data.y_test)
+    )
 
 # %% ../../nbs/library/runs/store.ipynb #read-config
 def _parsed(path, parse):
     "A file's dict; whatever else it is, or holds, is refused with one line"
     try:
-        with path.open('rb') as f: found = parse(f.read(10**6).decode())
-    except Exception as e:   # a damaged file makes a parser raise almost anything
-        raise ParameterError(f'run={path.parent.name!r}: its {path.name} cannot be read ({type(e).__name__})') from None
-    if not (isinstance(found, dict) and all(isinstance(k, str) for k in found)): raise ParameterError(f'run={path.parent.name!r}: its {path.name} holds no table of names and values')
+        with path.open('rb') as f:
+            found = parse(f.read(10**6).decode())
+    except Exception as e:  # a damaged file makes a parser raise almost anything
+        raise ParameterError(
+            f'run={path.parent.name!r}: its {path.name} cannot be read ({type(e).__name__})'
+        ) from None
+    if not (isinstance(found, dict) and all(isinstance(k, str) for k in found)):
+        raise ParameterError(f'run={path.parent.name!r}: its {path.name} holds no table of names and values')
     return found
 
+
 def read_config(
-    folder: Path | str, # of a run
-) -> dict: # as of `resolve`, and as much to be relied on
+    folder: Path | str,  # of a run
+) -> dict:  # as of `resolve`, and as much to be relied on
     "A run's parameters from its `config.yaml`, of which nothing is executed; a `ParameterError` where it cannot be used"
-    config = dict.fromkeys(RULES) | _parsed(Path(folder)/'config.yaml', yaml.safe_load)
-    if config['method'] == IMPORTED: return check_params(config, **IMPORTED_RULES)
+    config = dict.fromkeys(RULES) | _parsed(Path(folder) / 'config.yaml', yaml.safe_load)
+    if config['method'] == IMPORTED:
+        return check_params(config, **IMPORTED_RULES)
     check_params(config, **RULES)
     return resolve(config)
 
+
 def read_facts(
-    folder: Path | str, # of a finished run
-) -> dict: # results, versions, fingerprints; of imported weights source, sha256, inputs
+    folder: Path | str,  # of a finished run
+) -> dict:  # results, versions, fingerprints; of imported weights source, sha256, inputs
     "What a run's `run.json` says"
-    return _parsed(Path(folder)/'run.json', json.loads)
+    return _parsed(Path(folder) / 'run.json', json.loads)
 
 # %% ../../nbs/library/runs/store.ipynb #take-up
 def take_up(
-    folder: Path, # of `run_folder`, locked
-    state: State, # as it is before the first step, with `run_facts`; where there is a checkpoint, it takes that on
-    fresh: bool | str, # delete what is there? 'changed': only where it was begun with other parameters or data
-) -> bool: # is the run finished?
+    folder: Path,  # of `run_folder`, locked
+    state: State,  # as it is before the first step, with `run_facts`; where there is a checkpoint, it takes that on
+    fresh: bool
+    | str,  # delete what is there? 'changed': only where it was begun with other parameters or data
+) -> bool:  # is the run finished?
     "Go on where a run was broken off; a run with other parameters or data is refused"
-    files = [folder/f for f in ('run.json', 'checkpoint.pt', 'config.yaml', 'history.csv', 'weights.safetensors', 'adversary.safetensors')]
-    def clear(): return [f.unlink(missing_ok=True) for f in files]
-    if fresh is True: clear()
+    files = [
+        folder / f
+        for f in (
+            'run.json',
+            'checkpoint.pt',
+            'config.yaml',
+            'history.csv',
+            'weights.safetensors',
+            'adversary.safetensors',
+        )
+    ]
+
+    def clear():
+        return [f.unlink(missing_ok=True) for f in files]
+
+    if fresh is True:
+        clear()
     done, begun, had = files[0].exists(), files[1].exists(), {}
-    finished = done and files[4].exists()                 # else only its small files were kept
-    if done: had = read_config(folder) | read_facts(folder) | dict(device=state.facts['device'])
-    elif begun: had = read_checkpoint(files[1]).get('facts', {})
-    other = [k for k, v in state.facts.items() if k in had and had[k] != v and not (had[k] is None and k in ('precision', 'compile'))]   # a run from before there was a choice
-    if other and fresh == 'changed': clear(); return False
+    finished = done and files[4].exists()  # else only its small files were kept
+    if done:
+        had = read_config(folder) | read_facts(folder) | dict(device=state.facts['device'])
+    elif begun:
+        had = read_checkpoint(files[1]).get('facts', {})
+    other = [
+        k
+        for k, v in state.facts.items()
+        if k in had and had[k] != v and not (had[k] is None and k in ('precision', 'compile'))
+    ]  # a run from before there was a choice
+    if other and fresh == 'changed':
+        clear()
+        return False
     if other:
         now, then = (', '.join(f'{k}={shown(d[k])}' for k in other) for d in (state.facts, had))
-        raise ParameterError(f'{now}: {folder.name} was begun with {then}; allowed are the same parameters and data, or fresh=true to start over')
-    if begun and not finished: load_checkpoint(state, files[1])
+        raise ParameterError(
+            f'{now}: {folder.name} was begun with {then}; allowed are the same parameters and data, or fresh=true to start over'
+        )
+    if begun and not finished:
+        load_checkpoint(state, files[1])
     return finished
 
 # %% ../../nbs/library/runs/store.ipynb #load-run
 def load_run(
-    folder: Path | str, # a finished run
-    device: torch.device | str = 'cpu', # where to put the network
-) -> tuple: # (model in evaluation mode, config dict)
+    folder: Path | str,  # a finished run
+    device: torch.device | str = 'cpu',  # where to put the network
+) -> tuple:  # (model in evaluation mode, config dict)
     "The trained network of a run, and its parameters; a `ParameterError` where it is not finished or damaged"
     folder = Path(folder)
-    if not (folder/'run.json').exists(): raise ParameterError(f'run={folder.name!r}: not a finished run, it has no run.json')
+    if not (folder / 'run.json').exists():
+        raise ParameterError(f'run={folder.name!r}: not a finished run, it has no run.json')
     config = read_config(folder)
     spec = DATASETS[config['dataset']]
-    model = load_weights(build(config['arch'], spec.shape[0], spec.n_classes), folder/'weights.safetensors')
+    model = load_weights(build(config['arch'], spec.shape[0], spec.n_classes), folder / 'weights.safetensors')
     inputs = read_facts(folder).get('inputs')
-    if inputs: model = Normalized(model, *inputs) if isinstance(inputs, list) and len(inputs) == 2 else refuse('inputs', inputs, 'a list of means and one of standard deviations')
+    if inputs:
+        model = (
+            Normalized(model, *inputs)
+            if isinstance(inputs, list) and len(inputs) == 2
+            else refuse('inputs', inputs, 'a list of means and one of standard deviations')
+        )
     return near(model.to(device).eval()), config
 
+
 def load_method(
-    folder: Path | str, # a finished run
-    device: torch.device | str = 'cpu', # where to put a generator
-) -> Method: # with the run's generator and encoder, in evaluation mode, where it has them
+    folder: Path | str,  # a finished run
+    device: torch.device | str = 'cpu',  # where to put a generator
+) -> Method:  # with the run's generator and encoder, in evaluation mode, where it has them
     "What a run was trained by; a `ParameterError` where its files cannot be used"
     config = read_config(folder)
-    if config['method'] == IMPORTED: raise ParameterError(f'run={Path(folder).name!r}: its weights were imported, allowed is a run that was trained here')
+    if config['method'] == IMPORTED:
+        raise ParameterError(
+            f'run={Path(folder).name!r}: its weights were imported, allowed is a run that was trained here'
+        )
     method = _method(config)
-    if isinstance(method.adversary, torch.nn.Module): load_weights(method.adversary, Path(folder)/'adversary.safetensors').to(device).eval()
+    if isinstance(method.adversary, torch.nn.Module):
+        load_weights(method.adversary, Path(folder) / 'adversary.safetensors').to(device).eval()
     return method
 
 # %% ../../nbs/library/runs/store.ipynb #read-runs
 def read_runs(
-    folder: Path | str, # such as outputs/demo/runs
-) -> pd.DataFrame: # one row for each run and attack: run, dataset, arch, method, label, recipe, seed, attack, n, correct, accuracy, lo, hi
+    folder: Path | str,  # such as outputs/demo/runs
+) -> pd.DataFrame:  # one row for each run and attack: run, dataset, arch, method, label, recipe, seed, attack, n, correct, accuracy, lo, hi
     "The results of all finished runs of a folder"
     rows = []
     for file in sorted(Path(folder).glob('*/run.json')):
         facts = json.loads(file.read_text(encoding='utf-8'))
-        rows += [{k: facts[k] for k in ('run', 'dataset', 'arch', 'method', 'label', 'recipe', 'seed')} | result for result in facts['results']]
-    return pd.DataFrame(rows, columns='run dataset arch method label recipe seed attack n correct accuracy lo hi'.split())
+        rows += [
+            {k: facts[k] for k in ('run', 'dataset', 'arch', 'method', 'label', 'recipe', 'seed')} | result
+            for result in facts['results']
+        ]
+    return pd.DataFrame(
+        rows, columns='run dataset arch method label recipe seed attack n correct accuracy lo hi'.split()
+    )

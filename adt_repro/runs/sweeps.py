@@ -6,14 +6,14 @@
 __all__ = ['finish_runs', 'one_by_one']
 
 # %% ../../nbs/library/runs/sweeps.ipynb #imports
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures import as_completed
-from pathlib import Path
 import multiprocessing
 import os
-import pandas as pd
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import pandas as pd
 import torch
 
 from ..base.parameters import refuse
@@ -24,41 +24,56 @@ from .store import run_name
 # %% ../../nbs/library/runs/sweeps.ipynb #many
 def _begin(threads, parent):
     "What a worker does first: take its share of the cores, and end when its parent does, however that ended"
+
     def watch():
-        while os.getppid() == parent: time.sleep(0.5)
+        while os.getppid() == parent:
+            time.sleep(0.5)
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(threads)
 
+
 def finish_runs(
-    configs: list,              # of `resolve`
-    outputs: Path | str = None, # see `finish_run`
-    jobs: int = 1,              # runs at a time; more than one share the processor's cores evenly
-    fresh: bool | str = False,  # start all of them over? 'changed': those that were begun with other parameters
-): # a generator of folders, in the order in which they are finished
+    configs: list,  # of `resolve`
+    outputs: Path | str = None,  # see `finish_run`
+    jobs: int = 1,  # runs at a time; more than one share the processor's cores evenly
+    fresh: bool
+    | str = False,  # start all of them over? 'changed': those that were begun with other parameters
+):  # a generator of folders, in the order in which they are finished
     "Train several runs to their ends; a `ParameterError` where two have one name, before any is begun"
     names = [(c['scale'], run_name(c)) for c in configs]
-    if twice := [n for s, n in names if names.count((s, n)) > 1]: refuse('configs', twice[0], 'runs of different names')
+    if twice := [n for s, n in names if names.count((s, n)) > 1]:
+        refuse('configs', twice[0], 'runs of different names')
     if jobs == 1 or len(configs) < 2:
-        for c in configs: yield finish_run(c, outputs, fresh)
+        for c in configs:
+            yield finish_run(c, outputs, fresh)
         return
-    threads = max(1, torch.get_num_threads()//jobs)
-    with ProcessPoolExecutor(min(jobs, len(configs)), multiprocessing.get_context('spawn'), _begin, (threads, os.getpid())) as pool:
+    threads = max(1, torch.get_num_threads() // jobs)
+    with ProcessPoolExecutor(
+        min(jobs, len(configs)), multiprocessing.get_context('spawn'), _begin, (threads, os.getpid())
+    ) as pool:
         begun = [pool.submit(finish_run, c, outputs, fresh) for c in configs]
         try:
-            for done in as_completed(begun): yield done.result()
-        finally: pool.shutdown(cancel_futures=True)
+            for done in as_completed(begun):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/library/runs/sweeps.ipynb #grid
 def one_by_one(
-    base: dict,    # a run's parameters as of `resolve`'s argument: what is common to all
-    options: dict, # name of a parameter to its list of values
-) -> pd.DataFrame: # a row for each option and value: option, value, run (its name), config (of `resolve`)
+    base: dict,  # a run's parameters as of `resolve`'s argument: what is common to all
+    options: dict,  # name of a parameter to its list of values
+) -> pd.DataFrame:  # a row for each option and value: option, value, run (its name), config (of `resolve`)
     "The runs of several sweeps, each through the same base"
     common, rows = resolve(base), []
     for option, values in options.items():
         for value in values:
-            own = resolve(base | {option: value, 'label': f"{base['method']}-{option}-{value:g}".replace('.', '_')})
-            config = resolve(base | dict(label=f"{base['method']}-base")) if own[option] == common[option] else own
+            own = resolve(
+                base | {option: value, 'label': f'{base["method"]}-{option}-{value:g}'.replace('.', '_')}
+            )
+            config = (
+                resolve(base | dict(label=f'{base["method"]}-base')) if own[option] == common[option] else own
+            )
             rows.append(dict(option=option, value=value, run=run_name(config), config=config))
     return pd.DataFrame(rows, columns='option value run config'.split())

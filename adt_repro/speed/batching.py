@@ -11,47 +11,62 @@ import torch
 from .precision import near
 
 # %% ../../nbs/library/speed/batching.ipynb #groups
-GROUPS = dict(cpu=64*32*32, cuda=1024*32*32)   # pixels of the images whose gradients are taken at a time
+GROUPS = dict(
+    cpu=64 * 32 * 32, cuda=1024 * 32 * 32
+)  # pixels of the images whose gradients are taken at a time
+
 
 def group_size(
-    x: torch.Tensor,    # (N, C, H, W) images
+    x: torch.Tensor,  # (N, C, H, W) images
     group: int = None,  # images at a time; None: 64 of 32 × 32 on a CPU, 1024 on CUDA, or as many pixels of another size; all on anything else
-) -> int: # images, at least 1
+) -> int:  # images, at least 1
     "How many images' gradients to take at a time"
     pixels = GROUPS.get(x.device.type)
-    return group or (max(1, pixels//x.shape[2:].numel()) if pixels else max(1, len(x)))
+    return group or (max(1, pixels // x.shape[2:].numel()) if pixels else max(1, len(x)))
+
 
 def in_groups(
-    f,                     # takes tensors of n examples to a tensor, or several, of n
-    *tensors: torch.Tensor, # each (N, ...), of the same N examples
-    group: int = None,     # examples at a time, see `group_size`
-) -> torch.Tensor | tuple: # (N, ...), what `f` gives for all, in PyTorch's usual layout
+    f,  # takes tensors of n examples to a tensor, or several, of n
+    *tensors: torch.Tensor,  # each (N, ...), of the same N examples
+    group: int = None,  # examples at a time, see `group_size`
+) -> torch.Tensor | tuple:  # (N, ...), what `f` gives for all, in PyTorch's usual layout
     "A function of a batch, evaluated on a few examples at a time"
     parts = [f(*map(near, part)) for part in zip(*(t.split(group_size(tensors[0], group)) for t in tensors))]
-    if isinstance(parts[0], tuple): return tuple(torch.cat(p).contiguous() for p in zip(*parts))
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(p).contiguous() for p in zip(*parts))
     return torch.cat(parts).contiguous()
 
 # %% ../../nbs/library/speed/batching.ipynb #draws-at-once
 def draws_at_once(
-    draws: int,         # in a step, at least 1
-    x: torch.Tensor,    # (N, C, H, W) images
+    draws: int,  # in a step, at least 1
+    x: torch.Tensor,  # (N, C, H, W) images
     group: int = None,  # images whose gradients are taken at a time, at least 1; None as in `group_size`
-) -> int: # a divisor of `draws`, at least 1
+) -> int:  # a divisor of `draws`, at least 1
     "How many draws of every image may go through the network as one batch"
-    return max(m for m in range(1, draws + 1) if draws % m == 0 and (m == 1 or m*len(x) <= group_size(x, group)))
+    return max(
+        m for m in range(1, draws + 1) if draws % m == 0 and (m == 1 or m * len(x) <= group_size(x, group))
+    )
 
 # %% ../../nbs/library/speed/batching.ipynb #known
 class _Ahead:
     "A network that may have been asked already"
-    def __init__(self, model): self.model, self.said = model, []
-    def __getattr__(self, name): return getattr(self.model, name)
+
+    def __init__(self, model):
+        self.model, self.said = model, []
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
     def __call__(self, x):
         for at, z in self.said:
-            if at is x: return z
+            if at is x:
+                return z
         return self.model(x)
+
 
 class _Known(torch.autograd.Function):
     "A value for each example of which the gradient is there already"
+
     @staticmethod
     def forward(ctx, x, value, grad):
         ctx.save_for_backward(grad)
@@ -59,33 +74,39 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        grad, = ctx.saved_tensors
-        return grad*g.repeat(len(grad)//len(g)).view(-1, *[1]*(grad.ndim - 1)), None, None
+        (grad,) = ctx.saved_tensors
+        return grad * g.repeat(len(grad) // len(g)).view(-1, *[1] * (grad.ndim - 1)), None, None
 
 # %% ../../nbs/library/speed/batching.ipynb #over-draws
-def _whole(parts): return torch.cat(parts) if len(parts) > 1 else parts[0]   # which spares a copy
+def _whole(parts):
+    return torch.cat(parts) if len(parts) > 1 else parts[0]  # which spares a copy
+
 
 def over_draws(
-    loss,                   # see `adt_repro.losses`; one that compares images needs a `group` of all of them
-    model: torch.nn.Module, # images to logits, in evaluation mode
-    x: torch.Tensor,        # (N, C, H, W) clean images in [0, 1]
-    y: torch.Tensor,        # (N,) labels
-    group: int = None,      # images whose gradients are taken at a time, see `group_size`
-): # a function of x_adv (m·N, C, H, W), one draw of all images after the other, that gives (N,) sums over the draws; differentiable once
+    loss,  # see `adt_repro.losses`; one that compares images needs a `group` of all of them
+    model: torch.nn.Module,  # images to logits, in evaluation mode
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    y: torch.Tensor,  # (N,) labels
+    group: int = None,  # images whose gradients are taken at a time, see `group_size`
+):  # a function of x_adv (m·N, C, H, W), one draw of all images after the other, that gives (N,) sums over the draws; differentiable once
     "A loss that takes several draws at a time"
     size, bounds = group_size(x, group), []
     for r in (slice(at, at + size) for at in range(0, len(x), size)):
         ahead = _Ahead(model)
         bounds.append((r, ahead, loss(ahead, near(x[r]), y[r])))
+
     def part(draws, r, ahead, bound):
         at = [near(d[r]).detach().requires_grad_() for d in draws]
         with torch.enable_grad():
-            if len(at) > 1: ahead.said = list(zip(at, model(_whole(at)).split(len(at[0]))))
+            if len(at) > 1:
+                ahead.said = list(zip(at, model(_whole(at)).split(len(at[0]))))
             value = sum(bound(a) for a in at)
         ahead.said = []
         return value.detach(), torch.autograd.grad(value.sum(), at)
+
     def total(x_adv):
         draws = x_adv.detach().split(len(x))
         values, grads = zip(*(part(draws, *bound) for bound in bounds))
         return _Known.apply(x_adv, _whole(values), _whole([_whole(g) for g in zip(*grads)]))
+
     return total

@@ -6,55 +6,95 @@
 __all__ = ['folded']
 
 # %% ../../nbs/library/speed/bn_folding.ipynb #imports
-from torch import nn
 import torch.fx
 import torch.nn.functional as F
+from torch import nn
 
 # %% ../../nbs/library/speed/bn_folding.ipynb #still
 @torch.no_grad()
 def _scale_shift(bn):
-    a = (bn.running_var + bn.eps).rsqrt()*(1. if bn.weight is None else bn.weight)
-    return a, (0. if bn.bias is None else bn.bias) - bn.running_mean*a
+    a = (bn.running_var + bn.eps).rsqrt() * (1.0 if bn.weight is None else bn.weight)
+    return a, (0.0 if bn.bias is None else bn.bias) - bn.running_mean * a
+
 
 class _Scaled(nn.Module):
     "Batch normalisation that goes by its running statistics"
-    def __init__(self, bn): super().__init__(); self.bn = bn
+
+    def __init__(self, bn):
+        super().__init__()
+        self.bn = bn
+
     def forward(self, x):
         a, b = _scale_shift(self.bn)
         return torch.addcmul(b.view(-1, 1, 1), x, a.view(-1, 1, 1))
 
+
 class _Folded(nn.Module):
     "A convolution, and what follows it, in one"
-    def __init__(self, conv, bn): super().__init__(); self.conv, self.bn = conv, bn
+
+    def __init__(self, conv, bn):
+        super().__init__()
+        self.conv, self.bn = conv, bn
+
     def forward(self, x):
         a, b = _scale_shift(self.bn)
-        w, bias = self.conv.weight.detach()*a.view(-1, 1, 1, 1), self.conv.bias
-        return F.conv2d(x, w, b if bias is None else b + a*bias.detach(), *(getattr(self.conv, k) for k in ('stride', 'padding', 'dilation', 'groups')))
+        w, bias = self.conv.weight.detach() * a.view(-1, 1, 1, 1), self.conv.bias
+        return F.conv2d(
+            x,
+            w,
+            b if bias is None else b + a * bias.detach(),
+            *(getattr(self.conv, k) for k in ('stride', 'padding', 'dilation', 'groups')),
+        )
 
 # %% ../../nbs/library/speed/bn_folding.ipynb #folded
-def _hooked(m): return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+def _hooked(m):
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
-def _foldable(m, kind): return type(m) is kind and not _hooked(m) and (kind is nn.Conv2d and m.padding_mode == 'zeros' or kind is nn.BatchNorm2d and m.running_var is not None)
+
+def _foldable(m, kind):
+    return (
+        type(m) is kind
+        and not _hooked(m)
+        and (
+            kind is nn.Conv2d
+            and m.padding_mode == 'zeros'
+            or kind is nn.BatchNorm2d
+            and m.running_var is not None
+        )
+    )
+
 
 def folded(
     net: nn.Module,  # images to logits, in evaluation mode
-    x: torch.Tensor, # (N, C, H, W) two images or more, to compare what is said about them
-): # a module that gives the same logits in evaluation mode, with the same weights; None where there is nothing to fold
+    x: torch.Tensor,  # (N, C, H, W) two images or more, to compare what is said about them
+):  # a module that gives the same logits in evaluation mode, with the same weights; None where there is nothing to fold
     "A network whose normalisations are scales and shifts, in the convolutions before them where there are any"
-    if any(_hooked(m) for m in net.modules() if any(True for _ in m.children())): return None
+    if any(_hooked(m) for m in net.modules() if any(True for _ in m.children())):
+        return None
     try:
         graph, found = torch.fx.symbolic_trace(net), False
         for n in list(graph.graph.nodes):
             bn = graph.get_submodule(n.target) if n.op == 'call_module' else None
-            if not _foldable(bn, nn.BatchNorm2d): continue
+            if not _foldable(bn, nn.BatchNorm2d):
+                continue
             before, found = n.args[0], True
             for after in list(n.users):
-                if len(n.users) == 1 and after.target is F.relu: after.kwargs = dict(inplace=True)   # nobody else wants to see what it overwrites
-            conv = graph.get_submodule(before.target) if before.op == 'call_module' and len(before.users) == 1 else None
-            if not _foldable(conv, nn.Conv2d): graph.set_submodule(n.target, _Scaled(bn)); continue
+                if len(n.users) == 1 and after.target is F.relu:
+                    after.kwargs = dict(inplace=True)  # nobody else wants to see what it overwrites
+            conv = (
+                graph.get_submodule(before.target)
+                if before.op == 'call_module' and len(before.users) == 1
+                else None
+            )
+            if not _foldable(conv, nn.Conv2d):
+                graph.set_submodule(n.target, _Scaled(bn))
+                continue
             graph.set_submodule(before.target, _Folded(conv, bn))
-            n.replace_all_uses_with(before); graph.graph.erase_node(n)
+            n.replace_all_uses_with(before)
+            graph.graph.erase_node(n)
         graph.recompile()
-        with torch.no_grad(), torch.random.fork_rng([]): same = torch.allclose(graph(x[:2]), net(x[:2]), rtol=1e-3, atol=1e-3)
-    except Exception: return None                      # Python that cannot be followed raises almost anything
+        with torch.no_grad(), torch.random.fork_rng([]):
+            same = torch.allclose(graph(x[:2]), net(x[:2]), rtol=1e-3, atol=1e-3)
+    except Exception:
+        return None  # Python that cannot be followed raises almost anything
     return graph if found and same else None

@@ -7,10 +7,10 @@ __all__ = ['PRECISIONS', 'COMPILES', 'near', 'tf32', 'measuring', 'fused_on', 'S
            'unrounded']
 
 # %% ../../nbs/library/speed/precision.ipynb #imports
-from contextlib import contextmanager
-from contextlib import nullcontext
-from dataclasses import dataclass
 import copy
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
 import torch
 
 from ..base.device import eval_mode
@@ -19,45 +19,58 @@ from .bn_folding import folded
 
 # %% ../../nbs/library/speed/precision.ipynb #near
 def near(
-    z: torch.Tensor | torch.nn.Module, # images (N, C, H, W), or any other tensor; or a network, changed in place
-    tensor_cores: bool = False, # on CUDA: will products be made in TF32 or bfloat16?
-): # the same images or network, in the layout in which convolutions are fastest
+    z: torch.Tensor
+    | torch.nn.Module,  # images (N, C, H, W), or any other tensor; or a network, changed in place
+    tensor_cores: bool = False,  # on CUDA: will products be made in TF32 or bfloat16?
+):  # the same images or network, in the layout in which convolutions are fastest
     "Channels side by side where that is faster: in float32 on a CPU, and for the tensor cores of a CUDA device"
     whole = isinstance(z, torch.nn.Module)
     like = next(z.parameters(), None) if whole else z
-    if like is None or like.dtype != torch.float32 or not (like.device.type == 'cpu' or tensor_cores and like.device.type == 'cuda'): return z
-    if whole: return z.to(memory_format=torch.channels_last)
+    if (
+        like is None
+        or like.dtype != torch.float32
+        or not (like.device.type == 'cpu' or tensor_cores and like.device.type == 'cuda')
+    ):
+        return z
+    if whole:
+        return z.to(memory_format=torch.channels_last)
     return z.contiguous(memory_format=torch.channels_last) if z.ndim == 4 else z
 
 # %% ../../nbs/library/speed/precision.ipynb #names
-PRECISIONS, COMPILES = ('fp32', 'tf32', 'bf16'), dict(none=None, inductor='default', graphs='reduce-overhead')   # names; and torch.compile's modes
+PRECISIONS, COMPILES = (
+    ('fp32', 'tf32', 'bf16'),
+    dict(none=None, inductor='default', graphs='reduce-overhead'),
+)  # names; and torch.compile's modes
 
 # %% ../../nbs/library/speed/precision.ipynb #tf32
 @contextmanager
 def tf32(
-    on: bool, # may they?
-): # a context; outside it everything is as it was
+    on: bool,  # may they?
+):  # a context; outside it everything is as it was
     "May products of float32 be rounded to TF32 on a CUDA device?"
     places = torch.backends.cuda.matmul, torch.backends.cudnn
     was = [p.allow_tf32 for p in places]
     try:
-        for p in places: p.allow_tf32 = on
+        for p in places:
+            p.allow_tf32 = on
         yield
     finally:
-        for p, v in zip(places, was): p.allow_tf32 = v
+        for p, v in zip(places, was):
+            p.allow_tf32 = v
 
 # %% ../../nbs/library/speed/precision.ipynb #measuring
 @contextmanager
 def measuring(
-    *nets, # as of `eval_mode`
-): # a context; outside it everything is as it was
+    *nets,  # as of `eval_mode`
+):  # a context; outside it everything is as it was
     "Networks in evaluation mode, and float32 without TF32"
-    with eval_mode(*nets), tf32(False): yield
+    with eval_mode(*nets), tf32(False):
+        yield
 
 # %% ../../nbs/library/speed/precision.ipynb #fused
 def fused_on(
-    device: torch.device, # of the weights
-): # True, or None where PyTorch is to decide
+    device: torch.device,  # of the weights
+):  # True, or None where PyTorch is to decide
     "What to tell an optimiser about its kernels"
     return device.type in ('cpu', 'cuda') or None
 
@@ -65,118 +78,164 @@ def fused_on(
 @dataclass(frozen=True)
 class Speed:
     "How exactly networks are computed, and whether they are compiled"
-    precision: str = 'fp32' # one of `PRECISIONS`
-    compile: str = 'none'   # one of `COMPILES`
 
-    def run(self,
-        f,                  # a network, or a function that calls one
+    precision: str = 'fp32'  # one of `PRECISIONS`
+    compile: str = 'none'  # one of `COMPILES`
+
+    def run(
+        self,
+        f,  # a network, or a function that calls one
         *xs: torch.Tensor,  # what it takes, each (N, ...)
-    ) -> torch.Tensor: # (N, ...) what it gives, in the first one's precision
+    ) -> torch.Tensor:  # (N, ...) what it gives, in the first one's precision
         "A network's answer at this precision"
         xs = [near(x, self.precision != 'fp32') for x in xs]
-        with torch.autocast(xs[0].device.type, torch.bfloat16, enabled=self.precision == 'bf16'): out = f(*xs)
-        return out.to(xs[0].dtype, copy=self.compile == 'graphs')   # a graph's own output is overwritten by its next run
+        with torch.autocast(xs[0].device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
+            out = f(*xs)
+        return out.to(
+            xs[0].dtype, copy=self.compile == 'graphs'
+        )  # a graph's own output is overwritten by its next run
 
-    def _how(self): return dict(dynamic=False) | (dict(mode=COMPILES[self.compile]) if self.compile == 'graphs' else {})
+    def _how(self):
+        return dict(dynamic=False) | (dict(mode=COMPILES[self.compile]) if self.compile == 'graphs' else {})
 
-    def compile_in_place(self,
-        net: torch.nn.Module, # a network that is always called whole, such as a generator
-    ) -> torch.nn.Module: # the same
+    def compile_in_place(
+        self,
+        net: torch.nn.Module,  # a network that is always called whole, such as a generator
+    ) -> torch.nn.Module:  # the same
         "A network compiled when it is first called, where anything is compiled"
-        if self.compile != 'none': net.compile(**self._how())
+        if self.compile != 'none':
+            net.compile(**self._how())
         return net
 
-    def compiled(self,
-        f, # a function of tensors
-    ): # the same, compiled when it is first called; None where nothing is compiled
+    def compiled(
+        self,
+        f,  # a function of tensors
+    ):  # the same, compiled when it is first called; None where nothing is compiled
         "A function by torch.compile, for each shape of its own"
         return None if self.compile == 'none' else torch.compile(f, **self._how())
 
 # %% ../../nbs/library/speed/precision.ipynb #fastest
 def fastest(
     device: torch.device,  # where networks will be computed
-    precision: str = None, # None: fp32, which changes no result
-    compile: str = None,   # None: none
-) -> Speed: # with both decided; a `ParameterError` where the device cannot do what is asked
+    precision: str = None,  # None: fp32, which changes no result
+    compile: str = None,  # None: none
+) -> Speed:  # with both decided; a `ParameterError` where the device cannot do what is asked
     "The defaults of training: float32, not compiled"
-    if precision not in (None, *PRECISIONS): refuse('precision', precision, ', '.join(PRECISIONS))
-    if compile not in (None, *COMPILES): refuse('compile', compile, ', '.join(COMPILES))
-    if compile == 'graphs' and device.type != 'cuda': refuse('compile', compile, f'none or inductor on {device.type}')
+    if precision not in (None, *PRECISIONS):
+        refuse('precision', precision, ', '.join(PRECISIONS))
+    if compile not in (None, *COMPILES):
+        refuse('compile', compile, ', '.join(COMPILES))
+    if compile == 'graphs' and device.type != 'cuda':
+        refuse('compile', compile, f'none or inductor on {device.type}')
     return Speed(precision or 'fp32', compile or 'none')
 
 # %% ../../nbs/library/speed/precision.ipynb #frozen
 @contextmanager
 def frozen(
-    net: torch.nn.Module, # whose weights need no gradient inside
-): # a context; outside it they are as they were
+    net: torch.nn.Module,  # whose weights need no gradient inside
+):  # a context; outside it they are as they were
     "Spare a compiled backward pass the gradients of weights that nobody will ask for"
     was = [p for p in net.parameters() if p.requires_grad]
-    for p in was: p.requires_grad_(False)
-    try: yield
+    for p in was:
+        p.requires_grad_(False)
+    try:
+        yield
     finally:
-        for p in was: p.requires_grad_()
+        for p in was:
+            p.requires_grad_()
 
 # %% ../../nbs/library/speed/precision.ipynb #folded-or-not
 def _still(fast, x):
     "What to use in evaluation mode, on a CPU and unrounded the folded network if it can be folded"
-    if x.device.type != 'cpu' or fast.speed != Speed(): return fast.net
-    if not fast.still: fast.still.append(folded(fast.net, near(x)) or fast.net)   # in a list, so that no part of the network is there twice
+    if x.device.type != 'cpu' or fast.speed != Speed():
+        return fast.net
+    if not fast.still:
+        fast.still.append(
+            folded(fast.net, near(x)) or fast.net
+        )  # in a list, so that no part of the network is there twice
     return fast.still[0]
+
 
 def _worth(fast, part, x):
     "Is this batch to go through a compiled network? Those that give gradients, of the first two sizes"
-    if fast.speed.compile == 'none' or not (torch.is_grad_enabled() and (fast.training or x.requires_grad)): return False
-    if len(fast.sizes[part]) < 2: fast.sizes[part].add(len(x))
+    if fast.speed.compile == 'none' or not (torch.is_grad_enabled() and (fast.training or x.requires_grad)):
+        return False
+    if len(fast.sizes[part]) < 2:
+        fast.sizes[part].add(len(x))
     return len(x) in fast.sizes[part]
+
 
 def _quickly(fast, part, x):
     "The network, or its features, compiled when they are first called"
-    if part not in fast.quick: fast.quick[part] = fast.speed.compiled(getattr(fast.net, part))
-    with nullcontext() if fast.training else frozen(fast.net): return fast.speed.run(fast.quick[part], x)
+    if part not in fast.quick:
+        fast.quick[part] = fast.speed.compiled(getattr(fast.net, part))
+    with nullcontext() if fast.training else frozen(fast.net):
+        return fast.speed.run(fast.quick[part], x)
 
 # %% ../../nbs/library/speed/precision.ipynb #fast
 class Fast(torch.nn.Module):
     "A network in the layout, precision and form that are asked for; logits come back in the images' own precision"
-    def __init__(self,
-        net: torch.nn.Module,   # images (N, C, H, W) to logits, on its device; its weights are laid out anew, in place
-        speed: Speed = Speed(), # precision and compilation
+
+    def __init__(
+        self,
+        net: torch.nn.Module,  # images (N, C, H, W) to logits, on its device; its weights are laid out anew, in place
+        speed: Speed = Speed(),  # precision and compilation
     ):
         super().__init__()
         self.net, self.speed, self.still = near(net, speed.precision != 'fp32'), speed, []
-        self.quick, self.sizes = {}, dict(forward=set(), features=set())   # what is compiled, and for which batches
+        self.quick, self.sizes = (
+            {},
+            dict(forward=set(), features=set()),
+        )  # what is compiled, and for which batches
         self.train(net.training)
 
-    def forward(self,
-        x: torch.Tensor, # (N, C, H, W) images in [0, 1]
-    ) -> torch.Tensor: # (N, classes) logits
+    def forward(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
+    ) -> torch.Tensor:  # (N, classes) logits
         "Images to logits"
-        return _quickly(self, 'forward', x) if _worth(self, 'forward', x) else self.speed.run(self.net if self.training else _still(self, x), x)
+        return (
+            _quickly(self, 'forward', x)
+            if _worth(self, 'forward', x)
+            else self.speed.run(self.net if self.training else _still(self, x), x)
+        )
 
     @property
-    def features(self): # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
+    def features(
+        self,
+    ):  # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError where the network has none
         "What the network's last layer sees"
         inner = self.net.features
-        return lambda x: _quickly(self, 'features', x) if _worth(self, 'features', x) else self.speed.run(inner, x)
+        return lambda x: (
+            _quickly(self, 'features', x) if _worth(self, 'features', x) else self.speed.run(inner, x)
+        )
+
     @property
-    def fc(self) -> torch.nn.Module: # an AttributeError where the network has none
+    def fc(self) -> torch.nn.Module:  # an AttributeError where the network has none
         "The network's last layer"
         return self.net.fc
-    def extra_repr(self): return f'{self.speed.precision}, {self.speed.compile}'   # so that `digest` tells them apart
+
+    def extra_repr(self):
+        return f'{self.speed.precision}, {self.speed.compile}'  # so that `digest` tells them apart
 
 # %% ../../nbs/library/speed/precision.ipynb #seen
 def seen_at(
-    net: torch.nn.Module, # images to logits, float32; stays as it is
-    precision: str,       # one of `PRECISIONS`
-): # a copy in `Fast`, on CUDA compiled; None at fp32, where an attack sees the network itself
+    net: torch.nn.Module,  # images to logits, float32; stays as it is
+    precision: str,  # one of `PRECISIONS`
+):  # a copy in `Fast`, on CUDA compiled; None at fp32, where an attack sees the network itself
     "A network as an attack of some precision sees it; a `ParameterError` where there is no such precision"
-    if precision not in PRECISIONS: refuse('precision', precision, ', '.join(PRECISIONS))
-    if precision == 'fp32': return None
+    if precision not in PRECISIONS:
+        refuse('precision', precision, ', '.join(PRECISIONS))
+    if precision == 'fp32':
+        return None
     from torch.utils._triton import has_triton
+
     on_gpu = next(net.parameters()).device.type == 'cuda' and has_triton()
     return Fast(copy.deepcopy(net), Speed(precision, 'inductor' if on_gpu else 'none'))
 
+
 def unrounded(
-    net: torch.nn.Module, # a network, in `Fast` or not
-) -> torch.nn.Module: # the network itself
+    net: torch.nn.Module,  # a network, in `Fast` or not
+) -> torch.nn.Module:  # the network itself
     "A network out of its `Fast`"
     return net.net if isinstance(net, Fast) else net

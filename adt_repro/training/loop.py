@@ -6,9 +6,10 @@
 __all__ = ['TrainingError', 'train_step', 'train', 'Progress']
 
 # %% ../../nbs/library/training/loop.ipynb #imports
-from pathlib import Path
 import math
 import time
+from pathlib import Path
+
 import torch
 
 from ..base.device import eval_mode
@@ -22,139 +23,222 @@ from .state import Recipe, State, save_checkpoint
 # %% ../../nbs/library/training/loop.ipynb #train-step
 class TrainingError(FloatingPointError):
     "Training that cannot go on: one line with the method, the epoch, the step and the last good checkpoint"
-    def _render_traceback_(self): return [f'{type(self).__name__}: {self}']   # IPython then prints no stack
+
+    def _render_traceback_(self):
+        return [f'{type(self).__name__}: {self}']  # IPython then prints no stack
+
 
 def train_step(
-    state: State,    # what is trained, in training mode
-    x: torch.Tensor, # (N, C, H, W) images in [0, 1], of a team this process's part
-    y: torch.Tensor, # (N,) labels
-) -> tuple: # (mean loss, mean entropy of the adversarial distributions), floats; where one is not finite, the step is not made
+    state: State,  # what is trained, in training mode
+    x: torch.Tensor,  # (N, C, H, W) images in [0, 1], of a team this process's part
+    y: torch.Tensor,  # (N,) labels
+) -> tuple:  # (mean loss, mean entropy of the adversarial distributions), floats; where one is not finite, the step is not made
     "One step of the minimax game: the network descends, a generator climbs"
     objective, *facts = adt_loss(state.fast, near(x), y, state.method, state.team.mean)
-    for opt in state.opts: opt.zero_grad(set_to_none=True)
+    for opt in state.opts:
+        opt.zero_grad(set_to_none=True)
     objective.backward()
-    facts = torch.stack(facts).tolist()     # a GPU is waited for here, once a step, with the whole step behind it
-    if not all(map(math.isfinite, facts)): return tuple(facts)
-    for opt in state.opts: opt.step()
-    if state.average: state.average.update_parameters(state.model)
+    facts = torch.stack(
+        facts
+    ).tolist()  # a GPU is waited for here, once a step, with the whole step behind it
+    if not all(map(math.isfinite, facts)):
+        return tuple(facts)
+    for opt in state.opts:
+        opt.step()
+    if state.average:
+        state.average.update_parameters(state.model)
     return tuple(facts)
 
 # %% ../../nbs/library/training/loop.ipynb #keeper
 class _Keeper:
     "Writes the state when it is due, and knows when time is over and what was kept"
+
     def __init__(self, state, path, minutes, until, data):
-        if state.step and len(state.order) != len(data.x_train): refuse('state', f'{len(state.order)} images', f'{len(data.x_train)} images, as in the data')
-        self.state, self.path, self.minutes, self.until, self.last = state, path, minutes, until, time.monotonic()
+        if state.step and len(state.order) != len(data.x_train):
+            refuse('state', f'{len(state.order)} images', f'{len(data.x_train)} images, as in the data')
+        self.state, self.path, self.minutes, self.until, self.last = (
+            state,
+            path,
+            minutes,
+            until,
+            time.monotonic(),
+        )
         self.kept = path and (state.epoch or state.step) and state.place
 
     def due(self):
         "Is time over, and is it time for a checkpoint?"
         now = time.monotonic()
-        return self.state.team.any(now >= self.until, now - self.last >= 60*self.minutes)
+        return self.state.team.any(now >= self.until, now - self.last >= 60 * self.minutes)
 
     def save(self):
-        if not self.path: return
-        if self.state.team.rank == 0: save_checkpoint(self.state, self.path)
+        if not self.path:
+            return
+        if self.state.team.rank == 0:
+            save_checkpoint(self.state, self.path)
         self.kept, self.last = self.state.place, time.monotonic()
 
     def sound(self, x, where):
         "Stop unless every weight is finite, and every logit on the images `x`"
         nets = self.state.model, self.state.result
-        with eval_mode(*nets), torch.no_grad(): sound = all(net(x).isfinite().all() for net in nets)
-        numbers = [v for net in (*nets, self.state.adversary) for v in net.state_dict().values() if v.is_floating_point()]
-        if any(self.state.team.any(not (sound and all(v.isfinite().all() for v in numbers)))): self.stop(f'weights or logits are not finite after {where}')
+        with eval_mode(*nets), torch.no_grad():
+            sound = all(net(x).isfinite().all() for net in nets)
+        numbers = [
+            v
+            for net in (*nets, self.state.adversary)
+            for v in net.state_dict().values()
+            if v.is_floating_point()
+        ]
+        if any(self.state.team.any(not (sound and all(v.isfinite().all() for v in numbers)))):
+            self.stop(f'weights or logits are not finite after {where}')
 
     def stop(self, what):
         kept = f', {self.kept}, is {self.path}' if self.kept else ' does not exist'
-        raise TrainingError(f'{self.state.method.name}: {what}. The last good checkpoint{kept}. A smaller lr may help')
+        raise TrainingError(
+            f'{self.state.method.name}: {what}. The last good checkpoint{kept}. A smaller lr may help'
+        )
 
 # %% ../../nbs/library/training/loop.ipynb #epoch
 def _epoch(state, data, keeper, on_batch):
     "The rest of the current epoch: its row of history, or None where time is over"
-    recipe, team, opt, at, start = state.recipe, state.team, state.opts[0], state.epoch, time.perf_counter() - state.seconds
-    state.fast.train(); state.adversary.train()
-    if state.step == 0: state.order = torch.randperm(len(data.x_train), device=data.x_train.device)
+    recipe, team, opt, at, start = (
+        state.recipe,
+        state.team,
+        state.opts[0],
+        state.epoch,
+        time.perf_counter() - state.seconds,
+    )
+    state.fast.train()
+    state.adversary.train()
+    if state.step == 0:
+        state.order = torch.randperm(len(data.x_train), device=data.x_train.device)
     order = state.order.to(data.x_train.device).split(recipe.batch)
-    for i, idx in list(enumerate(order))[state.step:]:
-        for group in opt.param_groups: group['lr'] = recipe.lr_at(at + (i + 0.5)/len(order))
+    for i, idx in list(enumerate(order))[state.step :]:
+        for group in opt.param_groups:
+            group['lr'] = recipe.lr_at(at + (i + 0.5) / len(order))
         mine, where = team.take(idx), f'epoch {at + 1}, step {i + 1} of {len(order)}'
         x = data.x_train[mine]
-        with team.noise(mine, at*len(order) + i), tf32(state.fast.speed.precision == 'tf32'): out = train_step(state, crop_flip(x) if recipe.augment else x, data.y_train[mine])
+        with team.noise(mine, at * len(order) + i), tf32(state.fast.speed.precision == 'tf32'):
+            out = train_step(state, crop_flip(x) if recipe.augment else x, data.y_train[mine])
         for name, value in zip(('loss', 'entropy'), out):
-            if not math.isfinite(value): keeper.stop(f'the {name} became {value} in {where}')
-        state.sums = [t + len(idx)*v for t, v in zip(state.sums, (*out, 1))]
+            if not math.isfinite(value):
+                keeper.stop(f'the {name} became {value} in {where}')
+        state.sums = [t + len(idx) * v for t, v in zip(state.sums, (*out, 1))]
         state.step, state.seconds = i + 1, time.perf_counter() - start
         on_batch(i + 1, len(order))
         if i + 1 < len(order) and any(due := keeper.due()):
-            keeper.sound(x, where); keeper.save()
-            if due[0]: return
+            keeper.sound(x, where)
+            keeper.save()
+            if due[0]:
+                return
     keeper.sound(x, where)
     loss, entropy, n = state.sums
-    row = dict(epoch=at + 1, lr=opt.param_groups[0]['lr'], loss=loss/n, entropy=entropy/n)
-    state.step, state.sums, state.seconds, state.order, state.epoch = 0, [0., 0., 0], 0., state.order[:0], at + 1
+    row = dict(epoch=at + 1, lr=opt.param_groups[0]['lr'], loss=loss / n, entropy=entropy / n)
+    state.step, state.sums, state.seconds, state.order, state.epoch = (
+        0,
+        [0.0, 0.0, 0],
+        0.0,
+        state.order[:0],
+        at + 1,
+    )
     return row | dict(seconds=time.perf_counter() - start)
 
 # %% ../../nbs/library/training/loop.ipynb #train-all
 def train(
-    model: torch.nn.Module, # the network, on the device of `data`; trained in place
-    data: Data,             # its training part is used
-    method: Method,         # what to train by; a generator is trained in place too
-    recipe: Recipe,         # how
+    model: torch.nn.Module,  # the network, on the device of `data`; trained in place
+    data: Data,  # its training part is used
+    method: Method,  # what to train by; a generator is trained in place too
+    recipe: Recipe,  # how
     *,
-    seed: int = 0,          # of the data's order, the augmentation and the noise
-    monitor=None,           # takes the network after an epoch to a dict of further columns
-    on_batch=None,          # called with (epoch from 0, batches done, batches in an epoch)
-    checkpoint: Path | str = None, # file for the state after each epoch
-    minutes: float = math.inf, # and within an epoch, so many minutes after the last one; above 0
-    until: float = math.inf, # `time.monotonic()`, in seconds, at which to stop, after the step that is being made
-    state: State = None,    # a state to go on from; None: from the start
-    speed: Speed = Speed(), # of a new state: precision and compilation
-): # a generator of dicts, one an epoch: epoch (from 1), lr, loss, entropy, seconds, and the monitor's columns
+    seed: int = 0,  # of the data's order, the augmentation and the noise
+    monitor=None,  # takes the network after an epoch to a dict of further columns
+    on_batch=None,  # called with (epoch from 0, batches done, batches in an epoch)
+    checkpoint: Path | str = None,  # file for the state after each epoch
+    minutes: float = math.inf,  # and within an epoch, so many minutes after the last one; above 0
+    until: float = math.inf,  # `time.monotonic()`, in seconds, at which to stop, after the step that is being made
+    state: State = None,  # a state to go on from; None: from the start
+    speed: Speed = Speed(),  # of a new state: precision and compilation
+):  # a generator of dicts, one an epoch: epoch (from 1), lr, loss, entropy, seconds, and the monitor's columns
     "Train, one row of history after each epoch; a `TrainingError` where the loss is not finite"
-    if state is None: torch.manual_seed(seed); state = State(model, method, recipe, speed=speed)
+    if state is None:
+        torch.manual_seed(seed)
+        state = State(model, method, recipe, speed=speed)
     check_model(model, check_data(data).x_train, len(data.classes))
     keeper = _Keeper(state, checkpoint, minutes, until, data)
-    def settle(): return state.average and state.epoch == recipe.epochs and model.load_state_dict(state.average.module.state_dict())
+
+    def settle():
+        return (
+            state.average
+            and state.epoch == recipe.epochs
+            and model.load_state_dict(state.average.module.state_dict())
+        )
+
     settle()
     while state.epoch < recipe.epochs:
         row = _epoch(state, data, keeper, lambda *at: on_batch and on_batch(state.epoch, *at))
-        if row is None: return
-        with eval_mode(state.result): row |= monitor(state.result) if monitor else {}
+        if row is None:
+            return
+        with eval_mode(state.result):
+            row |= monitor(state.result) if monitor else {}
         state.history.append(row)
-        keeper.save(); settle()
-        with eval_mode(model, state.adversary): yield dict(row)
-        if keeper.due()[0]: return
+        keeper.save()
+        settle()
+        with eval_mode(model, state.adversary):
+            yield dict(row)
+        if keeper.due()[0]:
+            return
 
 # %% ../../nbs/library/training/loop.ipynb #clock
-def _clock(seconds): return f'{int(seconds)//3600}:{int(seconds)//60%60:02}:{int(seconds)%60:02}'.removeprefix('0:')
+def _clock(seconds):
+    return f'{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}'.removeprefix('0:')
 
 # %% ../../nbs/library/training/loop.ipynb #progress
 class Progress:
     "A bar over a run's epochs with the time left; give it to `train` as `on_batch` and each row to `row`"
-    def __init__(self,
-        epochs: int,      # epochs in the whole run
-        begun: float = 0., # epochs of them that were done before
+
+    def __init__(
+        self,
+        epochs: int,  # epochs in the whole run
+        begun: float = 0.0,  # epochs of them that were done before
     ):
         from IPython.display import display
-        self.epochs, self.done, self.start, self.drawn, self.last, self.begun = epochs, begun, time.perf_counter(), 0., {}, begun
-        self.handle = display(self, display_id=True)
-    def __call__(self, epoch, done, total):
-        self.done = epoch + done/total
-        if self.handle and time.perf_counter() - self.drawn > 0.5: self._draw()
 
-    def row(self,
-        row: dict, # of history
-    ) -> dict: # the same
+        self.epochs, self.done, self.start, self.drawn, self.last, self.begun = (
+            epochs,
+            begun,
+            time.perf_counter(),
+            0.0,
+            {},
+            begun,
+        )
+        self.handle = display(self, display_id=True)
+
+    def __call__(self, epoch, done, total):
+        self.done = epoch + done / total
+        if self.handle and time.perf_counter() - self.drawn > 0.5:
+            self._draw()
+
+    def row(
+        self,
+        row: dict,  # of history
+    ) -> dict:  # the same
         "Show a finished epoch's numbers"
         self.last, self.done = row, row['epoch']
         self._draw() if self.handle else print(self)
         return row
-    def _draw(self): self.drawn = time.perf_counter(); self.handle.update(self)
+
+    def _draw(self):
+        self.drawn = time.perf_counter()
+        self.handle.update(self)
 
     def __repr__(self):
         spent = time.perf_counter() - self.start
-        left = f', {_clock(spent*(self.epochs - self.done)/(self.done - self.begun))} left' if self.begun < self.done < self.epochs else ''
+        left = (
+            f', {_clock(spent * (self.epochs - self.done) / (self.done - self.begun))} left'
+            if self.begun < self.done < self.epochs
+            else ''
+        )
         numbers = '  '.join(f'{k} {v:.3g}' for k, v in self.last.items() if k not in ('epoch', 'seconds'))
         return f'epoch {min(int(self.done) + 1, self.epochs)} of {self.epochs}, {_clock(spent)} spent{left}  {numbers}'
 
-    def _repr_html_(self): return f'<progress value="{self.done:.3f}" max="{self.epochs}" style="width:14em"></progress> <code>{self}</code>'
+    def _repr_html_(self):
+        return f'<progress value="{self.done:.3f}" max="{self.epochs}" style="width:14em"></progress> <code>{self}</code>'

@@ -8,13 +8,13 @@ __all__ = ['RECIPES', 'PLACE', 'Recipe', 'Team', 'State', 'save_checkpoint', 're
 # %% ../../nbs/library/training/state.ipynb #imports
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import dataclass
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from torch.optim.swa_utils import AveragedModel
 from zipfile import ZipFile
+
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from ..base.files import replacing
 from ..base.parameters import ParameterError
@@ -25,105 +25,169 @@ from ..speed.precision import Fast, Speed, fused_on
 @dataclass(frozen=True)
 class Recipe:
     "How the outer problem is descended; the defaults are the paper's"
-    epochs: int = 76            # passes over the training images
-    batch: int = 64             # images in a step
-    lr: float = 0.1             # largest learning rate of SGD
-    momentum: float = 0.9       # of SGD, in [0, 1)
+
+    epochs: int = 76  # passes over the training images
+    batch: int = 64  # images in a step
+    lr: float = 0.1  # largest learning rate of SGD
+    momentum: float = 0.9  # of SGD, in [0, 1)
     weight_decay: float = 2e-4  # factor of SGD's pull to 0, on every parameter, batch normalisation's too
-    schedule: str = 'step'      # step, or one_cycle: up from 0 for 30 % of the run, then down to 0
-    drops: tuple = (-2,)        # of step: epochs before which the rate falls to a tenth; negative: counted from the end; never the first
-    augment: bool = True        # random crop and flip?
-    average: float = 0.         # decay in [0, 1) of a moving average of the weights, which is then the result; 0: none
-    gen_lr: float = 2e-4        # learning rate of a generator and an encoder, constant
+    schedule: str = 'step'  # step, or one_cycle: up from 0 for 30 % of the run, then down to 0
+    drops: tuple = (
+        -2,
+    )  # of step: epochs before which the rate falls to a tenth; negative: counted from the end; never the first
+    augment: bool = True  # random crop and flip?
+    average: float = (
+        0.0  # decay in [0, 1) of a moving average of the weights, which is then the result; 0: none
+    )
+    gen_lr: float = 2e-4  # learning rate of a generator and an encoder, constant
 
-    def lr_at(self,
-        t: float, # epochs that have passed, in [0, epochs]
-    ) -> float: # learning rate of SGD then
+    def lr_at(
+        self,
+        t: float,  # epochs that have passed, in [0, epochs]
+    ) -> float:  # learning rate of SGD then
         "The schedule"
-        if self.schedule == 'one_cycle': return self.lr*min(t/(0.3*self.epochs), (self.epochs - t)/(0.7*self.epochs))
+        if self.schedule == 'one_cycle':
+            return self.lr * min(t / (0.3 * self.epochs), (self.epochs - t) / (0.7 * self.epochs))
         fallen = sum(t >= max(1, d if d > 0 else self.epochs + d) for d in self.drops)
-        return self.lr*0.1**fallen
+        return self.lr * 0.1**fallen
 
-RECIPES = dict(paper2020=Recipe(), tuned=Recipe(batch=128, weight_decay=5e-4, schedule='one_cycle', average=0.999))
+
+RECIPES = dict(
+    paper2020=Recipe(), tuned=Recipe(batch=128, weight_decay=5e-4, schedule='one_cycle', average=0.999)
+)
 
 # %% ../../nbs/library/training/state.ipynb #team
 class Team:
     "The processes that train one network together; by itself, one"
+
     rank, size = 0, 1
 
-    def take(self,
-        idx: torch.Tensor, # (N,) images of a batch
-    ) -> torch.Tensor: # (n,) this process's part of them
-        "Who takes which image"; return idx
+    def take(
+        self,
+        idx: torch.Tensor,  # (N,) images of a batch
+    ) -> torch.Tensor:  # (n,) this process's part of them
+        "Who takes which image"
+        return idx
 
-    def mean(self,
-        v: torch.Tensor, # (n,) values, one for each image of the part
-    ): # a scalar, their mean over the whole batch
-        "The mean over all processes"; return v.mean()
+    def mean(
+        self,
+        v: torch.Tensor,  # (n,) values, one for each image of the part
+    ):  # a scalar, their mean over the whole batch
+        "The mean over all processes"
+        return v.mean()
 
-    def noise(self,
-        idx: torch.Tensor, # (n,) images of the part
-        step: int,         # steps of the run before this one, at least 0
-    ): # a context for all that a step draws
-        "Where random numbers come from; by itself, from PyTorch's random state"; return nullcontext()
+    def noise(
+        self,
+        idx: torch.Tensor,  # (n,) images of the part
+        step: int,  # steps of the run before this one, at least 0
+    ):  # a context for all that a step draws
+        "Where random numbers come from; by itself, from PyTorch's random state"
+        return nullcontext()
 
-    def wrap(self,
-        net: torch.nn.Module, # whose weights are trained
-    ) -> torch.nn.Module: # what a step calls in its place
-        "A network whose gradients are those of the whole batch"; return net
+    def wrap(
+        self,
+        net: torch.nn.Module,  # whose weights are trained
+    ) -> torch.nn.Module:  # what a step calls in its place
+        "A network whose gradients are those of the whole batch"
+        return net
 
-    def any(self,
-        *flags: bool, # what this process sees, such as a clock of its own
-    ) -> tuple: # for each flag, whether any process sees it
-        "One opinion for all"; return flags
+    def any(
+        self,
+        *flags: bool,  # what this process sees, such as a clock of its own
+    ) -> tuple:  # for each flag, whether any process sees it
+        "One opinion for all"
+        return flags
 
 # %% ../../nbs/library/training/state.ipynb #place
-PLACE = dict(epoch=0, step=0, sums=[0., 0., 0], seconds=0., history=[])   # finished epochs; and of the current one: steps, sums, seconds
+PLACE = dict(
+    epoch=0, step=0, sums=[0.0, 0.0, 0], seconds=0.0, history=[]
+)  # finished epochs; and of the current one: steps, sums, seconds
 
 # %% ../../nbs/library/training/state.ipynb #closer
 def _closer(decay):
     "The average's step towards the weights, all tensors of a kind at once; counts are taken over"
+
     def step(mean, now, n):
-        if not mean[0].is_floating_point(): return torch._foreach_copy_(mean, now)
-        torch._foreach_lerp_(mean, now, (1 - ((1 + n)/(10 + n)).clamp(max=decay)).item())
+        if not mean[0].is_floating_point():
+            return torch._foreach_copy_(mean, now)
+        torch._foreach_lerp_(mean, now, (1 - ((1 + n) / (10 + n)).clamp(max=decay)).item())
+
     return step
+
 
 def _optimizers(model, adversary, recipe):
     "SGD for the network; and for a generator, moved to the network's device, its own"
     device = next(model.parameters()).device
-    sgd = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused_on(device))
+    sgd = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=fused_on(device),
+    )
     return [sgd] + ([adversary.to(device).optimizer(recipe.gen_lr)] if list(adversary.parameters()) else [])
 
 # %% ../../nbs/library/training/state.ipynb #state
 class State:
     "All that training changes: network, adversary, their optimisers, the average of the weights, and the place that was reached"
-    def __init__(self,
-        model: torch.nn.Module, # the network, on its device
-        method: Method,         # what it is trained by; a generator is moved to the network's device
-        recipe: Recipe,         # how
-        facts: dict = None,     # plain values that are kept with it, such as what else the run depends on
-        speed: Speed = Speed(), # at what precision, and compiled or not
-        team: Team = Team(),    # the processes that train together
+
+    def __init__(
+        self,
+        model: torch.nn.Module,  # the network, on its device
+        method: Method,  # what it is trained by; a generator is moved to the network's device
+        recipe: Recipe,  # how
+        facts: dict = None,  # plain values that are kept with it, such as what else the run depends on
+        speed: Speed = Speed(),  # at what precision, and compiled or not
+        team: Team = Team(),  # the processes that train together
     ):
-        self.model, self.method, self.recipe, self.average, self.facts, self.team = model, method, recipe, None, facts or {}, team
-        for k, v in PLACE.items(): setattr(self, k, copy(v))
-        self.order = torch.empty(0, dtype=torch.int64)   # of the images in the current epoch
-        self.fast = team.wrap(Fast(model, speed))        # what is trained through; the network's own weights
-        self.adversary = method.adversary if isinstance(method.adversary, torch.nn.Module) else torch.nn.Module()
+        self.model, self.method, self.recipe, self.average, self.facts, self.team = (
+            model,
+            method,
+            recipe,
+            None,
+            facts or {},
+            team,
+        )
+        for k, v in PLACE.items():
+            setattr(self, k, copy(v))
+        self.order = torch.empty(0, dtype=torch.int64)  # of the images in the current epoch
+        self.fast = team.wrap(Fast(model, speed))  # what is trained through; the network's own weights
+        self.adversary = (
+            method.adversary if isinstance(method.adversary, torch.nn.Module) else torch.nn.Module()
+        )
         self.opts = _optimizers(model, self.adversary, recipe)
         if len(self.opts) > 1:
-            for net in self.adversary.children(): speed.compile_in_place(net)
+            for net in self.adversary.children():
+                speed.compile_in_place(net)
             self.adversary.speed, self.method = speed, replace(method, adversary=team.wrap(self.adversary))
-        if recipe.average: self.average = AveragedModel(model, multi_avg_fn=_closer(recipe.average), use_buffers=True)
+        if recipe.average:
+            self.average = AveragedModel(model, multi_avg_fn=_closer(recipe.average), use_buffers=True)
 
     @property
-    def result(self): "The network that training leaves: the averaged one where there is an average"; return self.average.module if self.average else self.model
+    def result(self):
+        "The network that training leaves: the averaged one where there is an average"
+        return self.average.module if self.average else self.model
+
     @property
-    def device(self): "Where the network is"; return next(self.model.parameters()).device
+    def device(self):
+        "Where the network is"
+        return next(self.model.parameters()).device
+
     @property
-    def nets(self): "Name to network, of all whose weights are kept"; return dict(model=self.model, adversary=self.adversary) | (dict(average=self.average) if self.average else {})
+    def nets(self):
+        "Name to network, of all whose weights are kept"
+        return dict(model=self.model, adversary=self.adversary) | (
+            dict(average=self.average) if self.average else {}
+        )
+
     @property
-    def place(self): "How far training has come, in words"; return f'after epoch {self.epoch}' if self.step == 0 else f'after step {self.step} of epoch {self.epoch + 1}'
+    def place(self):
+        "How far training has come, in words"
+        return (
+            f'after epoch {self.epoch}'
+            if self.step == 0
+            else f'after step {self.step} of epoch {self.epoch + 1}'
+        )
 
 # %% ../../nbs/library/training/state.ipynb #state-saved
 def _saved(state):
@@ -131,80 +195,148 @@ def _saved(state):
     device = state.device
     more = dict(cuda=torch.cuda.get_rng_state, mps=lambda device: torch.mps.get_rng_state()).get(device.type)
     random = dict(cpu=torch.get_rng_state(), device=[more(device)] if more else [])
-    return ({k: getattr(state, k) for k in PLACE} | dict(order=state.order.cpu(), facts=state.facts, opts=[o.state_dict() for o in state.opts])
-            | random | {k: m.state_dict() for k, m in state.nets.items()})
+    return (
+        {k: getattr(state, k) for k in PLACE}
+        | dict(order=state.order.cpu(), facts=state.facts, opts=[o.state_dict() for o in state.opts])
+        | random
+        | {k: m.state_dict() for k, m in state.nets.items()}
+    )
+
 
 def _fits(saved, like):
     "Has what was read the form of what would be written?"
-    if isinstance(like, torch.Tensor): return isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (like.shape, like.dtype)
-    if isinstance(like, dict): return isinstance(saved, dict) and list(saved) == list(like) and all(_fits(saved[k], v) for k, v in like.items())
-    if isinstance(like, (list, tuple)): return type(saved) is type(like) and len(saved) == len(like) and all(map(_fits, saved, like))
+    if isinstance(like, torch.Tensor):
+        return isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (like.shape, like.dtype)
+    if isinstance(like, dict):
+        return (
+            isinstance(saved, dict)
+            and list(saved) == list(like)
+            and all(_fits(saved[k], v) for k, v in like.items())
+        )
+    if isinstance(like, (list, tuple)):
+        return type(saved) is type(like) and len(saved) == len(like) and all(map(_fits, saved, like))
     return type(saved) is type(like)
+
 
 def _wrong(saved, state):
     "What is wrong with a state that was read; None where nothing is"
     like = _saved(state)
-    if not isinstance(saved, dict) or set(saved) != set(like): return 'its entries are others'
+    if not isinstance(saved, dict) or set(saved) != set(like):
+        return 'its entries are others'
     for k in 'model', 'adversary', 'average', 'epoch', 'step', 'sums', 'seconds', 'cpu', 'device':
-        if k in like and not _fits(saved[k], like[k]): return f'{k} is of another form'
-    if not (0 <= saved['epoch'] <= state.recipe.epochs and saved['step'] >= 0): return 'epoch and step are out of range'
+        if k in like and not _fits(saved[k], like[k]):
+            return f'{k} is of another form'
+    if not (0 <= saved['epoch'] <= state.recipe.epochs and saved['step'] >= 0):
+        return 'epoch and step are out of range'
     rows, order = saved['history'], saved['order']
-    row = lambda r: isinstance(r, dict) and {'epoch', 'lr', 'loss', 'entropy', 'seconds'} <= set(r) and all(type(v) in (int, float) for v in r.values())
-    if not (isinstance(rows, list) and len(rows) == saved['epoch'] and all(map(row, rows))): return 'history is of another form'
-    if not (isinstance(order, torch.Tensor) and order.dtype == torch.int64 and torch.equal(order.sort().values, torch.arange(order.numel()))): return 'order is none'
-    if not (saved['step'] == 0 or saved['step']*state.recipe.batch < len(order)): return 'step is out of range'
-    if not (isinstance(saved['opts'], list) and len(saved['opts']) == len(state.opts) and all(map(_opt_fits, saved['opts'], state.opts))): return 'opts is of another form'
+    row = lambda r: (
+        isinstance(r, dict)
+        and {'epoch', 'lr', 'loss', 'entropy', 'seconds'} <= set(r)
+        and all(type(v) in (int, float) for v in r.values())
+    )
+    if not (isinstance(rows, list) and len(rows) == saved['epoch'] and all(map(row, rows))):
+        return 'history is of another form'
+    if not (
+        isinstance(order, torch.Tensor)
+        and order.dtype == torch.int64
+        and torch.equal(order.sort().values, torch.arange(order.numel()))
+    ):
+        return 'order is none'
+    if not (saved['step'] == 0 or saved['step'] * state.recipe.batch < len(order)):
+        return 'step is out of range'
+    if not (
+        isinstance(saved['opts'], list)
+        and len(saved['opts']) == len(state.opts)
+        and all(map(_opt_fits, saved['opts'], state.opts))
+    ):
+        return 'opts is of another form'
 
 # %% ../../nbs/library/training/state.ipynb #state-load
 def _opt_fits(saved, opt):
     "May an optimiser take this on? Settings as they are now (SGD's learning rate is set before each step), and a tensor for each parameter of its shape"
-    if not (isinstance(saved, dict) and set(saved) == {'state', 'param_groups'} and isinstance(saved['state'], dict)): return False
-    settings = lambda groups: [{k: v for k, v in g.items() if k != 'lr' or not isinstance(opt, torch.optim.SGD)} for g in groups]
+    if not (
+        isinstance(saved, dict)
+        and set(saved) == {'state', 'param_groups'}
+        and isinstance(saved['state'], dict)
+    ):
+        return False
+    settings = lambda groups: [
+        {k: v for k, v in g.items() if k != 'lr' or not isinstance(opt, torch.optim.SGD)} for g in groups
+    ]
     params = [p for g in opt.param_groups for p in g['params']]
-    fits = lambda v, p: v is None or isinstance(v, torch.Tensor) and v.is_floating_point() and (v.shape == p.shape or v.dim() == 0)
-    return (_fits(saved['param_groups'], opt.state_dict()['param_groups']) and settings(saved['param_groups']) == settings(opt.state_dict()['param_groups'])
-            and set(saved['state']) <= set(range(len(params))) and all(isinstance(s, dict) and all(fits(v, params[i]) for v in s.values()) for i, s in saved['state'].items()))
+    fits = lambda v, p: (
+        v is None
+        or isinstance(v, torch.Tensor)
+        and v.is_floating_point()
+        and (v.shape == p.shape or v.dim() == 0)
+    )
+    return (
+        _fits(saved['param_groups'], opt.state_dict()['param_groups'])
+        and settings(saved['param_groups']) == settings(opt.state_dict()['param_groups'])
+        and set(saved['state']) <= set(range(len(params)))
+        and all(
+            isinstance(s, dict) and all(fits(v, params[i]) for v in s.values())
+            for i, s in saved['state'].items()
+        )
+    )
+
 
 def _load(state, saved):
     "Take on what `_wrong` has nothing against, PyTorch's random states with it"
-    for k in PLACE: setattr(state, k, saved[k])
+    for k in PLACE:
+        setattr(state, k, saved[k])
     state.order = saved['order']
-    for k, net in state.nets.items(): net.load_state_dict(saved[k])
-    for o, s in zip(state.opts, saved['opts'], strict=True): o.load_state_dict(s)
+    for k, net in state.nets.items():
+        net.load_state_dict(saved[k])
+    for o, s in zip(state.opts, saved['opts'], strict=True):
+        o.load_state_dict(s)
     torch.set_rng_state(saved['cpu'])
-    if state.device.type == 'cuda': torch.cuda.set_rng_state(*saved['device'], state.device)
-    if state.device.type == 'mps': torch.mps.set_rng_state(*saved['device'])
+    if state.device.type == 'cuda':
+        torch.cuda.set_rng_state(*saved['device'], state.device)
+    if state.device.type == 'mps':
+        torch.mps.set_rng_state(*saved['device'])
 
 # %% ../../nbs/library/training/state.ipynb #checkpoint
 def save_checkpoint(
-    state: State,     # between two steps
-    path: Path | str, # where to; what stood there before is there until the new file is complete and on the disk
+    state: State,  # between two steps
+    path: Path
+    | str,  # where to; what stood there before is there until the new file is complete and on the disk
 ):
     "Write the state of training"
     torch.save(_saved(state), buffer := BytesIO())
-    with replacing(path) as f: f.write(buffer.getbuffer())
+    with replacing(path) as f:
+        f.write(buffer.getbuffer())
+
 
 def read_checkpoint(
-    path: Path | str, # a file of `save_checkpoint`, or what claims to be one
-) -> dict: # tensors and plain values, not looked at any further
+    path: Path | str,  # a file of `save_checkpoint`, or what claims to be one
+) -> dict:  # tensors and plain values, not looked at any further
     "Read a file without running anything in it; what cannot be read is refused with one line"
     try:
         with ZipFile(path) as parts:
-            if any(p.compress_type for p in parts.infolist()) or parts.testzip(): raise ValueError('a check sum is wrong')
+            if any(p.compress_type for p in parts.infolist()) or parts.testzip():
+                raise ValueError('a check sum is wrong')
         saved = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:   # a damaged file makes PyTorch raise almost anything
-        raise ParameterError(f'checkpoint={Path(path).name!r}: cannot be read as a state of training ({type(e).__name__}), allowed is a whole file without code') from None
+    except Exception as e:  # a damaged file makes PyTorch raise almost anything
+        raise ParameterError(
+            f'checkpoint={Path(path).name!r}: cannot be read as a state of training ({type(e).__name__}), allowed is a whole file without code'
+        ) from None
     return saved if isinstance(saved, dict) else {}
 
 # %% ../../nbs/library/training/state.ipynb #checkpoint-load
 def load_checkpoint(
-    state: State,     # of the same network, method and recipe; takes on the file's numbers
-    path: Path | str, # a file of `save_checkpoint`
-) -> State: # the same
+    state: State,  # of the same network, method and recipe; takes on the file's numbers
+    path: Path | str,  # a file of `save_checkpoint`
+) -> State:  # the same
     "Go on from a file: the state of training, PyTorch's random states with it; a `ParameterError` where it is of another network, method or recipe"
     saved = read_checkpoint(path)
     wrong = _wrong(saved, state)
-    try: wrong or _load(state, saved)
-    except RuntimeError: wrong = 'a random state is none'
-    if wrong: raise ParameterError(f'checkpoint={Path(path).name!r}: allowed is a state of this network, method and recipe: {wrong}')
+    try:
+        wrong or _load(state, saved)
+    except RuntimeError:
+        wrong = 'a random state is none'
+    if wrong:
+        raise ParameterError(
+            f'checkpoint={Path(path).name!r}: allowed is a state of this network, method and recipe: {wrong}'
+        )
     return state
