@@ -19,24 +19,24 @@ if cards := os.environ.get('ADT_GPUS', '').split():
 SCALE = str(config.get('scale', 'demo'))
 FILE = Path('nbs/scales')/f'{SCALE}.yaml'
 EXPERIMENTS = 'white_box', 'transfer', 'spsa', 'landscape', 'diversity', 'ablation'
-if other := sorted(set(config) - {'scale'}): stop(f'--config {other[0]}: there is no such setting, allowed is scale')
-if not FILE.is_file(): stop(f'scale={SCALE!r}: allowed are the files of nbs/scales/, {", ".join(sorted(p.stem for p in FILE.parent.glob("*.yaml")))}')
+if other := sorted(set(config) - {'scale'}): stop(f'--config {other[0]}: there is no such setting, expected scale')
+if not FILE.is_file(): stop(f'scale={SCALE!r}: expected the files of nbs/scales/, {", ".join(sorted(p.stem for p in FILE.parent.glob("*.yaml")))}')
 BASE = yaml.safe_load(FILE.read_text(encoding='utf-8'))
 ASKED, ROWS, OUT = BASE.pop('experiments', None) or {}, BASE.pop('rows', None) or {}, f'outputs/{SCALE}'
-if BASE.get('scale') != SCALE: stop(f'{FILE}: scale={BASE.get("scale")!r}, allowed is the name of the file, {SCALE!r}')
-if not (ASKED.get('methods') and ASKED.get('seeds')): stop(f'{FILE}: experiments: allowed is a table with at least methods and seeds')
-if other := sorted(set(ASKED) - {'methods', 'seeds', 'more_seeds', 'rate', 'threads', 'paper', *EXPERIMENTS}): stop(f'{FILE}: experiments: {other[0]!r}, allowed are methods, seeds, more_seeds, rate, threads, {", ".join(EXPERIMENTS)}, paper')
+if BASE.get('scale') != SCALE: stop(f'{FILE}: scale={BASE.get("scale")!r}, expected the name of the file, {SCALE!r}')
+if not (ASKED.get('methods') and ASKED.get('seeds')): stop(f'{FILE}: experiments: expected a table with at least methods and seeds')
+if other := sorted(set(ASKED) - {'methods', 'seeds', 'more_seeds', 'rate', 'threads', 'paper', *EXPERIMENTS}): stop(f'{FILE}: experiments: {other[0]!r}, expected methods, seeds, more_seeds, rate, threads, {", ".join(EXPERIMENTS)}, paper')
 
 def run_of(row, seed):
     "The folder of a run, as adt_repro.runs.store names it (which would import PyTorch; tests/test_snakefile.py compares the two)"
     p = ROWS.get(row, {}) | {k: v for k, v in BASE.items() if v is not None}
-    if missing := {'dataset', 'arch'} - set(p): stop(f'{FILE}: {row}: {sorted(missing)[0]} is missing, allowed is a scale that names its dataset and arch')
+    if missing := {'dataset', 'arch'} - set(p): stop(f'{FILE}: {row}: {sorted(missing)[0]} is missing, expected a scale that names its dataset and arch')
     recipe = p.get('recipe', 'paper2020')
     return f"{p['dataset']}-{p['arch']}-{p.get('label') or row}" + f'-{recipe}'*(recipe != 'paper2020') + f'-s{seed}'
 
 MORE = ASKED.get('more_seeds') or {}
-if not (isinstance(MORE, dict) and all(isinstance(seeds, list) for seeds in MORE.values())): stop(f'{FILE}: more_seeds={MORE!r}: allowed is a table of methods, for each a list of seeds')
-if other := sorted(set(MORE) - set(ASKED['methods'])): stop(f'{FILE}: more_seeds: {other[0]!r}, allowed are {", ".join(ASKED["methods"])}')
+if not (isinstance(MORE, dict) and all(isinstance(seeds, list) for seeds in MORE.values())): stop(f'{FILE}: more_seeds={MORE!r}: expected a table of methods, for each a list of seeds')
+if other := sorted(set(MORE) - set(ASKED['methods'])): stop(f'{FILE}: more_seeds: {other[0]!r}, expected {", ".join(ASKED["methods"])}')
 def seeds_of(row): return list(dict.fromkeys([*ASKED['seeds'], *MORE.get(row, [])]))
 RUNS = {run_of(m, s): dict(method=m, seed=s, rows={m: ROWS[m]} if m in ROWS else None) for m in ASKED['methods'] for s in seeds_of(m)}
 
@@ -44,7 +44,7 @@ def runs_of(name, methods='methods', seeds='seeds', default=(ASKED['methods'], N
     "The runs that an experiment is about; without seeds of its own, all of its methods"
     own = ASKED[name].get(seeds, default[1])
     names = [run_of(m, s) for m in ASKED[name].get(methods, default[0]) for s in (seeds_of(m) if own is None else own)]
-    return names if set(names) <= set(RUNS) else stop(f'{FILE}: {name}: {sorted(set(names) - set(RUNS))[0]}, allowed are the runs of methods and seeds above')
+    return names if set(names) <= set(RUNS) else stop(f'{FILE}: {name}: {sorted(set(names) - set(RUNS))[0]}, expected the runs of methods and seeds above')
 
 def given(name, **more):
     "The parameters of one call, as JSON, which is YAML too"

@@ -71,7 +71,7 @@ class Spec:
     shape: tuple  # of an image (C, H, W)
     n_classes: int  # classes, at least 2
     eps: float  # radius of the ℓ∞ ball, in pixel values of [0, 1]
-    arch: str  # network, see `adt_repro.models.classifiers.build`
+    arch: str  # network, see `adt_repro.models.classifiers.build_model`
     augment: bool  # random crop (4 pixels of padding) and horizontal flip?
     epochs: int  # passes over the training images
     n_mc: int  # Monte-Carlo samples for one gradient of ADT_EXP
@@ -156,21 +156,21 @@ def check_data(
     for part, x, y in ('training', data.x_train, data.y_train), ('test', data.x_test, data.y_test):
         if not 0 < len(x) == len(y):
             raise DataError(
-                f'{data.name}: {len(x)} {part} images with {len(y)} labels, allowed is at least one image, and a label for each'
+                f'{data.name}: {len(x)} {part} images with {len(y)} labels, expected at least one image, and a label for each'
             )
         lo, hi = x.min(), x.max()
         if not (lo >= 0 and hi <= 1):
             raise DataError(
-                f'{data.name}: {part} pixels from {lo:.4g} to {hi:.4g}, allowed are finite ones in [0, 1]'
+                f'{data.name}: {part} pixels from {lo:.4g} to {hi:.4g}, expected finite ones in [0, 1]'
             )
         lo, hi, n = y.min(), y.max(), len(data.classes)
         if not (lo >= 0 and hi < n):
             raise DataError(
-                f'{data.name}: {part} labels from {lo} to {hi}, allowed are those of {n} classes, from 0 to {n - 1}'
+                f'{data.name}: {part} labels from {lo} to {hi}, expected those of {n} classes, from 0 to {n - 1}'
             )
     if (data.y_train == data.y_train[0]).all():
         raise DataError(
-            f'{data.name}: {len(data.y_train)} training images of class {data.classes[data.y_train[0]]} alone, allowed are at least two classes'
+            f'{data.name}: {len(data.y_train)} training images of class {data.classes[data.y_train[0]]} alone, expected at least two classes'
         )
     return data
 
@@ -196,16 +196,16 @@ def _collected(part, name):
     try:
         return [torch.as_tensor(t) for t in part]
     except (TypeError, ValueError, RuntimeError) as e:
-        raise DataError(f'{name}: allowed are tensors or arrays of numbers ({type(e).__name__})') from None
+        raise DataError(f'{name}: expected tensors or arrays of numbers ({type(e).__name__})') from None
 
 
 def _fitting(part, name):
     x, y = _collected(part, name)
     if x.ndim != 4:
-        raise DataError(f'{name}: images of shape {tuple(x.shape)}, allowed is (N, C, H, W)')
+        raise DataError(f'{name}: images of shape {tuple(x.shape)}, expected (N, C, H, W)')
     if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise DataError(
-            f'{name}: labels of shape {tuple(y.shape)} and type {y.dtype}, allowed are whole numbers (N,)'
+            f'{name}: labels of shape {tuple(y.shape)} and type {y.dtype}, expected whole numbers (N,)'
         )
     return (x.float() / 255 if x.dtype == torch.uint8 else x.float()).contiguous(), y.long()
 
@@ -223,7 +223,7 @@ def as_data(
     )
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
-            f'{name}: training images {tuple(x_train.shape[1:])}, test images {tuple(x_test.shape[1:])}, allowed is one shape'
+            f'{name}: training images {tuple(x_train.shape[1:])}, test images {tuple(x_test.shape[1:])}, expected one shape'
         )
     top = max([int(y.max()) for y in (y_train, y_test) if len(y)], default=0)
     return check_data(
@@ -240,7 +240,7 @@ def data_folder(
         folder = Path(given).expanduser().resolve()
         folder.exists()
     except (OSError, RuntimeError, ValueError) as e:
-        raise DataError(f'data_root={shown(str(given))}: allowed is a folder ({type(e).__name__})') from None
+        raise DataError(f'data_root={shown(str(given))}: expected a folder ({type(e).__name__})') from None
     return folder
 
 # %% ../nbs/library/data.ipynb #load-tensors

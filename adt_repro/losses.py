@@ -74,7 +74,7 @@ def toward(
         with torch.no_grad():
             z = model(x)
         if rank >= z.shape[1] - 1:
-            raise ValueError(f'rank={rank}: allowed is 0 to {z.shape[1] - 2}, the other classes')
+            raise ValueError(f'rank={rank}: expected 0 to {z.shape[1] - 2}, the other classes')
         target = z.scatter(1, y[:, None], -torch.inf).topk(rank + 1, 1).indices[:, rank:]
 
         def bound(x_adv):

@@ -26,7 +26,7 @@ from adt_repro.evaluation.suite import run_suite
 from adt_repro.methods.table import METHODS
 from adt_repro.runs.config import RULES
 from adt_repro.runs.resolve import resolve, start_run
-from adt_repro.runs.store import load_run, lock_run, run_facts, run_folder, save_run, take_up
+from adt_repro.runs.store import load_run, lock_run, run_facts, run_folder, save_run, resume
 from adt_repro.training.loop import train
 from adt_repro.training.state import State
 
@@ -56,7 +56,7 @@ def work(method, outputs):
     data, model, m, recipe = start_run(config, CPU)
     torch.manual_seed(config['seed'])
     state = State(model, m, recipe, run_facts(config, data))
-    if not take_up(folder, state, False):
+    if not resume(folder, state, False):
         for _ in train(
             model, data, m, recipe, state=state, checkpoint=folder / 'checkpoint.pt', minutes=1e-9
         ):

@@ -22,7 +22,7 @@ from exported import have
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from adt_repro.attacks.gradient import pgd
-from adt_repro.models.classifiers import build
+from adt_repro.models.classifiers import build_model
 from adt_repro.models.weights import load_weights
 
 # PGD by each library as its documentation says, all with one signature: the network in evaluation mode, images, labels, the sizes of the
@@ -45,7 +45,7 @@ def ours(model, x, y, *, eps, steps, step, random):
         y,
         eps=eps,
         steps=steps,
-        step=step,
+        step_size=step,
         clip_start=True,
         **({} if random else dict(start=torch.zeros_like)),
     )
@@ -116,7 +116,7 @@ def attack(folder, job):
 
     data = load_file(folder / 'images.safetensors')
     x, y, offset = (data[k] for k in ('x', 'y', 'offset'))
-    net = load_weights(build(job['arch'], x.shape[1]), folder / 'weights.safetensors').eval()
+    net = load_weights(build_model(job['arch'], x.shape[1]), folder / 'weights.safetensors').eval()
     out, starts = {}, dict(random=dict(random=True, offset=offset), clean=dict(random=False))
     for name in have(PEERS):
         for start, how in starts.items():
@@ -139,7 +139,7 @@ def times(folder, job):
     if job['threads']:
         torch.set_num_threads(job['threads'])
     torch.manual_seed(0)
-    model = build(job['arch']).eval().to(job['device'])
+    model = build_model(job['arch']).eval().to(job['device'])
     x, y = (
         torch.rand(job['batch'], 3, 32, 32, device=job['device']),
         torch.randint(10, (job['batch'],), device=job['device']),

@@ -56,10 +56,10 @@ def made(name):
     torch.manual_seed(SEED)
     data, net = load_data('digits').head(CASES[name], 50), Net()
     if name == 'adt_exp_am':
-        method = Method(ExpAM(convs(3, nn.Conv2d(6, 2, 3, padding=1)), EPS), lbd=0.01, name=name)
+        method = Method(ExpAM(convs(3, nn.Conv2d(6, 2, 3, padding=1)), EPS), entropy_weight=0.01, name=name)
     elif name == 'adt_imp_am':
         method = Method(
-            ImpAM(Noisy(), convs(1, nn.Flatten(), nn.Linear(384, 8)), EPS, 4), lbd=1.0, cap=-0.9, name=name
+            ImpAM(Noisy(), convs(1, nn.Flatten(), nn.Linear(384, 8)), EPS, 4), entropy_weight=1.0, entropy_cap=-0.9, name=name
         )
     else:
         method = make_method(name, EPS, (1, 8, 8), **dict(adt_exp=dict(n_mc=2, inner_steps=3)).get(name, {}))
@@ -129,7 +129,7 @@ def fails(folder, how):
     leave_a_trace(folder)
     with joined('cpu') as team:
         if team.rank == 1 and how == 'refuses':
-            raise ParameterError('x=1: allowed is\n2')
+            raise ParameterError('x=1: expected\n2')
         if team.rank == 1 and how == 'breaks':
             raise KeyError('x')
         if team.rank == 1 and how == 'is killed':

@@ -21,7 +21,7 @@ from adt_repro.data import load_data
 from adt_repro.evaluation.evaluate import accuracy, evaluate
 from adt_repro.evaluation.records import SCHEMA, load_records
 from adt_repro.methods.table import make_method
-from adt_repro.models.classifiers import build
+from adt_repro.models.classifiers import build_model
 from adt_repro.training.loop import train
 from adt_repro.training.state import Recipe
 
@@ -32,7 +32,7 @@ NOTEBOOKS = 'transfer', 'spsa'
 @pytest.fixture(scope='module')
 def net():
     torch.manual_seed(0)
-    net = build('small_cnn', in_ch=1)
+    net = build_model('small_cnn', in_ch=1)
     list(
         train(
             net, load_data('digits'), make_method('at_pgd', 0.15, (1, 8, 8)), Recipe(epochs=2, augment=False)
@@ -87,9 +87,9 @@ def test_spsa_is_what_it_says(net):
 MEMORY = """
 import sys, torch
 from adt_repro.attacks.black_box import spsa
-from adt_repro.models.classifiers import build
+from adt_repro.models.classifiers import build_model
 torch.manual_seed(0)
-net, x, y = build('wrn-16-1').eval(), torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
+net, x, y = build_model('wrn-16-1').eval(), torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
 with torch.no_grad(): net.fc.bias[0] = 100.                       # nothing falls
 peak = lambda: next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith('VmHWM'))   # of this program alone, unlike ru_maxrss
 spsa(net, x, y, eps=0.03, samples=4, steps=1, memory=1)           # what the first pass allocates for good
@@ -242,13 +242,13 @@ def test_killed_and_started_again(project, tiny):
 
 def test_what_cannot_be_used(project, tiny):
     for name, params, line in (
-        ('spsa', dict(samples=[7]), 'samples=[7]: allowed is a list, each item an even number of at least 2'),
-        ('spsa', dict(runs=['nobody']), "runs='nobody': allowed is digits-small_cnn-at_pgd-s0"),
-        ('transfer', dict(n_test=361), 'n_test=361: allowed is at most 360'),
+        ('spsa', dict(samples=[7]), 'samples=[7]: expected a list, each item an even number of at least 2'),
+        ('spsa', dict(runs=['nobody']), "runs='nobody': expected digits-small_cnn-at_pgd-s0"),
+        ('transfer', dict(n_test=361), 'n_test=361: expected at most 360'),
         (
             'transfer',
             dict(attacks=['feature']),
-            "attacks=['feature']: allowed is a list, each item fgsm, pgd20, mim, cw, pgd100",
+            "attacks=['feature']: expected a list, each item fgsm, pgd20, mim, cw, pgd100",
         ),
         ('transfer', dict(sauces=['x']), "sauces=['x']: there is no such parameter, did you mean 'sources'?"),
     ):

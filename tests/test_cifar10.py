@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from adt_repro.data import DataError, data_folder, fingerprint, load_data
-from adt_repro.models.classifiers import build
+from adt_repro.models.classifiers import build_model
 from adt_repro.paper.report import CIFAR10_TEST
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,7 @@ def test_committed_weights_are_those_that_were_judged():
     assert len(files) >= 10
     for f in files:
         net, rows = (
-            build('small_cnn').eval(),
+            build_model('small_cnn').eval(),
             pd.read_parquet(f).query('i < 300').pivot(index='i', columns='attack', values='pred'),
         )
         net.load_state_dict(

@@ -105,13 +105,13 @@ def test_what_is_asked_is_what_it_costs():
 @pytest.mark.parametrize(
     'change, says',
     [
-        (dict(experiments=None), 'experiments=None: allowed is a table of experiments'),
-        (dict(experiments=dict(methods=['standard'])), 'experiments: rate=None: allowed is a number in'),
-        (dict(experiments=dict(rate=1)), 'experiments: methods=None: allowed is a list'),
+        (dict(experiments=None), 'experiments=None: expected a table of experiments'),
+        (dict(experiments=dict(methods=['standard'])), 'experiments: rate=None: expected a number in'),
+        (dict(experiments=dict(rate=1)), 'experiments: methods=None: expected a list'),
         (dict(experiments=dict(methods=['standart'], rate=1)), "method='standart'"),
         (
             dict(experiments=dict(methods=['standard'], rate=1, more_seeds=dict(at_pgd=[1]))),
-            "more_seeds='at_pgd': allowed is standard",
+            "more_seeds='at_pgd': expected standard",
         ),
         (dict(experiments=dict(methods=['standard'], rate=1, whitebox={})), "did you mean 'white_box'"),
         (dict(experiments=dict(methods=['standard'], rate=1, spsa=dict(samples=[3]))), 'spsa: samples='),
@@ -143,7 +143,7 @@ def test_files_that_are_no_scale(text, tmp_path, capsys):
 def test_a_count_is_a_count():
     for steps in 1, 20, 37:
         assert attack_passes('pgd20', steps=steps) == 2 * steps + 1
-    with pytest.raises(ParameterError, match='allowed is natural, fgsm'):
+    with pytest.raises(ParameterError, match='expected natural, fgsm'):
         attack_passes('pgd')
 
 

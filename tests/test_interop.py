@@ -27,10 +27,10 @@ from adt_repro.evaluation.records import load_records
 from adt_repro.exchange.export import export
 from adt_repro.exchange.import_weights import import_run, load_authors, load_network
 from adt_repro.methods.table import METHODS, make_method, method_options
-from adt_repro.models.classifiers import Normalized, build
+from adt_repro.models.classifiers import Normalized, build_model
 from adt_repro.runs.select import tiny_run
 from adt_repro.runs.store import load_run, read_config, read_facts
-from adt_repro.speed.precision import near
+from adt_repro.speed.precision import channels_last
 from adt_repro.training.loop import train
 from adt_repro.training.state import Recipe
 
@@ -82,7 +82,7 @@ def trained():
     big = lambda x: F.interpolate(x, scale_factor=4, mode='bilinear').expand(-1, 3, -1, -1).contiguous()
     data = as_data((big(d.x_train), d.y_train), (big(d.x_test[:64]), d.y_test[:64]))
     torch.manual_seed(0)
-    net = build('wrn-10-1')
+    net = build_model('wrn-10-1')
     list(
         train(
             net,
@@ -113,7 +113,7 @@ def test_round_trip(trained, exported):
         assert torch.equal(load_run(run)[0](x), wanted) and wanted.argmax(1).unique().numel() > 5
         for block in False, True:
             w = torch.load(out / f'block_{block}.pt', weights_only=True)
-            assert torch.equal(near(load_network(out / f'block_{block}.pt')[0])(x), wanted)
+            assert torch.equal(channels_last(load_network(out / f'block_{block}.pt')[0])(x), wanted)
             torch.testing.assert_close(plain_wrn(w, x), wanted, rtol=1e-5, atol=1e-5)
             assert set(w) == set(authors_layout(net) if block else net.state_dict())
     assert read_config(run)['arch'] == 'wrn-10-1' and read_facts(run)['dropped'] == 'sub_block1'
@@ -204,7 +204,7 @@ def test_their_attacks_run_on_it(others, trained):
 def test_the_papers_network(tmp_path, peers):
     "WRN-28-10 itself, 36 million numbers, all the way round"
     torch.manual_seed(0)
-    net, x = build('wrn-28-10'), torch.rand(2, 3, 32, 32)
+    net, x = build_model('wrn-28-10'), torch.rand(2, 3, 32, 32)
     net(x)
     net.eval()
     torch.save(authors_layout(net), tmp_path / 'adt-impam.pt', _use_new_zipfile_serialization=False)
@@ -299,9 +299,9 @@ def test_spsa_and_refusals(project):
         == 0
     )
     for words, bad in {
-        "dataset='digits': allowed is None without weights": dict(dataset='digits'),
+        "dataset='digits': expected None without weights": dict(dataset='digits'),
         "weights='none.pt': cannot be read (there is no such file)": dict(weights='none.pt'),
-        'inputs=[1, 0]: allowed is a range': dict(weights='theirs.pt', inputs=[1, 0]),
+        'inputs=[1, 0]: expected a range': dict(weights='theirs.pt', inputs=[1, 0]),
     }.items():
         done = papermill(project, 'white_box', **bad)
         assert (
@@ -317,7 +317,7 @@ def test_spsa_and_refusals(project):
 def test_damaged_files(tmp_path):
     "Cut anywhere, or with bytes altered anywhere: a network of the right form, or one line"
     whole, lines = tmp_path / 'whole.pt', set()
-    torch.save(build('small_cnn').state_dict(), whole)
+    torch.save(build_model('small_cnn').state_dict(), whole)
     data, rng = whole.read_bytes(), random.Random(0)
     for k in range(60):
         bad = bytearray(data[: rng.randrange(len(data))] if k % 2 else data)
@@ -334,14 +334,14 @@ def test_damaged_files(tmp_path):
 
 
 def test_a_run_whose_rescaling_was_altered(tmp_path):
-    torch.save(build('small_cnn', 1).state_dict(), tmp_path / 'w.pt')
+    torch.save(build_model('small_cnn', 1).state_dict(), tmp_path / 'w.pt')
     run = tmp_path / 'x' / 'runs' / import_run(tmp_path / 'w.pt', tmp_path / 'x', inputs=[-1, 1])
     for bad in ([[0.5]], [[0.5], [0]], 'x', [['a'], ['b']]):
         (run / 'run.json').write_text(json.dumps(read_facts(run) | dict(inputs=bad)))
         with pytest.raises(ParameterError, match='allowed'):
             load_run(run)
     (run / 'config.yaml').write_text((run / 'config.yaml').read_text().replace('eps: 0.15', 'eps: null'))
-    with pytest.raises(ParameterError, match='eps=None: allowed is a number'):
+    with pytest.raises(ParameterError, match='eps=None: expected a number'):
         load_run(run)
 
 

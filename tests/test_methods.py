@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from adt_repro.base.device import eval_mode
 from adt_repro.methods.objective import adt_loss
 from adt_repro.methods.table import METHODS, make_method, method_options
-from adt_repro.models.classifiers import build
+from adt_repro.models.classifiers import build_model
 from adt_repro.models.flops import count_passes
 
 EPS, SHAPE, N = (
@@ -218,7 +218,7 @@ def batch(seed=1, border=True):
 def prepare(name, options, x, seed=2):
     "A network with opinions and running statistics, and the method, all in double precision"
     torch.manual_seed(seed)
-    net = build('small_cnn', in_ch=1).double()
+    net = build_model('small_cnn', in_ch=1).double()
     with torch.no_grad():
         net.fc.weight *= 10
         for _ in range(3):

@@ -236,8 +236,8 @@ def test_what_cannot_be_read_is_said(tmp_path):
     (tmp_path / 'nbs').mkdir()
     shutil.copy(ROOT / 'nbs' / 'paper.ipynb', tmp_path / 'nbs' / 'paper.ipynb')
     done = papermill(tmp_path, scale='nowhere')
-    assert done.returncode and "scale='nowhere': allowed is one with finished runs" in done.stderr
-    with pytest.raises(ParameterError, match='scale=None: allowed is one with records'):
+    assert done.returncode and "scale='nowhere': expected one with finished runs" in done.stderr
+    with pytest.raises(ParameterError, match='scale=None: expected one with records'):
         latest_scale(tmp_path)
 
 

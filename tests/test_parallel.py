@@ -91,7 +91,7 @@ def test_broken_off_and_gone_on(two):
 
 def test_batch_normalisation_on_a_cpu(two):
     assert {line for *_, line in two} == {
-        'processes=2: allowed is 1 on a cpu for networks with batch normalisation, whose statistics are shared on CUDA alone'
+        'processes=2: expected 1 on a cpu for networks with batch normalisation, whose statistics are shared on CUDA alone'
     }
 
 
@@ -113,7 +113,7 @@ def gone(folder):
 @pytest.mark.parametrize(
     'how, kind, line',
     [
-        ('refuses', ParameterError, 'x=1: allowed is 2'),
+        ('refuses', ParameterError, 'x=1: expected 2'),
         ('is killed', TeamError, 'process 1 was ended, with code -9'),
     ],
 )
@@ -145,7 +145,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / 'c.yaml').write_text('processes: 3')
     monkeypatch.setattr('adt_repro.runs.sweeps._begin', lambda *args: None)
     for args, words in {
-        (): 'processes=3: allowed is 1, as many as were started',
+        (): 'processes=3: expected 1, as many as were started',
         (
             '-p',
             'processes',
@@ -154,7 +154,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
             'epoch',
             '3',
         ): "epoch=3: there is no such parameter, did you mean 'epochs'?",
-        ('-p', 'processes', '1', '-p', 'lr', '[1'): 'allowed is a file of parameters (ParserError)',
+        ('-p', 'processes', '1', '-p', 'lr', '[1'): 'expected a file of parameters (ParserError)',
     }.items():
         assert (
             main([str(tmp_path / 'c.yaml'), *args]) == 1

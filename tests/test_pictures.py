@@ -193,13 +193,13 @@ def test_ablation_goes_on_where_it_was_killed(project):
 @pytest.mark.parametrize(
     'notebook, params, line',
     [
-        ('landscape', dict(grid=4), 'grid=4: allowed is an odd whole number'),
-        ('diversity', dict(runs=['nothing-*']), "runs='nothing-*': allowed is"),
-        ('ablation', dict(train=True, rho=[-30]), 'rho=-30: allowed is'),
+        ('landscape', dict(grid=4), 'grid=4: expected an odd whole number'),
+        ('diversity', dict(runs=['nothing-*']), "runs='nothing-*': expected"),
+        ('ablation', dict(train=True, rho=[-30]), 'rho=-30: expected'),
         (
             'ablation',
             dict(scale='absent'),
-            'train=False: allowed is true, since outputs/absent/frames/ablation.csv is not there yet',
+            'train=False: expected true, since outputs/absent/frames/ablation.csv is not there yet',
         ),
     ],
 )

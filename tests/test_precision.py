@@ -19,16 +19,16 @@ from adt_repro.analysis.landscape import landscape_axes, loss_surface, top_curva
 from adt_repro.attacks.black_box import spsa, square
 from adt_repro.attacks.feature import fea_attack
 from adt_repro.attacks.gradient import pgd
-from adt_repro.attacks.suite import SUITE
+from adt_repro.attacks.suite import TABLE1_ATTACKS
 from adt_repro.base.noise import example_noise
 from adt_repro.data import load_data
 from adt_repro.evaluation.evaluate import evaluate, evaluate_on
 from adt_repro.evaluation.records import load_records
-from adt_repro.evaluation.sanity import panel, zero_gradients
+from adt_repro.evaluation.sanity import sanity_checks, zero_gradients
 from adt_repro.losses import margin
-from adt_repro.methods.adversaries import drawn, exp_adversary
-from adt_repro.models.classifiers import build
-from adt_repro.speed.precision import Fast, Speed, seen_at, tf32
+from adt_repro.methods.adversaries import worst_of_draws, exp_adversary
+from adt_repro.models.classifiers import build_model
+from adt_repro.speed.precision import ComputeWrapper, ComputeSettings, attack_view, tf32
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = load_data('digits').head(64, 64)
@@ -38,12 +38,12 @@ X, Y = DATA.x_test, DATA.y_test
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    return build('small_cnn', in_ch=1).eval()
+    return build_model('small_cnn', in_ch=1).eval()
 
 
-ATTACKS = SUITE | dict(
+ATTACKS = TABLE1_ATTACKS | dict(
     feature=partial(fea_attack, pool=(X, Y), n_targets=2, steps=5),
-    distribution=drawn(partial(exp_adversary, eps=0.1), 3),
+    distribution=worst_of_draws(partial(exp_adversary, eps=0.1), 3),
 )
 
 
@@ -78,7 +78,7 @@ class Spied(torch.nn.Module):
 @pytest.mark.parametrize('name', ATTACKS)
 def test_crafted_low_judged_in_float32(net, name):
     "Against crafting by hand, and a look at the plain network"
-    seen = seen_at(net, 'bf16')
+    seen = attack_view(net, 'bf16')
     rows = evaluate(net, X, Y, ATTACKS[name], eps=0.1, seen=seen)
     with example_noise(torch.arange(64)):
         x_adv = ATTACKS[name](seen, X, Y, eps=0.1)
@@ -95,7 +95,7 @@ def test_crafted_low_judged_in_float32(net, name):
 def test_who_sees_what(net, precision, crafted):
     judge, seen = (
         Spied(net),
-        None if precision == 'fp32' else Fast(Spied(copy.deepcopy(net)), Speed(precision)),
+        None if precision == 'fp32' else ComputeWrapper(Spied(copy.deepcopy(net)), ComputeSettings(precision)),
     )
     for attack in ATTACKS.values():
         evaluate(judge, X, Y, attack, eps=0.1, seen=seen)
@@ -110,7 +110,7 @@ def test_who_sees_what(net, precision, crafted):
 )
 def test_attacks_by_queries_are_never_rounded(net, attack):
     for precision in 'tf32', 'bf16':
-        seen = Fast(Spied(copy.deepcopy(net)), Speed(precision))
+        seen = ComputeWrapper(Spied(copy.deepcopy(net)), ComputeSettings(precision))
         plain = evaluate(
             net, X, Y, attack, eps=0.1, seen=copy.deepcopy(seen.net.net)
         )  # in the same layout: differences of logits see the last digit
@@ -138,7 +138,7 @@ def test_whatever_measures_is_exact(net):
             lambda: loss_surface(spied, x, y, axes, radius=0.1, n=3),
             lambda: top_curvature(spied, x, y, steps=2),
             lambda: evaluate_on(dict(a=spied), spied, x, y, pgd, eps=0.1),
-            lambda: panel(spied, x, y, eps=0.1, n_restarts=2),
+            lambda: sanity_checks(spied, x, y, eps=0.1, n_restarts=2),
         ):
             f()
             assert spied.said and set(spied.said) == {(False, False)}
@@ -241,4 +241,4 @@ def test_white_box_sets_them_side_by_side(project):
 
 def test_white_box_refuses_other_precisions(project):
     code, err, _ = project[3]
-    assert code and "precision='fp8': allowed is fp32, tf32, bf16" in err
+    assert code and "precision='fp8': expected fp32, tf32, bf16" in err

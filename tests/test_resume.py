@@ -17,7 +17,7 @@ import torch
 from adt_repro.methods.table import METHODS
 from adt_repro.runs.config import RULES
 from adt_repro.runs.resolve import resolve, start_run
-from adt_repro.runs.store import lock_run, run_facts, take_up
+from adt_repro.runs.store import lock_run, run_facts, resume
 from adt_repro.training.loop import train
 from adt_repro.training.state import State
 
@@ -45,7 +45,7 @@ def attempt(config, folder, **kw):
     data, model, method, recipe = start_run(config, torch.device('cpu'))
     torch.manual_seed(config['seed'])
     state = State(model, method, recipe, run_facts(config, data))
-    take_up(folder, state, False)
+    resume(folder, state, False)
     for _ in train(model, data, method, recipe, state=state, checkpoint=folder / 'checkpoint.pt', **kw):
         pass
     return state
@@ -122,7 +122,7 @@ def test_killed_and_stopped(project):
     done = papermill(project, epochs=4, lr=0.05)
     assert (
         done.returncode
-        and 'epochs=4, lr=0.05: digits-small_cnn-adt_exp-s0 was begun with epochs=3, lr=0.1; allowed are the same parameters and data, or fresh=true'
+        and 'epochs=4, lr=0.05: digits-small_cnn-adt_exp-s0 was begun with epochs=3, lr=0.1; expected the same parameters and data, or fresh=true'
         in done.stderr
     )
     lock = lock_run(run)

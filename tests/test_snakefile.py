@@ -126,34 +126,34 @@ def test_more_seeds_of_one_method(tmp_path):
 @pytest.mark.parametrize(
     'change, line',
     [
-        (dict(scale='other'), "scale='other', allowed is the name of the file, 'mini'"),
+        (dict(scale='other'), "scale='other', expected the name of the file, 'mini'"),
         (
             dict(experiments=dict(methods=['standard'], rate=1)),
-            'allowed is a table with at least methods and seeds',
+            'expected a table with at least methods and seeds',
         ),
-        (dict(experiments=MINI['experiments'] | dict(spsas={})), "'spsas', allowed are methods, seeds"),
+        (dict(experiments=MINI['experiments'] | dict(spsas={})), "'spsas', expected methods, seeds"),
         (
             dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pdg=[2]))),
-            "more_seeds: 'at_pdg', allowed are standard, at_pgd",
+            "more_seeds: 'at_pdg', expected standard, at_pgd",
         ),
         (
             dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pgd=2))),
-            "more_seeds={'at_pgd': 2}: allowed is a table of methods, for each a list of seeds",
+            "more_seeds={'at_pgd': 2}: expected a table of methods, for each a list of seeds",
         ),
         (
             dict(experiments=MINI['experiments'] | dict(more_seeds=['at_pgd'])),
-            "more_seeds=['at_pgd']: allowed is a table of methods",
+            "more_seeds=['at_pgd']: expected a table of methods",
         ),
         (
             dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pgd=[-2]))),
-            "more_seeds={'at_pgd': [-2]}: allowed is a table of methods",
+            "more_seeds={'at_pgd': [-2]}: expected a table of methods",
         ),
         (
             dict(experiments=MINI['experiments'] | dict(spsa=dict(seeds=[7]))),
-            'digits-small_cnn-at_pgd-s7, allowed are the runs of methods and seeds',
+            'digits-small_cnn-at_pgd-s7, expected the runs of methods and seeds',
         ),
         (dict(experiments=MINI['experiments'] | dict(methods=['at_pdg', 'at_pgd'])), "method='at_pdg'"),
-        (dict(epochs=0), 'epochs=0: allowed is'),
+        (dict(epochs=0), 'epochs=0: expected'),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_starts(change, line, tmp_path):
@@ -166,9 +166,9 @@ def test_what_cannot_be_done_is_said_before_anything_starts(change, line, tmp_pa
 
 def test_unknown_scale_and_setting(tmp_path):
     root = project(tmp_path)
-    assert "scale='gpux': allowed are the files of nbs/scales/" in snakemake(root, scale='gpux').stdout
+    assert "scale='gpux': expected the files of nbs/scales/" in snakemake(root, scale='gpux').stdout
     assert (
-        '--config sclae: there is no such setting, allowed is scale' in snakemake(root, 'sclae=mini').stdout
+        '--config sclae: there is no such setting, expected scale' in snakemake(root, 'sclae=mini').stdout
     )
 
 

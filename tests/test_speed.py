@@ -18,13 +18,13 @@ from adt_repro.base.parameters import ParameterError
 from adt_repro.data import load_data
 from adt_repro.methods.objective import adt_loss
 from adt_repro.methods.table import METHODS, make_method, method_options
-from adt_repro.models.classifiers import build
+from adt_repro.models.classifiers import build_model
 from adt_repro.planning.timing import peak_growth
 from adt_repro.runs.config import RULES
 from adt_repro.runs.fit import finish_run
 from adt_repro.runs.resolve import resolve
 from adt_repro.runs.store import load_run
-from adt_repro.speed.precision import Fast, Speed
+from adt_repro.speed.precision import ComputeWrapper, ComputeSettings
 from adt_repro.training.loop import train_step
 from adt_repro.training.state import Recipe, State
 
@@ -41,7 +41,7 @@ def small(name):
 def state_of(name, speed):
     torch.manual_seed(0)
     return State(
-        build('small_cnn', in_ch=1).train(),
+        build_model('small_cnn', in_ch=1).train(),
         small(name),
         Recipe(batch=64, epochs=1, augment=False),
         speed=speed,
@@ -79,7 +79,7 @@ def layers(net, seen):
 @pytest.mark.parametrize('name', METHODS)
 def test_low_precision_stays_inside_the_networks(name, monkeypatch):
     "bfloat16 in every convolution of network, generator and encoder; float32 in losses, μ, ρ, δ, entropy, gradients, weights and momentum"
-    state, inside, drawn = state_of(name, Speed('bf16')), set(), set()
+    state, inside, drawn = state_of(name, ComputeSettings('bf16')), set(), set()
     layers(state.model, inside)
     layers(state.adversary, inside)
     spy = Spy(state.method.loss)
@@ -114,7 +114,7 @@ def test_one_step_in_low_precision_is_nearly_the_same(name):
     "From one random state: the loss within 2 %, the weights' step in nearly the same direction, and not the very same numbers"
     steps, losses = [], []
     for precision in 'fp32', 'bf16':
-        state = state_of(name, Speed(precision))
+        state = state_of(name, ComputeSettings(precision))
         before = torch.cat([p.detach().flatten().clone() for p in state.model.parameters()])
         torch.manual_seed(1)
         losses.append(train_step(state, DATA.x_train[:64], DATA.y_train[:64])[0])
@@ -151,7 +151,7 @@ def test_precision_is_recorded_and_belongs_to_the_run(tmp_path):
     assert finish_run(config(precision='bf16'), tmp_path) == folder  # finished: nothing to do
     with pytest.raises(ParameterError, match="precision='fp32'.*was begun with precision='bf16'"):
         finish_run(config(), tmp_path)
-    with pytest.raises(ParameterError, match="compile='graphs': allowed is none or inductor on cpu"):
+    with pytest.raises(ParameterError, match="compile='graphs': expected none or inductor on cpu"):
         finish_run(config(compile='graphs', seed=1), tmp_path)
     assert not (tmp_path / 'quick' / 'runs' / 'digits-small_cnn-at_pgd-s1').exists()
     other, _ = load_run(finish_run(config(seed=2), tmp_path))
@@ -177,9 +177,9 @@ def test_a_run_from_before_there_was_a_choice_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     'bad, says',
     [
-        (dict(precision='half'), "precision='half': allowed is fp32, tf32, bf16"),
-        (dict(compile=True), 'compile=True: allowed is none, inductor, graphs'),
-        (dict(method='adt_exp', group=0), 'group=0: allowed is a whole number'),
+        (dict(precision='half'), "precision='half': expected fp32, tf32, bf16"),
+        (dict(compile=True), 'compile=True: expected none, inductor, graphs'),
+        (dict(method='adt_exp', group=0), 'group=0: expected a whole number'),
         (dict(group=64), 'group=64: method at_pgd has no such option'),
     ],
 )
@@ -199,7 +199,7 @@ def test_the_group_changes_no_result(group):
     for g in 20, group:
         torch.manual_seed(0)
         net, m = (
-            build('small_cnn', in_ch=1).double(),
+            build_model('small_cnn', in_ch=1).double(),
             make_method('adt_exp', 0.15, (1, 8, 8), n_mc=5, group=g),
         )
         state = State(net.train(), m, Recipe(augment=False))
@@ -223,8 +223,8 @@ def test_memory_is_bounded_by_the_group_and_not_by_the_draws():
 def test_compiled_networks_give_the_same_numbers():
     "torch.compile with its own kernels, on the CPU: inner gradients, a training step, and another size, which is not compiled"
     torch.manual_seed(0)
-    plain, x, y = build('wrn-10-1').train(), torch.rand(16, 3, 32, 32), torch.arange(16) % 10
-    fast = Fast(build('wrn-10-1').train(), Speed(compile='inductor'))
+    plain, x, y = build_model('wrn-10-1').train(), torch.rand(16, 3, 32, 32), torch.arange(16) % 10
+    fast = ComputeWrapper(build_model('wrn-10-1').train(), ComputeSettings(compile='inductor'))
     fast.net.load_state_dict(plain.state_dict())
     for net in plain, fast:
         torch.manual_seed(1)
@@ -265,14 +265,14 @@ BENCHMARK = {
 @pytest.mark.parametrize(
     'name, value, says',
     [
-        ('archs', ['vgg'], "archs=['vgg']: allowed is a list, each item small_cnn, resnet18"),
-        ('archs', [], 'archs=[]: allowed is at least one'),
-        ('parts', ['speed'], "parts=['speed']: allowed is a list, each item training, plain"),
-        ('draws', [0], 'draws=[0]: allowed is a list, each item a whole number of at least 1'),
-        ('repeats', 1, 'repeats=1: allowed is a whole number of at least 2'),
-        ('compile', 'graphs', "compile='graphs': allowed is none or inductor on cpu"),
-        ('device', 'tpu', "device='tpu': allowed is one of"),
-        ('machine', '../x', "machine='../x': allowed is a name"),
+        ('archs', ['vgg'], "archs=['vgg']: expected a list, each item small_cnn, resnet18"),
+        ('archs', [], 'archs=[]: expected at least one'),
+        ('parts', ['speed'], "parts=['speed']: expected a list, each item training, plain"),
+        ('draws', [0], 'draws=[0]: expected a list, each item a whole number of at least 1'),
+        ('repeats', 1, 'repeats=1: expected a whole number of at least 2'),
+        ('compile', 'graphs', "compile='graphs': expected none or inductor on cpu"),
+        ('device', 'tpu', "device='tpu': expected one of"),
+        ('machine', '../x', "machine='../x': expected a name"),
     ],
 )
 def test_benchmark_refuses(name, value, says):

@@ -20,7 +20,7 @@ from adt_repro.data import DATASETS
 from adt_repro.evaluation.records import load_records, save_records
 from adt_repro.evaluation.suite import run_suite
 from adt_repro.methods.table import METHODS
-from adt_repro.models.classifiers import build
+from adt_repro.models.classifiers import build_model
 from adt_repro.models.weights import load_weights
 from adt_repro.runs.config import RULES
 from adt_repro.runs.resolve import resolve, start_run
@@ -199,7 +199,7 @@ def test_a_full_disk(tmp_path):
     )
     assert (
         done.returncode
-        and 'checkpoint.pt: cannot be written, allowed is a folder with room that can be written to (File too large)'
+        and 'checkpoint.pt: cannot be written, expected a folder with room that can be written to (File too large)'
         in done.stderr
     ), done.stderr[-500:]
     assert not [
@@ -222,7 +222,7 @@ def files(tmp_path_factory):
     new = lambda: State(*start_run(config, CPU)[1:])
     readers = {
         'checkpoint.pt': lambda f: load_checkpoint(new(), f),
-        'weights.safetensors': lambda f: load_weights(build('small_cnn', in_ch=1), f),
+        'weights.safetensors': lambda f: load_weights(build_model('small_cnn', in_ch=1), f),
         'config.yaml': lambda f: load_run(f.parent),
         'records.parquet': load_records,
     }

@@ -111,7 +111,7 @@ def test_no_spread(d):
     ids=str,
 )
 def test_refused(d):
-    with pytest.raises(ParameterError, match='^d=.*allowed is') as e:
+    with pytest.raises(ParameterError, match='^d=.*expected') as e:
         two_level(d)
     assert '\n' not in str(e.value)
 

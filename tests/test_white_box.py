@@ -17,7 +17,7 @@ from adt_repro.data import load_data
 from adt_repro.evaluation.evaluate import evaluate
 from adt_repro.evaluation.metrics import accuracies, robust
 from adt_repro.evaluation.records import SCHEMA, load_records
-from adt_repro.models.classifiers import build
+from adt_repro.models.classifiers import build_model
 from adt_repro.runs.store import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,9 +162,9 @@ def test_dear_attacks_on_fewer_images_in_low_precision(project, tiny):
 @pytest.mark.parametrize(
     'bad, says',
     [
-        (dict(limits=dict(spsa=3)), "limits={'spsa': 3}: allowed is a table of whole numbers of at least 1"),
-        (dict(cascade=['pgd']), "cascade=['pgd']: allowed is true, false, or a list"),
-        (dict(n_sound=0), 'n_sound=0: allowed is a whole number of at least 1'),
+        (dict(limits=dict(spsa=3)), "limits={'spsa': 3}: expected a table of whole numbers of at least 1"),
+        (dict(cascade=['pgd']), "cascade=['pgd']: expected true, false, or a list"),
+        (dict(n_sound=0), 'n_sound=0: expected a whole number of at least 1'),
     ],
     ids=str,
 )
@@ -178,7 +178,7 @@ def test_what_cannot_be_used(project, tiny, tmp_path):
     done = papermill(project, 'bad.ipynb', scale='tiny', runs=['digits-small_cnn-alp-s0'])
     assert (
         done.returncode
-        and "runs='digits-small_cnn-alp-s0': allowed is digits-small_cnn-at_pgd-s0, digits-small_cnn-standard-s0"
+        and "runs='digits-small_cnn-alp-s0': expected digits-small_cnn-at_pgd-s0, digits-small_cnn-standard-s0"
         in done.stderr
     )
     run = shutil.copytree(tiny / 'runs' / 'digits-small_cnn-at_pgd-s0', tmp_path / 'run')
@@ -200,8 +200,8 @@ def test_what_cannot_be_used(project, tiny, tmp_path):
 
 
 def test_what_cannot_be_judged():
-    data, net = load_data('digits').head(10, 10), build('small_cnn', in_ch=1)
-    with pytest.raises(ParameterError, match=r'x: allowed are pixels in \[0, 1\], these go from 0 to 255'):
+    data, net = load_data('digits').head(10, 10), build_model('small_cnn', in_ch=1)
+    with pytest.raises(ParameterError, match=r'x: expected pixels in \[0, 1\], these go from 0 to 255'):
         evaluate(net, 255 * data.x_test, data.y_test)
     with pytest.raises(ParameterError, match='these go from nan to nan'):
         evaluate(net, data.x_test * float('nan'), data.y_test)

@@ -17,7 +17,7 @@ from ..base.parameters import ParameterError, Rule, number, refuse, whole
 from ..base.stats import share
 from ..losses import margin
 from ..speed.batching import in_groups
-from ..speed.precision import measuring, unrounded
+from ..speed.precision import measuring, unwrap
 
 # %% ../../nbs/library/attacks/black_box.ipynb #own
 def _names(x):
@@ -28,7 +28,7 @@ def _names(x):
 
 def _asked(model, y):
     "A function of points and of the example that each belongs to, which gives the margins there"
-    net = unrounded(model)
+    net = unwrap(model)
     return lambda p, who: in_groups(lambda p, y: margin(net(p), y), p, y[who])
 
 
@@ -82,7 +82,7 @@ def images_in(
     hooks = [m.register_forward_hook(see) for m in model.modules()]
     try:
         with measuring(model), torch.no_grad():
-            unrounded(model)(x[:1])
+            unwrap(model)(x[:1])
     finally:
         for h in hooks:
             h.remove()
@@ -194,7 +194,7 @@ def query_curve(
 ) -> pd.DataFrame:  # one row for each, in order: queries, n, correct, accuracy, lo, hi (95 %)
     "Accuracy against an attack that is stopped after so many queries; a `ParameterError` where it does not count them"
     if (rows.queries < 0).any():
-        raise ParameterError('rows: allowed are those of an attack that counts its queries, here queries=-1')
+        raise ParameterError('rows: expected those of an attack that counts its queries, here queries=-1')
     fell = rows.queries[rows.pred != rows.y]
     stops = sorted({*fell, int(rows.queries.max())}) if at is None else sorted(at)
     return pd.DataFrame(

@@ -26,12 +26,12 @@ def _other_classes(x, y, labels, n):
     own, first = counts[y][:, None], (counts.cumsum(0) - counts)[y][:, None]
     others = len(labels) - own
     if (others == 0).any():
-        raise ParameterError('pool: allowed are images of at least two classes')
+        raise ParameterError('pool: expected images of at least two classes')
     k = ((rand_unit(x.new_empty(len(x), n)) + 1) / 2 * others).long().clamp(max=others - 1)
     return order[k + own * (k >= first)]
 
 
-def _approach(model, x, y, goal, start, eps, step, steps):
+def _approach(model, x, y, goal, start, eps, step_size, steps):
     "For each copy the iterate with the smallest margin, and that margin"
     best, least = start, x.new_full((len(x),), math.inf)
 
@@ -46,7 +46,7 @@ def _approach(model, x, y, goal, start, eps, step, steps):
             see(at.detach(), features)
         return F.cosine_similarity(features, goal)
 
-    (last,) = sign_ascent(f, [start], step=step, steps=steps, project=linf_ball(x, eps))
+    (last,) = sign_ascent(f, [start], step_size=step_size, steps=steps, project=linf_ball(x, eps))
     with torch.no_grad():
         see(last, model.features(last))
     return best, least
@@ -68,7 +68,7 @@ def fea_attack(
     pool: tuple,  # (images, labels) from which targets are drawn
     n_targets: int = 200,  # targets for each image, at least 1
     steps: int = 50,  # gradient steps
-    step: float = None,  # size of a step in pixel values; None: eps/8
+    step_size: float = None,  # size of a step in pixel values; None: eps/8
     group: int = 20,  # targets at a time, each a copy of every image in the batch; a matter of memory, not of results
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "FeaAttack: towards the features of images of other classes; a `ParameterError` where the network has no features, or the pool one class alone"
@@ -90,7 +90,7 @@ def fea_attack(
                     _approach,
                     model,
                     eps=eps,
-                    step=eps / 8 if step is None else step,
+                    step_size=eps / 8 if step_size is None else step_size,
                     steps=steps * bool(len(live)),
                 ),
                 xs,

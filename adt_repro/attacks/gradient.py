@@ -26,7 +26,7 @@ def sign_ascent(
     f,  # takes the tensors `zs` to (N,) values, one an example
     zs: list,  # of tensors (N, ...): where to start
     *,
-    step: float
+    step_size: float
     | list,  # how far each entry moves in a step, in units of `zs`; or a list of `steps` such sizes
     steps: int,  # number of steps, at least 1
     draws: int = 1,  # evaluations of a random `f` in a step, at least 1; the gradients are added up
@@ -37,7 +37,7 @@ def sign_ascent(
 ) -> list:  # the tensors after the last step, detached
     "Climb `f` by signed gradients, each example on its own"
     total = [0.0] * len(zs)
-    for size in step if isinstance(step, list) else [step] * steps:
+    for size in step_size if isinstance(step_size, list) else [step_size] * steps:
         zs = [z.detach().requires_grad_() for z in zs]
         grads = [0.0] * len(zs)
         for _ in range(draws):
@@ -63,7 +63,7 @@ def pgd(
     *,
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     steps: int = 20,  # gradient steps, at least 1
-    step: float = None,  # size of a step in pixel values; None: eps/4
+    step_size: float = None,  # size of a step in pixel values; None: eps/4
     loss=ce,  # what is climbed, see `adt_repro.losses`
     start=rand_unit,  # takes x to a start in [-1, 1] of the ball; `torch.zeros_like` starts at the clean image
     clip_start: bool = False,  # is the start clipped to [0, 1]?
@@ -79,7 +79,7 @@ def pgd(
         return sign_ascent(
             loss(model, x, y),
             [x0],
-            step=eps / 4 if step is None else step,
+            step_size=eps / 4 if step_size is None else step_size,
             steps=steps,
             project=linf_ball(x, eps),
             **ascent,
@@ -98,7 +98,7 @@ def fgsm(
     loss=ce,  # what is climbed, see `adt_repro.losses`
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "The fast gradient sign method: one step of the whole radius"
-    return pgd(model, x, y, eps=eps, steps=1, step=eps, loss=loss, start=torch.zeros_like)
+    return pgd(model, x, y, eps=eps, steps=1, step_size=eps, loss=loss, start=torch.zeros_like)
 
 # %% ../../nbs/library/attacks/gradient.ipynb #mim
 def mean_abs(

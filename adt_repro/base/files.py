@@ -41,7 +41,7 @@ def replacing(
             os.close(folder)
     except OSError as e:
         raise ParameterError(
-            f'{path.name}: cannot be written, allowed is a folder with room that can be written to ({e.strerror})'
+            f'{path.name}: cannot be written, expected a folder with room that can be written to ({e.strerror})'
         ) from None
     finally:
         with suppress(OSError):

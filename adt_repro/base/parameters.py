@@ -44,7 +44,7 @@ def refuse(
     allowed: str,  # what would have been right, in words
 ):
     "Raise `ParameterError` with the project's one-line message"
-    raise ParameterError(f'{name}={shown(value)}: allowed is {allowed}')
+    raise ParameterError(f'{name}={shown(value)}: expected {allowed}')
 
 # %% ../../nbs/library/base/parameters.ipynb #rule
 Rule = namedtuple('Rule', 'ok says read', defaults=[lambda v: v])
@@ -151,7 +151,7 @@ def check_params(
         raise ParameterError(
             f'{name}={shown(value)}: there is no such parameter'
             + (f", did you mean '{near[0]}'?" if near else '.')
-            + f' Allowed are {", ".join(rules)}'
+            + f' Expected {", ".join(rules)}'
         )
     read = {name: rule.read(values[name]) for name, rule in rules.items()}
     for name, rule in rules.items():

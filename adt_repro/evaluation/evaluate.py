@@ -16,7 +16,7 @@ from ..base.parameters import ParameterError, refuse
 from ..base.stats import share
 from ..data import Data
 from ..losses import margin
-from ..speed.precision import Fast, measuring, tf32
+from ..speed.precision import ComputeWrapper, measuring, tf32
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #judge
 def _judge(model, x, y, x_adv, eps, name):
@@ -40,7 +40,7 @@ def _judge(model, x, y, x_adv, eps, name):
 # %% ../../nbs/library/evaluation/evaluate.ipynb #evaluate-on
 def _crafted(attack, source, x, y, ids, eps, seed):
     "Adversarial images, and the queries that each took, -1 where the attack does not count them"
-    with example_noise(ids, seed), tf32(isinstance(source, Fast) and source.speed.precision == 'tf32'):
+    with example_noise(ids, seed), tf32(isinstance(source, ComputeWrapper) and source.speed.precision == 'tf32'):
         made = attack(source, x, y, eps=eps) if attack else x
     x_adv, queries = made if isinstance(made, tuple) else (made, torch.full((len(x),), -1))
     return x_adv.detach(), queries
@@ -48,7 +48,7 @@ def _crafted(attack, source, x, y, ids, eps, seed):
 
 def evaluate_on(
     targets: dict,  # name to network, images to logits; seen in evaluation mode
-    source: torch.nn.Module,  # the network that is attacked, as the attack sees it: in `Fast` of a low precision too
+    source: torch.nn.Module,  # the network that is attacked, as the attack sees it: in `ComputeWrapper` of a low precision too
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the networks' device
     y: torch.Tensor,  # (N,) labels
     attack=None,  # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks.gradient`; None: the clean images
@@ -64,7 +64,7 @@ def evaluate_on(
     if len(x) == 0:
         raise ValueError('there are no images to evaluate on')
     if not (x.min() >= 0 and x.max() <= 1):
-        raise ParameterError(f'x: allowed are pixels in [0, 1], these go from {x.min():.4g} to {x.max():.4g}')
+        raise ParameterError(f'x: expected pixels in [0, 1], these go from {x.min():.4g} to {x.max():.4g}')
     name, rows = (
         'the clean set'
         if attack is None
@@ -91,7 +91,7 @@ def evaluate(
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the model's device
     y: torch.Tensor,  # (N,) labels
     attack=None,  # (model, x, y, eps=) to x_adv, or to x_adv and queries, see `adt_repro.attacks.gradient`; None: the clean images
-    seen: torch.nn.Module = None,  # the network as the attack sees it, of `seen_at`; None: the same
+    seen: torch.nn.Module = None,  # the network as the attack sees it, of `attack_view`; None: the same
     **options,  # eps, batch, seed, ids as in `evaluate_on`
 ) -> (
     pd.DataFrame

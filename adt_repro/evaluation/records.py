@@ -58,12 +58,12 @@ _KINDS = dict(
 def _fit(rows, name):
     if set(rows.columns) != set(SCHEMA):
         raise RecordError(
-            f'{name}: its columns are {", ".join(rows.columns)}; allowed are {", ".join(SCHEMA)}'
+            f'{name}: its columns are {", ".join(rows.columns)}; expected {", ".join(SCHEMA)}'
         )
     wrong = [k for k, kind in SCHEMA.items() if not _KINDS[kind](rows[k])]
     if wrong:
         raise RecordError(
-            f'{name}: {wrong[0]} is of type {rows[wrong[0]].dtype}, allowed is {SCHEMA[wrong[0]]}'
+            f'{name}: {wrong[0]} is of type {rows[wrong[0]].dtype}, expected {SCHEMA[wrong[0]]}'
         )
     fitting = rows.astype(SCHEMA)
     if (fitting.linf > fitting.eps + 1e-6).any():
@@ -82,7 +82,7 @@ def load_records(
 ) -> pd.DataFrame:  # columns of `SCHEMA`; all of one test set and one ε
     "Read records; a `RecordError` says what does not fit"
     if not paths:
-        raise RecordError('paths=(): allowed are files of records, at least one')
+        raise RecordError('paths=(): expected files of records, at least one')
     parts = []
     for path in map(Path, paths):
         try:

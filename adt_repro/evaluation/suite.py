@@ -23,7 +23,7 @@ def run_suite(
     model: torch.nn.Module,  # images to logits; seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the model's device
     y: torch.Tensor,  # (N,) labels
-    attacks: dict,  # name to attack, cheapest first, see `adt_repro.attacks.suite.SUITE`
+    attacks: dict,  # name to attack, cheapest first, see `adt_repro.attacks.suite.TABLE1_ATTACKS`
     *,
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     run: str,  # the run's name
@@ -32,7 +32,7 @@ def run_suite(
     limits: dict = None,  # attack name to a number of images, at least 1: that attack meets the first so many, and has rows for these alone
     batch: int = 256,  # images at a time
     seed: int = 0,  # of the attacks' noise
-    seen: torch.nn.Module = None,  # the network as the attacks see it, of `speed.seen_at`; None: the same
+    seen: torch.nn.Module = None,  # the network as the attacks see it, of `speed.attack_view`; None: the same
     parts: Path = None,  # folder where finished batches are kept and looked for; None: nowhere
     on_attack=None,  # called with (attack name, images that it will meet)
 ) -> (

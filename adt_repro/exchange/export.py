@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import yaml
 
-from ..attacks.suite import SUITE
+from ..attacks.suite import TABLE1_ATTACKS
 from ..base.files import replacing
 from ..base.parameters import ParameterError, refuse, word
 from ..data import DATASETS
@@ -41,8 +41,8 @@ def measured(
         known = set(rows.attack)
         out += (
             [accuracies(rows)]
-            + ([robust(rows, list(SUITE), 'A_rob')] if set(SUITE) <= known else [])
-            + ([robust(rows, name='worst')] if known - {'natural'} != set(SUITE) and len(known) > 2 else [])
+            + ([robust(rows, list(TABLE1_ATTACKS), 'A_rob')] if set(TABLE1_ATTACKS) <= known else [])
+            + ([robust(rows, name='worst')] if known - {'natural'} != set(TABLE1_ATTACKS) and len(known) > 2 else [])
         )
         for sums in out:
             sums['record'] = sums.get('record', file.name)
@@ -75,7 +75,7 @@ def not_run(
 ) -> list:  # sentences
     "What nobody has measured on a run"
     known, every = set(sums.attack), TEST_IMAGES[config['dataset']]
-    absent = [TITLES[k] for k in [*SUITE, 'autoattack', 'square'] if k not in known] + ['SPSA'] * (
+    absent = [TITLES[k] for k in [*TABLE1_ATTACKS, 'autoattack', 'square'] if k not in known] + ['SPSA'] * (
         not any(a.startswith('spsa') for a in known)
     )
     out = [f'These attacks: {", ".join(absent)}.'] * bool(absent)
@@ -146,7 +146,7 @@ def eps_text(
 
 
 def architecture(
-    arch: str,  # as of `adt_repro.models.classifiers.build`
+    arch: str,  # as of `adt_repro.models.classifiers.build_model`
 ) -> str:  # such as "WideResNet-28-10"
     "A network's usual name"
     return (
@@ -377,7 +377,7 @@ def export(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ParameterError(
-            f'folder={folder.name!r}: allowed is a folder that can be written to ({e.strerror})'
+            f'folder={folder.name!r}: expected a folder that can be written to ({e.strerror})'
         ) from None
     with replacing(files['.pt']) as f:
         torch.save(state | (_unused(state) if sub_block1 else {}), f)

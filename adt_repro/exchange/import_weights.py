@@ -27,7 +27,7 @@ from adt_repro.base.parameters import (
     text,
 )
 from ..data import DATASETS
-from ..models.classifiers import Normalized, arch_rule, build
+from ..models.classifiers import Normalized, arch_rule, build_model
 from ..models.weights import fit_weights
 from ..runs.config import IMPORTED, IMPORTED_RULES, RULES
 from ..runs.select import chosen_runs, experiment_runs
@@ -47,7 +47,7 @@ def _unreadable(name, e):
         else type(e).__name__
     )
     return ParameterError(
-        f'weights={name!r}: cannot be read ({why}), allowed is a file of safetensors, or of PyTorch with tensors and plain values only'
+        f'weights={name!r}: cannot be read ({why}), expected a file of safetensors, or of PyTorch with tensors and plain values only'
     )
 
 
@@ -75,7 +75,7 @@ def read_weights(
             return d
     has = shown(list(found)) if isinstance(found, dict) else f'a {type(found).__name__}'
     raise ParameterError(
-        f'weights={path.name!r}: holds {has}, allowed is a state dict, or a dict with one as {", ".join(WRAPPERS)}'
+        f'weights={path.name!r}: holds {has}, expected a state dict, or a dict with one as {", ".join(WRAPPERS)}'
     )
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #names
@@ -114,7 +114,7 @@ def infer_arch(
     name: str,  # of the file, for the message
 ) -> (
     tuple
-):  # (arch as of `build`, channels of an image, classes); a `ParameterError` where it belongs to none
+):  # (arch as of `build_model`, channels of an image, classes); a `ParameterError` where it belongs to none
     "The network that a state dict belongs to"
     size = lambda k, axis, default: found[k].shape[axis] if k in found and found[k].ndim > axis else default
     if 'block1.layer.0.conv1.weight' in found:
@@ -131,7 +131,7 @@ def infer_arch(
         raise ParameterError(
             f'weights={name!r}: of no network that is known here, it has {", ".join(list(found)[:3])}'
             + f' and {len(found) - 3} more' * (len(found) > 3)
-            + f'; allowed is {arch_rule.says}'
+            + f'; expected {arch_rule.says}'
         )
     return arch, size(first, 1, 3), size('fc.weight', 0, 10)
 
@@ -198,7 +198,7 @@ def load_network(
         else inputs
     )
     facts['inputs'] = mean_std(scale, in_ch)
-    model = fit_weights(build(arch, in_ch, n_classes), found, path.name)
+    model = fit_weights(build_model(arch, in_ch, n_classes), found, path.name)
     if bad := [k for k, v in found.items() if not v.isfinite().all()]:
         raise ParameterError(
             f'weights={path.name!r}: {bad[0]} is not finite' + f' and {len(bad) - 1} more' * (len(bad) > 1)
@@ -240,7 +240,7 @@ def _dataset(name, facts):
     sizes = f'{facts["in_ch"]} channels and {facts["n_classes"]} classes'
     if not fits:
         raise ParameterError(
-            f'weights={facts["source"]!r}: {sizes}, allowed are those of {", ".join(DATASETS)}'
+            f'weights={facts["source"]!r}: {sizes}, expected those of {", ".join(DATASETS)}'
         )
     if name not in (None, *fits):
         refuse('dataset', name, f'{", ".join(fits)}, which have the {sizes} of {facts["source"]}')
@@ -281,7 +281,7 @@ def import_run(
             if had.get(k) != (config | facts)[k]
         ]:
             raise ParameterError(
-                f'weights={facts["source"]!r}: {into.name} is there already, with another {", ".join(other)}; allowed is the same, a copy of the file under another name, or to delete it'
+                f'weights={facts["source"]!r}: {into.name} is there already, with another {", ".join(other)}; expected the same, a copy of the file under another name, or to delete it'
             )
         return into.name
     save_run(

@@ -22,9 +22,9 @@ class Method:
 
     adversary: Callable  # (model, x, y) to each example's adversarial distribution
     loss: Callable = ce  # what the network descends on a draw, see `adt_repro.losses`
-    lbd: float = 0.0  # weight λ of the entropy where the distribution has parameters of its own that climb it
-    cap: float = math.inf  # entropy, in nats, above which nothing is gained (the implicit method's hinge)
-    climb: float = 1.0  # factor of the reversed gradient that reaches those parameters
+    entropy_weight: float = 0.0  # weight λ of the entropy where the distribution has parameters of its own that climb it
+    entropy_cap: float = math.inf  # entropy, in nats, above which nothing is gained (the implicit method's hinge)
+    grad_scale: float = 1.0  # factor of the reversed gradient that reaches those parameters
     name: str = 'method'  # as it is called in the table and in messages
 
 # %% ../../nbs/library/methods/objective.ipynb #flip-grad
@@ -60,6 +60,6 @@ def adt_loss(
     with eval_mode(model):
         p = method.adversary(model, x, y)
     delta, h = p()
-    x_adv = (x + flip_grad(delta, method.climb)).clamp(0, 1)  # θ descends; what δ depends on climbs
+    x_adv = (x + flip_grad(delta, method.grad_scale)).clamp(0, 1)  # θ descends; what δ depends on climbs
     loss, h = mean(method.loss(model, x, y)(x_adv)), mean(h)
-    return loss - method.lbd * h.clamp(max=method.cap), loss.detach(), h.detach()
+    return loss - method.entropy_weight * h.clamp(max=method.entropy_cap), loss.detach(), h.detach()

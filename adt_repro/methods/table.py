@@ -17,7 +17,7 @@ from ..attacks.gradient import fgsm, pgd
 from ..base.noise import rand_normal
 from ..base.parameters import ParameterError, number, refuse
 from ..losses import alp, ce, half_ce, kl, least_likely, scatter, smooth_ce, trades
-from .adversaries import GEN_INPUTS, ExpAM, ImpAM, exp_adversary, point
+from .adversaries import GEN_INPUTS, ExpAM, ImpAM, exp_adversary, from_attack
 from .distributions import dirac, uniform
 from .objective import Method
 from ..models.generators import Encoder, Generator
@@ -30,15 +30,15 @@ def _standard(eps, shape):
 def _at_fgsm(eps, shape, *, target='least_likely'):
     if target not in ('least_likely', 'label'):
         refuse('target', target, 'least_likely, label')
-    return Method(point(fgsm, eps=eps, loss=least_likely if target == 'least_likely' else ce), half_ce)
+    return Method(from_attack(fgsm, eps=eps, loss=least_likely if target == 'least_likely' else ce), half_ce)
 
 
 def _rs_fgsm(eps, shape, *, inner_step=1.25):
-    return Method(point(pgd, eps=eps, steps=1, step=inner_step * eps, clip_start=True))
+    return Method(from_attack(pgd, eps=eps, steps=1, step_size=inner_step * eps, clip_start=True))
 
 
 def _at_pgd(eps, shape, *, inner_steps=7, inner_step=0.25):
-    return Method(point(pgd, eps=eps, steps=inner_steps, step=inner_step * eps, clip_start=True))
+    return Method(from_attack(pgd, eps=eps, steps=inner_steps, step_size=inner_step * eps, clip_start=True))
 
 
 def _alp(eps, shape, *, inner_steps=7, inner_step=0.25, beta=0.5):
@@ -49,7 +49,7 @@ def _alp(eps, shape, *, inner_steps=7, inner_step=0.25, beta=0.5):
 
 def _feature_scatter(eps, shape, *, inner_steps=1, inner_step=1.0, smoothing=0.5):
     return Method(
-        point(pgd, eps=eps, steps=inner_steps, step=inner_step * eps, loss=scatter, group=sys.maxsize),
+        from_attack(pgd, eps=eps, steps=inner_steps, step_size=inner_step * eps, loss=scatter, group=sys.maxsize),
         partial(smooth_ce, smoothing=smoothing),
     )
 
@@ -57,7 +57,7 @@ def _feature_scatter(eps, shape, *, inner_steps=1, inner_step=1.0, smoothing=0.5
 def _trades(eps, shape, *, inner_steps=10, inner_step=0.223125, beta=6.0):
     near = lambda x: 0.001 / eps * rand_normal(x)
     return Method(
-        point(pgd, eps=eps, steps=inner_steps, step=inner_step * eps, loss=kl, start=near),
+        from_attack(pgd, eps=eps, steps=inner_steps, step_size=inner_step * eps, loss=kl, start=near),
         partial(trades, beta=beta),
     )
 
@@ -74,7 +74,7 @@ def _adt_exp(
             exp_adversary,
             eps=eps,
             steps=inner_steps,
-            step=inner_step,
+            step_size=inner_step,
             n_mc=n_mc,
             lbd=lbd,
             momentum=inner_momentum,
@@ -93,17 +93,17 @@ def _see(gen_input, shape):
 
 def _adt_exp_am(eps, shape, *, lbd=0.01, gen_width=64, gen_input='gradients'):
     see, in_ch = _see(gen_input, shape)
-    return Method(ExpAM(Generator(in_ch, 2 * shape[0], gen_width), eps, see), lbd=lbd)
+    return Method(ExpAM(Generator(in_ch, 2 * shape[0], gen_width), eps, see), entropy_weight=lbd)
 
 
 def _adt_imp_am(eps, shape, *, lbd=1.0, u_max=0.9, gen_width=64, gen_input='gradients', z_dim=64):
     see, in_ch = _see(gen_input, shape)
     generator = Generator(in_ch, shape[0], gen_width, z_dim, shape[1:])
-    return Method(ImpAM(generator, Encoder(shape[0], z_dim, shape[1:]), eps, z_dim, see), lbd=lbd, cap=-u_max)
+    return Method(ImpAM(generator, Encoder(shape[0], z_dim, shape[1:]), eps, z_dim, see), entropy_weight=lbd, entropy_cap=-u_max)
 
 # %% ../../nbs/library/methods/table.ipynb #rows-trades
-def _with_trades(method, beta, climb=1.0):
-    return replace(method, loss=partial(trades, beta=beta), climb=climb)
+def _with_trades(method, beta, grad_scale=1.0):
+    return replace(method, loss=partial(trades, beta=beta), grad_scale=grad_scale)
 
 
 def _adt_exp_trades(
@@ -202,6 +202,6 @@ def make_method(
     for k, v in given.items():
         if k not in have:
             raise ParameterError(
-                f'{k}={v!r}: method {name} has no such option. Allowed are {", ".join(have) or "none"}'
+                f'{k}={v!r}: method {name} has no such option. Expected {", ".join(have) or "none"}'
             )
     return replace(METHODS[name](eps, tuple(shape), **given), name=name)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .classifiers import build
+from .classifiers import build_model
 from .flops import forward_macs
 
 # %% ../../nbs/library/models/generators.ipynb #block
@@ -112,13 +112,13 @@ class Encoder(nn.Module):
 
 # %% ../../nbs/library/models/generators.ipynb #generator-width
 def generator_width(
-    arch: str,  # the classifier, see `adt_repro.models.classifiers.build`
+    arch: str,  # the classifier, see `adt_repro.models.classifiers.build_model`
     shape: tuple,  # of an image (C, H, W)
 ) -> int:  # a power of two in [16, 256]
     "The generator's width that fits a classifier"
     c, h, w = shape
     with torch.device('meta'):
-        budget = 2.1 * forward_macs(build(arch, c), shape)
+        budget = 2.1 * forward_macs(build_model(arch, c), shape)
         fits = [
             k for k in (32, 64, 128, 256) if forward_macs(Generator(3 * c, 2 * c, k), (3 * c, h, w)) <= budget
         ]

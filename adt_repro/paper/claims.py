@@ -41,7 +41,7 @@ def published_table1(
     file = Path(root or find_root()) / 'nbs' / 'published' / 'table1.csv'
     table = pd.read_csv(file, index_col='row')
     if list(table.columns) != [*TABLE1, 'rob']:
-        raise ParameterError(f'{file.name}: allowed are the columns {", ".join([*TABLE1, "rob"])}')
+        raise ParameterError(f'{file.name}: expected the columns {", ".join([*TABLE1, "rob"])}')
     return table
 
 # %% ../../nbs/library/paper/claims.ipynb #runs

@@ -315,7 +315,7 @@ def put_between(
     pattern = re.compile(rf'(<!-- {re.escape(name)} -->\n).*?(\n<!-- /{re.escape(name)} -->)', re.S)
     if not pattern.search(text):
         raise ParameterError(
-            f'{name}: allowed is a file with the line <!-- {name} --> and, below it, <!-- /{name} -->'
+            f'{name}: expected a file with the line <!-- {name} --> and, below it, <!-- /{name} -->'
         )
     return pattern.sub(lambda m: m[1] + new + m[2], text)
 

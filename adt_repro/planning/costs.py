@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from ..attacks.black_box import samples_rule
-from ..attacks.suite import SUITE
+from ..attacks.suite import TABLE1_ATTACKS
 from adt_repro.base.parameters import (
     ParameterError,
     Rule,
@@ -77,7 +77,7 @@ _n, _names, _numbers, _flag, _table = (
     flag(),
     Rule(lambda v: isinstance(v, dict), 'a table of parameters'),
 )
-_attack = one_of(*[a for a in SUITE if a != 'feature'])
+_attack = one_of(*[a for a in TABLE1_ATTACKS if a != 'feature'])
 _seeds = several(whole(0))
 _whose = dict(methods=(None, maybe(_names)), seeds=(None, maybe(_seeds)))
 _by_method = Rule(
@@ -91,7 +91,7 @@ _free = dict.fromkeys(
 EXPERIMENTS = dict(  # what each may be told: default and rule
     white_box=_whose
     | dict(
-        attacks=(list(SUITE), maybe(several(one_of(*SUITE)))),
+        attacks=(list(TABLE1_ATTACKS), maybe(several(one_of(*TABLE1_ATTACKS)))),
         n_test=(100, _n),
         n_targets=(10, _n),
         cascade=(False, cascade_rule()),
@@ -157,7 +157,7 @@ def _suite_passes(e, n_mc):
     "Attack to passes for each image that does not fall"
     suite = {
         k: attack_passes(k, **(dict(n_targets=e['n_targets']) if k == 'feature' else {}))
-        for k in (SUITE if e['attacks'] is None else e['attacks'])
+        for k in (TABLE1_ATTACKS if e['attacks'] is None else e['attacks'])
     }
     drawn = {'distribution': attack_passes('distribution', n_mc=n_mc, draws=e['draws'])} if e['draws'] else {}
     return suite | drawn | ({'autoattack': attack_passes('autoattack')} if e['autoattack'] else {})
@@ -165,7 +165,7 @@ def _suite_passes(e, n_mc):
 
 def _white_box(e, who):
     n, limits = e['n_test'], e['limits'] or {}
-    few = {k: min(n, limits.get(k, n)) for k in (*SUITE, *EXTRAS)}
+    few = {k: min(n, limits.get(k, n)) for k in (*TABLE1_ATTACKS, *EXTRAS)}
     for m, c, jobs in who(e['methods'], e['seeds']):
         suite = _suite_passes(e, DATASETS[c['dataset']].n_mc)
         total = (
@@ -221,7 +221,7 @@ _PRODUCT = 4 * 2  # a product with second derivatives, in double precision
 def _landscape(e, who):
     attacks = [
         attack_passes(k, **(dict(n_targets=e['n_targets']) if k == 'feature' else {}))
-        for k in SUITE
+        for k in TABLE1_ATTACKS
         if k != 'pgd100'
     ]
     n, restart = e['n_samples'], attack_passes('pgd20') - 1

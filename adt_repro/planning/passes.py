@@ -12,15 +12,15 @@ from functools import lru_cache, partial
 import torch
 from torch import nn
 
-from ..attacks.suite import SUITE
+from ..attacks.suite import TABLE1_ATTACKS
 from ..base.device import eval_mode
 from ..base.parameters import refuse
 from ..data import DATASETS
-from ..evaluation.sanity import panel
-from ..methods.adversaries import amortise, drawn, exp_adversary
+from ..evaluation.sanity import sanity_checks
+from ..methods.adversaries import amortise, worst_of_draws, exp_adversary
 from ..methods.objective import adt_loss
 from ..methods.table import OPTIONS, make_method
-from ..models.classifiers import SmallCNN, build
+from ..models.classifiers import SmallCNN, build_model
 from ..models.flops import count_passes, forward_macs
 
 # %% ../../nbs/library/planning/passes.ipynb #stand-in
@@ -78,7 +78,7 @@ _CLOSED = dict(
 
 
 def _distribution(steps=7, n_mc=5, draws=20):
-    return drawn(partial(exp_adversary, eps=0.1, steps=steps, n_mc=n_mc), draws)
+    return worst_of_draws(partial(exp_adversary, eps=0.1, steps=steps, n_mc=n_mc), draws)
 
 
 @lru_cache(None)
@@ -86,8 +86,8 @@ def _attacked(name, options):
     attack = (
         _distribution(**dict(options))
         if name == 'distribution'
-        else partial(SUITE[name], **dict(options))
-        if name in SUITE
+        else partial(TABLE1_ATTACKS[name], **dict(options))
+        if name in TABLE1_ATTACKS
         else None
     )
     with torch.random.fork_rng([]):
@@ -100,17 +100,17 @@ def _attacked(name, options):
 
 
 def attack_passes(
-    name: str,  # natural, distribution (the worst of some draws), spsa, square, autoattack, or one of `SUITE`
+    name: str,  # natural, distribution (the worst of some draws), spsa, square, autoattack, or one of `TABLE1_ATTACKS`
     **options,  # what the attack is told: steps; n_targets of feature; samples of spsa; budget of square; n_mc and draws of distribution
 ) -> int:  # passes for each image that does not fall, at least 1, with the one that judges
     "What an attack costs; a `ParameterError` where there is no such attack"
     if name in _CLOSED:
         return _CLOSED[name](**options)
-    if name not in ('natural', 'distribution', *SUITE):
+    if name not in ('natural', 'distribution', *TABLE1_ATTACKS):
         refuse(
             'attack',
             name,
-            ', '.join(['natural', *SUITE, 'distribution', *(k for k in _CLOSED if k not in SUITE)]),
+            ', '.join(['natural', *TABLE1_ATTACKS, 'distribution', *(k for k in _CLOSED if k not in TABLE1_ATTACKS)]),
         )
     return _attacked(name, tuple(options.items()))
 
@@ -149,7 +149,7 @@ def _checked():
     with torch.random.fork_rng([]):
         net, x, y = _stand_in(right=True)
         with _counting(net, net.fc) as found:
-            panel(net, x, y, eps=0.1)
+            sanity_checks(net, x, y, eps=0.1)
     return found()[0]
 
 
@@ -177,11 +177,11 @@ def learning_passes() -> tuple:  # (passes of the network, of the generator) for
 def _forward(arch, dataset):
     spec = DATASETS[dataset]
     with torch.device('meta'):
-        return forward_macs(build(arch, spec.shape[0], spec.n_classes), spec.shape)
+        return forward_macs(build_model(arch, spec.shape[0], spec.n_classes), spec.shape)
 
 
 def network_macs(
-    arch: str,  # see `models.build`
+    arch: str,  # see `models.build_model`
     dataset: str,  # one of `DATASETS`
 ) -> int:  # multiply-accumulates of one image
     "A network's forward pass"

@@ -97,7 +97,7 @@ def step_passes(
 
 # %% ../../nbs/library/planning/timing.ipynb #bare-step
 def bare_step(
-    net: torch.nn.Module,  # the network as training calls it, see `speed.Fast`
+    net: torch.nn.Module,  # the network as training calls it, see `speed.ComputeWrapper`
     x: torch.Tensor,  # (N, C, H, W) images in [0, 1], on its device
     passes: dict,  # of `step_passes`
     adversary=None,  # with the generator, where there is one
@@ -170,11 +170,11 @@ import sys, torch
 from adt_repro.methods.objective import adt_loss
 from adt_repro.methods.table import METHODS, make_method, method_options
 from adt_repro.models.flops import count_passes
-from adt_repro.models.classifiers import build
-from adt_repro.speed.precision import Fast
+from adt_repro.models.classifiers import build_model
+from adt_repro.speed.precision import ComputeWrapper
 arch, batch, n_mc, group = sys.argv[1], *map(int, sys.argv[2:])
 torch.manual_seed(0)
-net, x, y = Fast(build(arch).train()), torch.rand(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.int64)
+net, x, y = ComputeWrapper(build_model(arch).train()), torch.rand(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.int64)
 def step(**kw): adt_loss(net, x, y, make_method('adt_exp', 8/255, inner_steps=1, **kw))[0].backward()
 def peak(): return next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith('VmHWM'))
 before = peak()
@@ -184,7 +184,7 @@ print(peak() - before)
 
 
 def peak_growth(
-    arch: str,  # see `models.build`; for images of 32 × 32
+    arch: str,  # see `models.build_model`; for images of 32 × 32
     batch: int,  # images in the step
     n_mc: int,  # draws of ADT_EXP
     group: int = None,  # images whose gradients are taken at a time, at least 1, see `together.group_size`

@@ -33,9 +33,9 @@ from ..data import Data
 from ..evaluation.evaluate import watch
 from .config import RULES, SESSION
 from .resolve import decide, resolve, start_run
-from .store import lock_run, run_facts, run_folder, take_up
+from .store import lock_run, run_facts, run_folder, resume
 from .sweeps import _begin
-from ..speed.precision import Speed
+from ..speed.precision import ComputeSettings
 from ..training.loop import Progress, TrainingError, train
 from ..training.state import State, Team, load_checkpoint
 
@@ -266,10 +266,10 @@ def train_rank(
             method,
             recipe,
             run_facts(config, data),
-            Speed(config['precision'], config['compile']),
+            ComputeSettings(config['precision'], config['compile']),
             team,
         )
-        if take_up(folder, state, False):
+        if resume(folder, state, False):
             return state.epoch
         bar = (
             Progress(recipe.epochs, state.epoch + state.step * recipe.batch / len(data.x_train))
@@ -341,7 +341,7 @@ def _asked(args):
     try:
         given = yaml.safe_load(Path(args.file).read_text()) | {k: yaml.safe_load(v) for k, v in args.p}
     except Exception as e:
-        raise ParameterError(f'{args.file}: allowed is a file of parameters ({type(e).__name__})') from None
+        raise ParameterError(f'{args.file}: expected a file of parameters ({type(e).__name__})') from None
     if given.get('processes') != (size := int(os.environ.get('WORLD_SIZE', 1))):
         refuse('processes', given.get('processes'), f'{size}, as many as were started')
     return check_params(_LEFT_OUT | given, **RULES, **SESSION)
@@ -360,7 +360,7 @@ def main(
             data, model, method, recipe = start_run(config, device)
             check_team(config['processes'], device, config['batch'], model, method.adversary)
             lock = lock_run(folder := run_folder(config))
-            take_up(folder, State(model, method, recipe, run_facts(config, data)), given['fresh'])
+            resume(folder, State(model, method, recipe, run_facts(config, data)), given['fresh'])
         train_rank(config, None, given['checkpoint_minutes'], 60 * (given['max_minutes'] or inf), asked)
     except (ParameterError, TrainingError) as e:
         print(e, file=sys.stderr)

@@ -14,8 +14,8 @@ import torch
 from ..base.device import pick_device
 from ..base.parameters import refuse
 from .resolve import decide, start_run
-from .store import lock_run, provenance, run_facts, run_folder, save_run, take_up
-from ..speed.precision import Speed
+from .store import lock_run, provenance, run_facts, run_folder, save_run, resume
+from ..speed.precision import ComputeSettings
 from ..training.loop import train
 from ..training.state import State
 
@@ -37,9 +37,9 @@ def finish_run(
     try:
         torch.manual_seed(config['seed'])
         state = State(
-            model, method, recipe, run_facts(config, data), Speed(config['precision'], config['compile'])
+            model, method, recipe, run_facts(config, data), ComputeSettings(config['precision'], config['compile'])
         )
-        if take_up(folder, state, fresh):
+        if resume(folder, state, fresh):
             return folder
         for _ in train(
             model, data, method, recipe, state=state, checkpoint=folder / 'checkpoint.pt', minutes=10

@@ -14,10 +14,10 @@ from ..base.device import set_deterministic
 from ..base.parameters import ParameterError, check_params, refuse
 from ..data import DATASETS, check_data, load_data
 from ..methods.table import METHODS, OPTIONS, make_method, method_options
-from ..models.classifiers import build
+from ..models.classifiers import build_model
 from ..models.generators import generator_width
 from .config import RULES
-from ..speed.precision import fastest
+from ..speed.precision import choose_settings
 from ..training.state import RECIPES, Recipe
 
 # %% ../../nbs/library/runs/resolve.ipynb #resolve
@@ -63,7 +63,7 @@ def resolve(
     for k in OPTIONS:
         if full[k] is not None and k not in have:
             raise ParameterError(
-                f'{k}={full[k]!r}: method {full["method"]} has no such option. Allowed are {", ".join(have) or "none"}'
+                f'{k}={full[k]!r}: method {full["method"]} has no such option. Expected {", ".join(have) or "none"}'
             )
     return full
 
@@ -89,7 +89,7 @@ def start_run(
         refuse('batch', config['batch'], f'at most {len(data.x_train)}, the number of training images')
     torch.manual_seed(config['seed'])
     spec = DATASETS[config['dataset']]
-    model, method = build(config['arch'], spec.shape[0], spec.n_classes).to(device), _method(config)
+    model, method = build_model(config['arch'], spec.shape[0], spec.n_classes).to(device), _method(config)
     if isinstance(method.adversary, torch.nn.Module):
         method.adversary.to(device)
     return data, model, method, Recipe(**{f.name: config[f.name] for f in fields(Recipe)})
@@ -100,4 +100,4 @@ def decide(
     device: torch.device,  # where the run will be
 ) -> dict:  # the same, with precision and compile filled in
     "Leave nothing open that depends on the device; a `ParameterError` where it cannot do what is asked"
-    return config | asdict(fastest(device, config['precision'], config['compile']))
+    return config | asdict(choose_settings(device, config['precision'], config['compile']))

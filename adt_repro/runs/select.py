@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..attacks.suite import SUITE
+from ..attacks.suite import TABLE1_ATTACKS
 from ..base.parameters import Rule, flag, one_of, refuse, several, whole
 from ..data import DATASETS, load_data
 from ..methods.adversaries import exp_adversary
@@ -134,13 +134,13 @@ EXTRAS = 'distribution', 'generator', 'autoattack'  # attacks beside those of Ta
 
 def cascade_rule() -> Rule:  # satisfied by true, false (or these words) and lists of attacks
     "Do attacks meet only what the earlier ones have left standing: all, none, or which?"
-    names = several(one_of(*SUITE, *EXTRAS))
+    names = several(one_of(*TABLE1_ATTACKS, *EXTRAS))
     return Rule(lambda v: flag().ok(v) or names.ok(v), f'true, false, or {names.says}', flag().read)
 
 
 def limits_rule() -> Rule:  # satisfied by tables of attacks and whole numbers of at least 1
     "How many images a dear attack meets"
-    names = one_of(*SUITE, *EXTRAS)
+    names = one_of(*TABLE1_ATTACKS, *EXTRAS)
     return Rule(
         lambda v: isinstance(v, dict) and all(names.ok(k) and whole(1).ok(n) for k, n in v.items()),
         f'a table of whole numbers of at least 1 for any of {names.says}',

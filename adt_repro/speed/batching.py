@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'group_size', 'in_groups', 'draws_at_once', 'over_draws']
 # %% ../../nbs/library/speed/batching.ipynb #imports
 import torch
 
-from .precision import near
+from .precision import channels_last
 
 # %% ../../nbs/library/speed/batching.ipynb #groups
 GROUPS = dict(
@@ -31,7 +31,7 @@ def in_groups(
     group: int = None,  # examples at a time, see `group_size`
 ) -> torch.Tensor | tuple:  # (N, ...), what `f` gives for all, in PyTorch's usual layout
     "A function of a batch, evaluated on a few examples at a time"
-    parts = [f(*map(near, part)) for part in zip(*(t.split(group_size(tensors[0], group)) for t in tensors))]
+    parts = [f(*map(channels_last, part)) for part in zip(*(t.split(group_size(tensors[0], group)) for t in tensors))]
     if isinstance(parts[0], tuple):
         return tuple(torch.cat(p).contiguous() for p in zip(*parts))
     return torch.cat(parts).contiguous()
@@ -48,7 +48,7 @@ def draws_at_once(
     )
 
 # %% ../../nbs/library/speed/batching.ipynb #known
-class _Ahead:
+class _CachedLogits:
     "A network that may have been asked already"
 
     def __init__(self, model):
@@ -64,7 +64,7 @@ class _Ahead:
         return self.model(x)
 
 
-class _Known(torch.autograd.Function):
+class _CachedGradient(torch.autograd.Function):
     "A value for each example of which the gradient is there already"
 
     @staticmethod
@@ -92,11 +92,11 @@ def over_draws(
     "A loss that takes several draws at a time"
     size, bounds = group_size(x, group), []
     for r in (slice(at, at + size) for at in range(0, len(x), size)):
-        ahead = _Ahead(model)
-        bounds.append((r, ahead, loss(ahead, near(x[r]), y[r])))
+        ahead = _CachedLogits(model)
+        bounds.append((r, ahead, loss(ahead, channels_last(x[r]), y[r])))
 
     def part(draws, r, ahead, bound):
-        at = [near(d[r]).detach().requires_grad_() for d in draws]
+        at = [channels_last(d[r]).detach().requires_grad_() for d in draws]
         with torch.enable_grad():
             if len(at) > 1:
                 ahead.said = list(zip(at, model(_whole(at)).split(len(at[0]))))
@@ -107,6 +107,6 @@ def over_draws(
     def total(x_adv):
         draws = x_adv.detach().split(len(x))
         values, grads = zip(*(part(draws, *bound) for bound in bounds))
-        return _Known.apply(x_adv, _whole(values), _whole([_whole(g) for g in zip(*grads)]))
+        return _CachedGradient.apply(x_adv, _whole(values), _whole([_whole(g) for g in zip(*grads)]))
 
     return total

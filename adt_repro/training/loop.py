@@ -17,7 +17,7 @@ from ..base.parameters import refuse
 from ..data import Data, check_data, crop_flip
 from ..methods.objective import Method, adt_loss
 from ..models.classifiers import check_model
-from ..speed.precision import Speed, near, tf32
+from ..speed.precision import ComputeSettings, channels_last, tf32
 from .state import Recipe, State, save_checkpoint
 
 # %% ../../nbs/library/training/loop.ipynb #train-step
@@ -34,7 +34,7 @@ def train_step(
     y: torch.Tensor,  # (N,) labels
 ) -> tuple:  # (mean loss, mean entropy of the adversarial distributions), floats; where one is not finite, the step is not made
     "One step of the minimax game: the network descends, a generator climbs"
-    objective, *facts = adt_loss(state.fast, near(x), y, state.method, state.team.mean)
+    objective, *facts = adt_loss(state.fast, channels_last(x), y, state.method, state.team.mean)
     for opt in state.opts:
         opt.zero_grad(set_to_none=True)
     objective.backward()
@@ -156,7 +156,7 @@ def train(
     minutes: float = math.inf,  # and within an epoch, so many minutes after the last one; above 0
     until: float = math.inf,  # `time.monotonic()`, in seconds, at which to stop, after the step that is being made
     state: State = None,  # a state to go on from; None: from the start
-    speed: Speed = Speed(),  # of a new state: precision and compilation
+    speed: ComputeSettings = ComputeSettings(),  # of a new state: precision and compilation
 ):  # a generator of dicts, one an epoch: epoch (from 1), lr, loss, entropy, seconds, and the monitor's columns
     "Train, one row of history after each epoch; a `TrainingError` where the loss is not finite"
     if state is None:

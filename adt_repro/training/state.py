@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..base.files import replacing
 from ..base.parameters import ParameterError
 from ..methods.objective import Method
-from ..speed.precision import Fast, Speed, fused_on
+from ..speed.precision import ComputeWrapper, ComputeSettings, fused_on
 
 # %% ../../nbs/library/training/state.ipynb #recipe
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class State:
         method: Method,  # what it is trained by; a generator is moved to the network's device
         recipe: Recipe,  # how
         facts: dict = None,  # plain values that are kept with it, such as what else the run depends on
-        speed: Speed = Speed(),  # at what precision, and compiled or not
+        speed: ComputeSettings = ComputeSettings(),  # at what precision, and compiled or not
         team: Team = Team(),  # the processes that train together
     ):
         self.model, self.method, self.recipe, self.average, self.facts, self.team = (
@@ -151,7 +151,7 @@ class State:
         for k, v in PLACE.items():
             setattr(self, k, copy(v))
         self.order = torch.empty(0, dtype=torch.int64)  # of the images in the current epoch
-        self.fast = team.wrap(Fast(model, speed))  # what is trained through; the network's own weights
+        self.fast = team.wrap(ComputeWrapper(model, speed))  # what is trained through; the network's own weights
         self.adversary = (
             method.adversary if isinstance(method.adversary, torch.nn.Module) else torch.nn.Module()
         )
@@ -319,7 +319,7 @@ def read_checkpoint(
         saved = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # a damaged file makes PyTorch raise almost anything
         raise ParameterError(
-            f'checkpoint={Path(path).name!r}: cannot be read as a state of training ({type(e).__name__}), allowed is a whole file without code'
+            f'checkpoint={Path(path).name!r}: cannot be read as a state of training ({type(e).__name__}), expected a whole file without code'
         ) from None
     return saved if isinstance(saved, dict) else {}
 
@@ -337,6 +337,6 @@ def load_checkpoint(
         wrong = 'a random state is none'
     if wrong:
         raise ParameterError(
-            f'checkpoint={Path(path).name!r}: allowed is a state of this network, method and recipe: {wrong}'
+            f'checkpoint={Path(path).name!r}: expected a state of this network, method and recipe: {wrong}'
         )
     return state
