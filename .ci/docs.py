@@ -115,7 +115,8 @@ class Reference(process.Processor):
     "Fills the `show_doc` cells from the library's source, in place of the processor that imports and runs everything"
 
     def begin(self):
-        own = cfg.lib_path / f'{processors._default_exp(self.nb)}.py'
+        own = cfg.lib_path / (processors._default_exp(self.nb) or '').replace('.', '/')
+        own = own.with_suffix('.py')
         self.defs = {
             k: v
             for py in sorted(cfg.lib_path.rglob('*.py'), key=own.__eq__)
@@ -174,6 +175,11 @@ def self_contained(page, text, ids):
 
     text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', math, text, flags=re.S)
     text = re.sub(r'<(script|link)\b[^>]*\b(src|href)="(https?:)?//[^>]*>(</script>)?', '', text)
+    text = re.sub(  # a sentence in the sidebar is no link
+        r'<a class="sidebar-item-text sidebar-link" href="">(.*?)</a>',
+        r'<span class="sidebar-sentence">\1</span>',
+        text,
+    )
     text = re.sub(
         r'(<a class="sidebar-item-[^>]*data-bs-target="(#[^"]*)") role="navigation"',
         r'\1 href="\2" role="button"',
