@@ -1,4 +1,8 @@
-"Build the site in `_docs`: nbdev processes the notebooks, smalldocs renders them, nothing is left to load from elsewhere"
+"""Build the site in `_docs`.
+
+nbdev processes the notebooks, smalldocs renders them, and what is left makes the site self-contained:
+a reference made from the library's source, MathML in place of TeX, and nothing that is loaded from elsewhere.
+"""
 
 import ast
 import html
@@ -12,211 +16,281 @@ import subprocess
 import sys
 import textwrap
 import tokenize
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from fastcore.utils import AttrDict
 from math_core import LatexError, LatexToMathML
 from nbdev import config, doclinks, process, processors, quarto, serve
 from smalldocs.site import build
 
-DEF = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-TICK = '\ue000'  # stands for a backtick in source code, where nbdev would make a link of what it quotes
+ROOT = Path(__file__).resolve().parents[1]
+DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+BACKTICK = '\ue000'  # stands for a backtick in source code, where nbdev would make a link of what it quotes
+
+
+# The reference: signatures, docstrings and the comments of parameters, from the source
+
+
+class Definition(NamedTuple):
+    "A function, class or method of the library"
+
+    file: Path
+    node: ast.AST
+    lines: list  # of the file, without their comments
+    comments: dict  # line number to comment
+
+    @property
+    def first_line(self):
+        decorators = [d.lineno for d in getattr(self.node, 'decorator_list', [])]
+        return min([self.node.lineno, *decorators])
+
+    @property
+    def head_end(self):
+        "The number of the last line before the body"
+        for number in range(self.node.lineno, self.node.body[0].lineno):
+            if self.lines[number - 1].endswith(':'):
+                return number
+        return self.node.lineno
+
+    @property
+    def head(self):
+        return self.lines[self.first_line - 1 : self.head_end]
+
+    @property
+    def source(self):
+        text = self.file.read_text(encoding='utf-8').splitlines(keepends=True)
+        return textwrap.dedent(''.join(text[self.first_line - 1 : self.node.end_lineno]))
 
 
 def members(node):
-    return [n for n in node.body if isinstance(n, DEF)] if isinstance(node, ast.ClassDef) else []
+    "The methods and classes that a class defines"
+    if not isinstance(node, ast.ClassDef):
+        return []
+    return [n for n in node.body if isinstance(n, DEFINITIONS)]
 
 
-def definitions(py):
-    "What a module defines, methods too, as {name: (module, node, lines without comments, comments by line number)}"
-    src, notes = py.read_text(encoding='utf-8'), {}
-    lines = src.splitlines()
-    for t in tokenize.generate_tokens(io.StringIO(src).readline):
-        row, col = t.start
-        if t.type == tokenize.COMMENT:
-            notes[row], lines[row - 1] = t.string.strip('# '), lines[row - 1][:col].rstrip()
-    tops = [n for n in ast.parse(src).body if isinstance(n, DEF)]
-    return {
-        name: (py, node, lines, notes)
-        for t in tops
-        for name, node in [(t.name, t), *((f'{t.name}.{n.name}', n) for n in members(t))]
-    }
+def without_comments(source):
+    "Lines of a module without their comments, and the comments by line number"
+    lines, comments = source.splitlines(), {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            comments[row] = token.string.strip('# ')
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    return lines, comments
 
 
-def first(node):
-    return min([node.lineno, *(d.lineno for d in node.decorator_list)])
-
-
-def head(node, lines):
-    "The lines of a definition before its body, and the number of the last of them"
-    end = next(
-        (i for i in range(node.lineno, node.body[0].lineno) if lines[i - 1].endswith(':')), node.lineno
-    )
-    return lines[first(node) - 1 : end], end
+def definitions(file):
+    "What a module defines, methods too, by name"
+    source = file.read_text(encoding='utf-8')
+    lines, comments = without_comments(source)
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, DEFINITIONS):
+            found[node.name] = Definition(file, node, lines, comments)
+            for member in members(node):
+                found[f'{node.name}.{member.name}'] = Definition(file, member, lines, comments)
+    return found
 
 
 def parameters(node):
     "(name, node, default) of whatever a function takes, or of a class's annotated fields"
     if isinstance(node, ast.ClassDef):
         return [(n.target.id, n, n.value) for n in node.body if isinstance(n, ast.AnnAssign)]
-    a, plain = node.args, node.args.posonlyargs + node.args.args
-    pairs = [
-        *zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults),
-        (a.vararg, None),
-        *zip(a.kwonlyargs, a.kw_defaults),
-        (a.kwarg, None),
-    ]
-    return [
-        ('*' * (p is a.vararg) + '**' * (p is a.kwarg) + p.arg, p, d)
-        for p, d in pairs
-        if p and p.arg not in ('self', 'cls')
-    ]
+    arguments = node.args
+    plain = arguments.posonlyargs + arguments.args
+    defaults = [None] * (len(plain) - len(arguments.defaults)) + arguments.defaults
+    found = [(p.arg, p, default) for p, default in zip(plain, defaults, strict=True)]
+    if arguments.vararg:
+        found.append(('*' + arguments.vararg.arg, arguments.vararg, None))
+    pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    found += [(p.arg, p, default) for p, default in pairs]
+    if arguments.kwarg:
+        found.append(('**' + arguments.kwarg.arg, arguments.kwarg, None))
+    return [entry for entry in found if entry[0] not in ('self', 'cls')]
 
 
-def described(name, level, py, node, lines, notes):
-    "A definition as Markdown: heading, signature, docstring, and a table of the comments in the signature"
-    call = next((n for n in members(node) if n.name == '__init__'), node)
-    shown, end = head(call, lines)
-    if call is not node:
-        shown = head(node, lines)[0] + shown
-    code = lambda n: f'<code>{html.escape(ast.unparse(n))}</code>' if n else ''
-    said = lambda line: re.sub(
-        r'(`[^`]*`|\$[^$]+\$)|([<*])', lambda m: m[1] or '\\' + m[2], notes.get(line, '')
-    )
-    rows = [
-        (f'<code>{arg}</code>', code(p.annotation), code(default), said((default or p).end_lineno))
-        for arg, p, default in parameters(call)
+def as_code(node):
+    return f'<code>{html.escape(ast.unparse(node))}</code>' if node else ''
+
+
+def as_text(comment):
+    "A comment as Markdown: < and * are escaped, except in code and in TeX"
+    return re.sub(r'(`[^`]*`|\$[^$]+\$)|([<*])', lambda m: m[1] or '\\' + m[2], comment)
+
+
+def fenced(code):
+    return '```python\n' + code.rstrip().replace('`', BACKTICK) + '\n```'
+
+
+def parameter_table(definition):
+    "A Markdown table of a definition's parameters and of what it returns"
+    node, comments = definition.node, definition.comments
+    rows = []
+    for name, parameter, default in parameters(node):
+        said = comments.get((default or parameter).end_lineno, '')
+        rows.append((f'<code>{name}</code>', as_code(parameter.annotation), as_code(default), as_text(said)))
+    if not isinstance(node, ast.ClassDef) and (node.returns or definition.head_end in comments):
+        said = comments.get(definition.head_end, '')
+        rows.append(('**Returns**', as_code(node.returns), '', as_text(said)))
+    if not rows:
+        return ''
+    titles = ('', 'Type', 'Default', 'Details')
+    used = [i for i in range(len(titles)) if any(row[i] for row in rows)]
+    lines = [titles, ['---'] * len(titles), *rows]
+    return '\n'.join('| ' + ' | '.join(line[i].replace('|', r'\|') for i in used) + ' |' for line in lines)
+
+
+def described(name, level, definition):
+    "A definition as Markdown: heading, signature, docstring, and a table of its parameters"
+    call = next((n for n in members(definition.node) if n.name == '__init__'), None)
+    signature = definition.head
+    documented = definition
+    if call:
+        documented = definition._replace(node=call)
+        signature = signature[:1] + documented.head
+    parts = [
+        '---',
+        '#' * level + ' ' + name,
+        fenced(textwrap.dedent('\n'.join(signature))),
+        ast.get_docstring(definition.node) or '',
+        parameter_table(documented),
+        f'<details><summary>Source, {definition.file.relative_to(ROOT).as_posix()}</summary>',
+        fenced(definition.source),
+        '</details>',
     ]
-    if not isinstance(node, ast.ClassDef) and (node.returns or end in notes):
-        rows.append(('**Returns**', code(node.returns), '', said(end)))
-    columns = [c for c in zip(('', 'Type', 'Default', 'Details'), ['---'] * 4, *rows) if any(c[2:])]
-    table = '\n'.join(
-        '| ' + ' | '.join(cell.replace('|', r'\|') for cell in row) + ' |' for row in zip(*columns)
-    )
-    body = textwrap.dedent(
-        ''.join(py.read_text(encoding='utf-8').splitlines(True)[first(node) - 1 : node.end_lineno])
-    )
-    fenced = lambda code: '```python\n' + code.rstrip().replace('`', TICK) + '\n```'
-    return '\n\n'.join(
-        [
-            '---',
-            '#' * level + ' ' + name,
-            fenced(textwrap.dedent('\n'.join(shown))),
-            ast.get_docstring(node) or '',
-            table,
-            f'<details><summary>Source, {py.relative_to(cfg.config_path).as_posix()}</summary>',
-            fenced(body),
-            '</details>',
-        ]
-    )
+    return '\n\n'.join(parts)
 
 
 class Reference(process.Processor):
-    "Fills the `show_doc` cells from the library's source, in place of the processor that imports and runs everything"
+    "Fills the `show_doc` cells from the source, in place of the processor that imports and runs everything"
 
     def begin(self):
-        own = cfg.lib_path / (processors._default_exp(self.nb) or '').replace('.', '/')
-        own = own.with_suffix('.py')
-        self.defs = {
-            k: v
-            for py in sorted(cfg.lib_path.rglob('*.py'), key=own.__eq__)
-            for k, v in definitions(py).items()
-        }
+        "The definitions of the library; those of the notebook's own module come last and so win"
+        exported = processors._default_exp(self.nb) or ''
+        own = cfg.lib_path / (exported.replace('.', '/') + '.py')
+        self.found = {}
+        for file in sorted(cfg.lib_path.rglob('*.py'), key=own.__eq__):
+            self.found |= definitions(file)
 
     def cell(self, cell):
-        call = re.search(r'^show_doc\(([\w.]+)(?:, title_level=(\d))?\)', cell.source, re.M)
-        if cell.cell_type != 'code' or not call:
+        if cell.cell_type != 'code':
             return
-        md = described(call[1], int(call[2] or 3), *self.defs[call[1]]).splitlines(True)
-        cell.outputs = [
-            AttrDict(output_type='display_data', metadata={}, data=AttrDict({'text/markdown': md}))
-        ]
+        call = re.search(r'^show_doc\(([\w.]+)(?:, title_level=(\d))?\)', cell.source, re.M)
+        if call:
+            text = described(call[1], int(call[2] or 3), self.found[call[1]])
+            data = AttrDict({'text/markdown': text.splitlines(keepends=True)})
+            cell.outputs = [AttrDict(output_type='display_data', metadata={}, data=data)]
 
 
 def public_names(cell, shown):
-    "What needs a `show_doc` cell after `cell`, methods with a docstring too; the last comes first, as nbdev inserts them"
-    tops = [
-        n for n in cell.parsed_() or [] if isinstance(n, DEF) and n.name[0] != '_' and n.name not in shown
-    ]
-    methods = lambda t: [
-        f'{t.name}.{n.name}, title_level=4' for n in members(t) if n.name[0] != '_' and ast.get_docstring(n)
-    ]
-    return [name for t in tops for name in [t.name, *methods(t)]][::-1]
+    "What needs a `show_doc` cell after `cell`, methods with a docstring too; the last first, as nbdev inserts them"
+    names = []
+    for node in cell.parsed_() or []:
+        if not isinstance(node, DEFINITIONS) or node.name.startswith('_') or node.name in shown:
+            continue
+        names.append(node.name)
+        for method in members(node):
+            if not method.name.startswith('_') and ast.get_docstring(method):
+                names.append(f'{node.name}.{method.name}, title_level=4')
+    return names[::-1]
 
 
-def darkened(site):
-    "Bootstrap's own dark colours for the dark theme: the light theme's fonts and sizes, and nothing from elsewhere"
-    light, dark = (
-        next((site / 'site_libs' / 'themes').glob(f'{name}*.css')) for name in ('default', 'darkly')
-    )
-    dark.write_text(
-        light.read_text(encoding='utf-8')
-        .replace('[data-bs-theme=light]', ':root')
-        .replace('[data-bs-theme=dark]', ':is(:root,[data-bs-theme=dark])'),
-        encoding='utf-8',
-    )
+# The pages, made self-contained
+
+
+def darken(site):
+    "Bootstrap's own dark colours for the dark theme: the light theme's fonts and sizes, nothing from elsewhere"
+    themes = site / 'site_libs' / 'themes'
+    light, dark = (next(themes.glob(f'{name}*.css')) for name in ('default', 'darkly'))
+    css = light.read_text(encoding='utf-8').replace('[data-bs-theme=light]', ':root')
+    css = css.replace('[data-bs-theme=dark]', ':is(:root,[data-bs-theme=dark])')
+    dark.write_text(css, encoding='utf-8')
+
+
+def as_mathml(match, page):
+    "MathML in place of TeX"
+    convert = LatexToMathML(fancy_error=False, allow_unreliable_rendering=True).convert_with_global_state
+    kind, tex = match[1], html.unescape(match[2])
+    try:
+        return f'<span class="math {kind}">{convert(tex, displaystyle=kind == "display")}</span>'
+    except LatexError as e:
+        sys.exit(f'{page}: {e} In: {match[2]}')
+
+
+def as_relative_link(match, page, ids):
+    "A link to a page beside this one, and to the nearest anchor that is there"
+    target, anchor = match[1] or 'index.html', match[2]
+    while anchor and anchor not in ids.get(target, ''):
+        anchor = anchor.rpartition('.')[0]
+    address = posixpath.relpath(target, posixpath.dirname(page) or '.')
+    return f'href="{address}#{anchor}"' if anchor else f'href="{address}"'
 
 
 def self_contained(page, text, ids):
-    "A page with MathML for its TeX, nothing from a CDN, relative links to the pages beside it, and sections that keys open"
-    tex2mathml = LatexToMathML(fancy_error=False, allow_unreliable_rendering=True).convert_with_global_state
-
-    def math(m):
-        try:
-            return f'<span class="math {m[1]}">{tex2mathml(html.unescape(m[2]), displaystyle=m[1] == "display")}</span>'
-        except LatexError as e:
-            sys.exit(f'{page}: {e} In: {m[2]}')
-
-    def link(m):
-        target, anchor = m[1] or 'index.html', m[2]
-        while anchor and anchor not in ids.get(target, ''):
-            anchor = anchor.rpartition('.')[0]
-        return f'href="{posixpath.relpath(target, posixpath.dirname(page) or ".")}{"#" + anchor if anchor else ""}"'
-
-    text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', math, text, flags=re.S)
+    "A page with MathML, nothing from other hosts, relative links, and sections of the sidebar that keys open"
+    tex = r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>'
+    text = re.sub(tex, partial(as_mathml, page=page), text, flags=re.S)
     text = re.sub(r'<(script|link)\b[^>]*\b(src|href)="(https?:)?//[^>]*>(</script>)?', '', text)
     text = re.sub(  # a sentence in the sidebar is no link
         r'<a class="sidebar-item-text sidebar-link" href="">(.*?)</a>',
         r'<span class="sidebar-sentence">\1</span>',
         text,
     )
-    text = re.sub(
+    text = re.sub(  # without an address no key reaches it
         r'(<a class="sidebar-item-[^>]*data-bs-target="(#[^"]*)") role="navigation"',
         r'\1 href="\2" role="button"',
         text,
-    )  # else no key reaches it
-    return re.sub(rf'href="{re.escape(cfg.doc_host + cfg.doc_baseurl)}/?([^"#]*)#?([^"]*)"', link, text)
+    )
+    home = re.escape(cfg.doc_host + cfg.doc_baseurl)
+    return re.sub(rf'href="{home}/?([^"#]*)#?([^"]*)"', partial(as_relative_link, page=page, ids=ids), text)
 
 
-if __name__ == '__main__':
-    os.chdir(Path(__file__).resolve().parents[1])
-    cfg = config.get_config()
-    processors.exec_show_docs, processors._def_names = Reference, public_names
-    doclinks.entry_points = lambda **_: [
-        AttrDict(name=cfg.lib_name, load=lambda: runpy.run_path(cfg.lib_path / '_modidx.py')['d'])
-    ]
-    quarto.refresh_quarto_yml()
-    serve.proc_nbs(force=True, n_workers=0)  # in this process, where the three changes above hold
-    site = Path('_proc') / cfg.doc_path.name
-    sys.stderr.writelines(
-        w + '\n'
-        for w in build('_proc').warnings
-        if not re.search('output-file|html-math-method|broken link reports/', w)
-    )  # reports are copied below
+def rewrite_pages(site):
+    "Every page, made self-contained"
     pages = {p.relative_to(site).as_posix(): p.read_text(encoding='utf-8') for p in site.rglob('*.html')}
     ids = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in pages.items()}
     for page, text in pages.items():
-        (site / page).write_text(self_contained(page, text.replace(TICK, '`'), ids), encoding='utf-8')
-    darkened(site)
+        text = self_contained(page, text.replace(BACKTICK, '`'), ids)
+        (site / page).write_text(text, encoding='utf-8')
     index = site / 'search.json'
-    index.write_text(index.read_text(encoding='utf-8').replace(TICK, '`'), encoding='utf-8')
+    index.write_text(index.read_text(encoding='utf-8').replace(BACKTICK, '`'), encoding='utf-8')
+
+
+def copy_reports(site):
+    "The reports that are committed, as reports/<scale>.html"
     (site / 'reports').mkdir()
-    for report in map(
-        Path,
-        subprocess.run(
-            ['git', 'ls-files', 'outputs/*/report.html'], capture_output=True, text=True, check=True
-        ).stdout.split(),
-    ):  # those that are committed
+    command = ['git', 'ls-files', 'outputs/*/report.html']
+    tracked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    for report in map(Path, tracked):
         shutil.copy(report, site / 'reports' / f'{report.parent.name}.html')
+
+
+def own_index(**_):
+    "nbdev's entry point of this project, without an installed package"
+    return [AttrDict(name=cfg.lib_name, load=lambda: runpy.run_path(cfg.lib_path / '_modidx.py')['d'])]
+
+
+def main():
+    processors.exec_show_docs = Reference
+    processors._def_names = public_names
+    doclinks.entry_points = own_index
+    quarto.refresh_quarto_yml()
+    serve.proc_nbs(force=True, n_workers=0)  # in this process, where the three changes above hold
+    site = Path('_proc') / cfg.doc_path.name
+    for warning in build('_proc').warnings:
+        if not re.search('output-file|html-math-method|broken link reports/', warning):  # reports come below
+            print(warning, file=sys.stderr)
+    rewrite_pages(site)
+    darken(site)
+    copy_reports(site)
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(site, cfg.doc_path)
+
+
+if __name__ == '__main__':
+    os.chdir(ROOT)
+    cfg = config.get_config()
+    main()

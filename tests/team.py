@@ -59,7 +59,10 @@ def made(name):
         method = Method(ExpAM(convs(3, nn.Conv2d(6, 2, 3, padding=1)), EPS), entropy_weight=0.01, name=name)
     elif name == 'adt_imp_am':
         method = Method(
-            ImpAM(Noisy(), convs(1, nn.Flatten(), nn.Linear(384, 8)), EPS, 4), entropy_weight=1.0, entropy_cap=-0.9, name=name
+            ImpAM(Noisy(), convs(1, nn.Flatten(), nn.Linear(384, 8)), EPS, 4),
+            entropy_weight=1.0,
+            entropy_cap=-0.9,
+            name=name,
         )
     else:
         method = make_method(name, EPS, (1, 8, 8), **dict(adt_exp=dict(n_mc=2, inner_steps=3)).get(name, {}))

@@ -74,10 +74,14 @@ def test_no_circle(imports):
 def test_an_import_that_points_up_is_found():
     upwards = graph({'adt_repro.base.noise': 'def f():\n    from ..attacks.gradient import pgd'})
     edges = [(module, target) for module, targets in upwards.items() for target in targets]
-    assert list(offences(edges)) == ['adt_repro.base.noise (floor 1) imports adt_repro.attacks.gradient (floor 3)']
+    assert list(offences(edges)) == [
+        'adt_repro.base.noise (floor 1) imports adt_repro.attacks.gradient (floor 3)'
+    ]
     sideways = ('adt_repro.models.weights', 'adt_repro.speed.precision')
     assert len(list(offences([sideways]))) == 1
-    within = graph({'adt_repro.runs.fit': 'from .store import x', 'adt_repro.runs.store': 'from .fit import y'})
+    within = graph(
+        {'adt_repro.runs.fit': 'from .store import x', 'adt_repro.runs.store': 'from .fit import y'}
+    )
     with pytest.raises(CycleError):
         list(TopologicalSorter(within).static_order())
 
@@ -101,7 +105,9 @@ def test_lines_can_be_read():
     lines = []
     for module in MODULES:
         file = PACKAGE.joinpath(*module.split('.')[1:]).with_suffix('.py')
-        lines += [line for line in file.read_text(encoding='utf-8').splitlines() if not line.startswith('# %%')]
+        lines += [
+            line for line in file.read_text(encoding='utf-8').splitlines() if not line.startswith('# %%')
+        ]
     assert sum(len(line) > 110 for line in lines) <= 0.005 * len(lines)
     assert max(map(len, lines)) <= 120
 
@@ -119,7 +125,9 @@ def test_public_names_are_defined_once():
     assert not twice
 
 
-@pytest.mark.parametrize('module', ['adt_repro', 'adt_repro.runs.config', 'adt_repro.base.parameters', 'adt_repro.attacks'])
+@pytest.mark.parametrize(
+    'module', ['adt_repro', 'adt_repro.runs.config', 'adt_repro.base.parameters', 'adt_repro.attacks']
+)
 def test_what_is_light_stays_light(module):
     "These are imported by command lines and by Snakemake, which have no need of PyTorch"
     code = f"import sys, {module}; print(*sorted({{'torch', 'numpy', 'pandas'}} & set(sys.modules)))"
@@ -141,4 +149,6 @@ def test_imports_are_quick():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == '', f'imported by a module rather than by the function that needs it: {done.stdout}'
+    assert done.stdout.strip() == '', (
+        f'imported by a module rather than by the function that needs it: {done.stdout}'
+    )

@@ -15,16 +15,26 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = os.environ.get('ADT_PYTHONS', sys.executable).split(',')
 USE = """
-import importlib, pkgutil, sys, adt_repro
-names = [m.name for m in pkgutil.iter_modules(adt_repro.__path__)]
-for name in names: importlib.import_module('adt_repro.' + name)
-assert len(names) >= 20 and not {'nbdev', 'fastcore', 'papermill', 'pytest', 'nbclient', 'pyautoattack'} & set(sys.modules)
-from adt_repro import attacks, data, evaluation, methods, models, training
-digits, net = data.load_data('digits').head(200, 50), models.build('small_cnn', 1)
-method = methods.make_method('adt_exp', 0.15, digits.shape, n_mc=1)
-for row in training.train(net, digits, method, training.Recipe(epochs=1, augment=False)): pass
-rows = evaluation.evaluate(net, digits.x_test, digits.y_test, attacks.pgd, eps=0.15)
-assert len(rows) == 50 and rows.linf.max() <= 0.15 + 1e-6
+import importlib.resources
+import pkgutil
+import sys
+
+import adt_repro as adt
+
+found = pkgutil.walk_packages(adt.__path__, 'adt_repro.')
+names = [m.name for m in found if not m.ispkg]
+for name in names:
+    importlib.import_module(name)
+tools = {'nbdev', 'fastcore', 'papermill', 'pytest', 'nbclient', 'pyautoattack'}
+assert len(names) >= 45 and not tools & set(sys.modules)
+assert importlib.resources.files('adt_repro').joinpath('py.typed').is_file()
+
+data = adt.load_data('digits')
+model = adt.build_model('small_cnn', in_ch=1)
+history = adt.train(model, data, method='adt_exp', eps=0.15, epochs=1)
+x, y = data.x_test[:50], data.y_test[:50]
+rows = adt.evaluate(model, x, y, adt.attacks.pgd, eps=0.15)
+assert len(history) == 1 and len(rows) == 50 and rows.linf.max() <= 0.15 + 1e-6
 print(sys.version.split()[0], len(names), 'modules')
 """
 

@@ -95,7 +95,9 @@ def test_crafted_low_judged_in_float32(net, name):
 def test_who_sees_what(net, precision, crafted):
     judge, seen = (
         Spied(net),
-        None if precision == 'fp32' else ComputeWrapper(Spied(copy.deepcopy(net)), ComputeSettings(precision)),
+        None
+        if precision == 'fp32'
+        else ComputeWrapper(Spied(copy.deepcopy(net)), ComputeSettings(precision)),
     )
     for attack in ATTACKS.values():
         evaluate(judge, X, Y, attack, eps=0.1, seen=seen)

@@ -167,9 +167,7 @@ def test_what_cannot_be_done_is_said_before_anything_starts(change, line, tmp_pa
 def test_unknown_scale_and_setting(tmp_path):
     root = project(tmp_path)
     assert "scale='gpux': expected the files of nbs/scales/" in snakemake(root, scale='gpux').stdout
-    assert (
-        '--config sclae: there is no such setting, expected scale' in snakemake(root, 'sclae=mini').stdout
-    )
+    assert '--config sclae: there is no such setting, expected scale' in snakemake(root, 'sclae=mini').stdout
 
 
 @pytest.fixture(scope='module')

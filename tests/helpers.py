@@ -1,0 +1,68 @@
+"What the tests share: where the project is, a copy of a part of it, and a notebook run from the shell"
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+OUTPUTS = ROOT / 'outputs'
+
+
+def files_of_git():
+    "The files that git would put into a fresh clone, relative to the root"
+    command = ['git', 'ls-files', '-co', '--exclude-standard']
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [name for name in listed if (ROOT / name).is_file()]
+
+
+def copy_files(names, folder):
+    "Copies of some of the project's files, under the same names in another folder"
+    for name in names:
+        target = Path(folder) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    return Path(folder)
+
+
+def small_project(folder, *notebooks):
+    "What some notebooks need of a clone, so that no test touches the real outputs/"
+    copy_files(['settings.ini', *(f'nbs/{name}.ipynb' for name in notebooks)], folder)
+    (Path(folder) / 'outputs').mkdir(exist_ok=True)
+    return Path(folder)
+
+
+def run(*command, cwd=ROOT, **options):
+    "Run a command without input and keep what it says"
+    settings = dict(stdin=subprocess.DEVNULL, capture_output=True, text=True) | options
+    return subprocess.run([str(part) for part in command], cwd=cwd, **settings)
+
+
+def tool(name, *args, cwd=ROOT):
+    "Run a tool of this environment"
+    return run(BIN / name, *args, cwd=cwd)
+
+
+def papermill_command(notebook, out, **params):
+    "The command line of a notebook; lists and tables go as YAML"
+    given = []
+    for name, value in params.items():
+        if isinstance(value, list | dict):
+            given += ['-y', f'{name}: {json.dumps(value)}']
+        else:
+            given += ['-p', name, str(value)]
+    return [sys.executable, '-m', 'papermill', f'nbs/{notebook}.ipynb', str(out), *given]
+
+
+def papermill(project, notebook, out='out.ipynb', **params):
+    "Run a notebook of a project in a process of its own"
+    return run(*papermill_command(notebook, out, **params), cwd=project)
+
+
+def environment(**variables):
+    "This process's environment with some variables set, or without those that are None"
+    changed = os.environ | {name: value for name, value in variables.items() if value is not None}
+    return {name: value for name, value in changed.items() if variables.get(name, '') is not None}
