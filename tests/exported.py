@@ -1,12 +1,14 @@
 """What other libraries make of an exported run, in an environment of their own:
 
     uv venv .venv-peers
-    uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack
+    uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox \
+        adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack
 
 tests/test_interop.py starts this file with that environment's Python, which needs nothing of this project:
 
     python tests/exported.py have                    -> the versions of what is there, as JSON
-    python tests/exported.py FOLDER DEPTH WIDEN EPS  NAME.pt, NAME.json, images.safetensors -> logits.safetensors, x_adv.safetensors
+    python tests/exported.py FOLDER DEPTH WIDEN EPS  NAME.pt, NAME.json, images.safetensors
+                                                     -> logits.safetensors, x_adv.safetensors
 """
 
 import json

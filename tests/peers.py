@@ -1,11 +1,13 @@
 """PGD by other libraries, in an environment of their own (their requirements do not go with ours):
 
     uv venv .venv-peers
-    uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack
+    uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox \
+        adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack
 
 tests/test_peers.py and nbs/benchmark.ipynb start this file with that environment's Python and exchange files with it:
 
-    python tests/peers.py attack FOLDER   job.json, weights.safetensors, images.safetensors -> result.json, x_adv.safetensors
+    python tests/peers.py attack FOLDER   job.json, weights.safetensors, images.safetensors
+                                          -> result.json, x_adv.safetensors
     python tests/peers.py time FOLDER     job.json -> result.json
 """
 
@@ -14,6 +16,7 @@ import json
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -25,9 +28,9 @@ from adt_repro.attacks.gradient import pgd
 from adt_repro.models.classifiers import build_model
 from adt_repro.models.weights import load_weights
 
-# PGD by each library as its documentation says, all with one signature: the network in evaluation mode, images, labels, the sizes of the
-# attack, whether it starts at random, and that start as an offset from the images. Without an offset the library draws its own. All of
-# them clip their start to [0, 1].
+# PGD by each library as its documentation says, all with one signature: the network in evaluation mode, images,
+# labels, the sizes of the attack, whether it starts at random, and that start as an offset from the images.
+# Without an offset the library draws its own. All of them clip their start to [0, 1].
 
 
 @contextmanager
@@ -155,7 +158,7 @@ def times(folder, job):
     spent, order = {name: [] for name in libs}, list(libs)
     for _ in range(job['repeats']):
         for name in order:
-            spent[name].append(seconds(lambda: run(name), x))
+            spent[name].append(seconds(partial(run, name), x))
         order = order[1:] + order[:1]
     return dict(seconds=spent, threads=torch.get_num_threads())
 

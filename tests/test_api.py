@@ -1,4 +1,4 @@
-"Every public name of the package says what it takes, what it gives, in which shape, unit and range, and what it refuses"
+"Every public name says what it takes, what it gives, in which shape, unit and range, and what it refuses"
 
 import dataclasses
 import importlib
@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 import re
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -67,8 +66,10 @@ def gives(f):
 # What a comment has to say, by the kind of the value
 SHAPE = r'\(([A-Zn]\w*|\.\.\.)[,)]'
 NUMBER = (
-    r'[\[(]-?[\d.∞]+, |above|below|at least|at most|None:|\b0:|1:|pixel|nats|\bunits?\b|MiB|share|factor|weight|rate|decay|minutes|seconds|epochs?\b|index|seed|'
-    r'images|indices|points|examples|targets|steps|starts|passes|draws|channels|queries|classes|logits|layers|dimensions|largest|smallest|width|noise|iterations|samples|order|of the run|right ones'
+    r'[\[(]-?[\d.∞]+, |above|below|at least|at most|None:|\b0:|1:|pixel|nats|\bunits?\b|MiB|share|factor|weight|'
+    r'rate|decay|minutes|seconds|epochs?\b|index|seed|images|indices|points|examples|targets|steps|starts|passes|'
+    r'draws|channels|queries|classes|logits|layers|dimensions|largest|smallest|width|noise|iterations|samples|'
+    r'order|of the run|right ones'
 )
 REFUSES = r'Error|refuse|one (clear )?line|[Ss]top|Raise'
 

@@ -1,4 +1,4 @@
-"SPSA against a plain version of it, its memory, and transfer.ipynb and spsa.ipynb as their users run them, interrupted too"
+"SPSA against a plain version of it, its memory; transfer.ipynb and spsa.ipynb as their users run them"
 
 import json
 import os
@@ -13,6 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+from helpers import papermill, papermill_command, small_project
 
 from adt_repro.attacks.autoattack import auto_attack
 from adt_repro.attacks.black_box import query_curve, spsa, square
@@ -25,7 +26,6 @@ from adt_repro.models.classifiers import build_model
 from adt_repro.training.loop import train
 from adt_repro.training.state import Recipe
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = 'transfer', 'spsa'
 
 
@@ -81,7 +81,7 @@ def test_spsa_is_what_it_says(net):
     ]
     net.float()
     assert queries.tolist() == [q for _, q in plain] and 1 < len(set(queries.tolist()))
-    assert max((a - b).abs().max().item() for a, (b, _) in zip(x_adv, plain)) < 1e-8
+    assert max((a - b).abs().max().item() for a, (b, _) in zip(x_adv, plain, strict=True)) < 1e-8
 
 
 MEMORY = """
@@ -91,7 +91,8 @@ from adt_repro.models.classifiers import build_model
 torch.manual_seed(0)
 net, x, y = build_model('wrn-16-1').eval(), torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
 with torch.no_grad(): net.fc.bias[0] = 100.                       # nothing falls
-peak = lambda: next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith('VmHWM'))   # of this program alone, unlike ru_maxrss
+def peak():   # of this program alone, unlike ru_maxrss
+    return next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith('VmHWM'))
 spsa(net, x, y, eps=0.03, samples=4, steps=1, memory=1)           # what the first pass allocates for good
 before = peak()
 spsa(net, x, y, eps=0.03, samples=2048, steps=1, memory=float(sys.argv[1]))
@@ -101,7 +102,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='the peak is read where Linux tells it')
 def test_memory_stays_within_its_limit():
-    "Growth of the process for SPSA-2048 in MiB, what PyTorch keeps for itself included; and the limit is what keeps it down"
+    "Growth of the process for SPSA-2048 in MiB, PyTorch's own included; and the limit is what keeps it down"
     grown = {
         mib: float(
             subprocess.run(
@@ -132,28 +133,7 @@ def test_square_is_as_strong_as_the_package(net):
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp('project')
-    (root / 'nbs').mkdir()
-    (root / 'outputs').mkdir()
-    shutil.copy(ROOT / 'settings.ini', root)
-    for f in NOTEBOOKS:
-        shutil.copy(ROOT / 'nbs' / f'{f}.ipynb', root / 'nbs')
-    return root
-
-
-def command(name, out, params):
-    given = [
-        w
-        for k, v in params.items()
-        for w in (('-y', f'{k}: {json.dumps(v)}') if isinstance(v, list) else ('-p', k, str(v)))
-    ]
-    return [sys.executable, '-m', 'papermill', f'nbs/{name}.ipynb', out, *given]
-
-
-def papermill(project, name, out, **params):
-    return subprocess.run(
-        command(name, out, params), cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    return small_project(tmp_path_factory.mktemp('project'), *NOTEBOOKS)
 
 
 @pytest.fixture(scope='module')
@@ -201,7 +181,7 @@ def test_spsa_notebook(tiny):
             and q.queries.between(1, most).all()
             and (rows[rows.attack == 'pgd20'].queries == -1).all()
         )
-        for run, g in q.groupby('run'):
+        for _, g in q.groupby('run'):
             assert query_curve(g).accuracy.iloc[-1] == (g.pred == g.y).mean()
     assert {'black box: square', 'black box: spsa16'} <= set(
         pd.read_csv(tiny / 'frames' / 'soundness_spsa.csv').check
@@ -215,7 +195,7 @@ def test_killed_and_started_again(project, tiny):
         shutil.copytree(tiny / 'runs', project / 'outputs' / scale / 'runs')
     folder = project / 'outputs' / 'killed' / 'records'
     process = subprocess.Popen(
-        command('spsa', 'killed.ipynb', params),
+        papermill_command('spsa', 'killed.ipynb', **params),
         cwd=project,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -4,18 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
 from safetensors.torch import load_file
 
 from adt_repro.data import DataError, data_folder, fingerprint, load_data
 from adt_repro.models.classifiers import build_model
 from adt_repro.paper.report import CIFAR10_TEST
 
-ROOT = Path(__file__).resolve().parents[1]
 BATCHES = data_folder() / 'cifar-10-batches-py'
 pytestmark = pytest.mark.skipif(
     not (BATCHES / 'data_batch_1').exists(), reason='no CIFAR-10 under $ADT_DATA or data/'
@@ -84,7 +83,7 @@ def test_a_wide_resnet_trains_on_it(tmp_path):
 
 
 def test_committed_weights_are_those_that_were_judged():
-    "Every network of scale cpu, loaded in plain PyTorch: its answers on clean images, and that FGSM, written out here, leaves what the records say"
+    "Each network of scale cpu in plain PyTorch: clean images, and FGSM, written out here, as the records say"
     data, out = load_data('cifar10', download=False), ROOT / 'outputs' / 'cpu'
     x, y = data.x_test[:300], data.y_test[:300]
     files = sorted(out.glob('records/white_box-*.parquet'))

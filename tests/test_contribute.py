@@ -1,22 +1,18 @@
-"What a contributor relies on: hooks that work, a workflow that runs what the README says, a citation, JupyterLab on the tour"
+"What a contributor relies on: hooks, a workflow that runs what the README says, a citation, JupyterLab"
 
 import configparser
 import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers import BIN, ROOT, copy_files, files_of_git
 
-ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 GUIDE = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
 INI = configparser.ConfigParser(delimiters=['='], interpolation=None)
@@ -34,15 +30,7 @@ def read(name):
 @pytest.fixture
 def clone(tmp_path):
     "What git would put into a fresh clone"
-    files = subprocess.run(
-        ['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for f in files:
-        if not (ROOT / f).is_file():
-            continue
-        (tmp_path / f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / f, tmp_path / f)
-    return tmp_path
+    return copy_files(files_of_git(), tmp_path)
 
 
 def hook(name, clone):

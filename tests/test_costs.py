@@ -3,16 +3,15 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from adt_repro.base.parameters import ParameterError
 from adt_repro.planning.costs import EXPERIMENTS, cost_table, main, show, step_costs
 from adt_repro.planning.passes import attack_passes
 
-ROOT = Path(__file__).resolve().parents[1]
 PAPER = yaml.safe_load((ROOT / 'nbs' / 'scales' / 'paper.yaml').read_text())
 SMALL = dict(
     dataset='digits',
@@ -23,7 +22,7 @@ SMALL = dict(
 
 
 def test_the_papers_costs_from_the_shell():
-    "In seconds, on WRN-28-10, without its data: training, by hand: 50,000 images, 76 epochs, 3 or 73 passes of 5.24 GMAC"
+    "In seconds, without its data; training by hand: 50,000 images, 76 epochs, 3 or 73 passes of 5.24 GMAC"
     begin = time.perf_counter()
     done = subprocess.run(
         [sys.executable, '-m', 'adt_repro.planning.costs', 'nbs/scales/paper.yaml'],

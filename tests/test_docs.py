@@ -12,19 +12,19 @@ import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from itertools import pairwise
 from shutil import which
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
+from helpers import ROOT
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-ROOT = Path(__file__).resolve().parents[1]
 INDEX = runpy.run_path(ROOT / 'adt_repro' / '_modidx.py')['d']['syms']
 MODULES = [m for m, names in INDEX.items() if names]
 
@@ -244,8 +244,10 @@ def resize(browser, width):
 NO_IMAGE = 'return [...document.images].filter(i => !i.naturalWidth).map(i => i.src.slice(0, 80))'
 LOADED = 'return performance.getEntriesByType("resource").map(e => e.name)'
 TOO_WIDE = """// beyond the right edge of the window, with nothing around it that scrolls
-const scrolls = e => e && e !== document.body && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
-return [...document.querySelectorAll('body, body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e))
+const scrolls = e => e && e !== document.body
+    && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+return [...document.querySelectorAll('body, body *')]
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e))
     .map(e => `${e.tagName} ${e.textContent.trim().slice(0, 60)}`);"""
 
 
@@ -293,15 +295,27 @@ NAMED = [
 
 OPEN = """// what can be operated and is on the screen or can be scrolled to
 const seen = e => e.getClientRects().length && getComputedStyle(e).visibility === 'visible' && e.checkVisibility();
-window.operable = [...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]')].filter(e => seen(e) && !e.disabled);
-const look = s => [s.outlineStyle, s.outlineWidth, s.outlineColor, s.boxShadow, s.backgroundColor, s.borderColor, s.textDecorationLine].join();
-window.before = new Map(operable.map(e => [e, look(getComputedStyle(e))])); window.reached = new Set(); window.unmarked = new Set();
-window.note = () => { const e = document.activeElement; reached.add(e); if (before.has(e) && look(getComputedStyle(e)) === before.get(e)) unmarked.add(e); };
+const kinds = 'a[href], button, input, select, textarea, summary, [tabindex="0"]';
+window.operable = [...document.querySelectorAll(kinds)].filter(e => seen(e) && !e.disabled);
+const look = s => [s.outlineStyle, s.outlineWidth, s.outlineColor, s.boxShadow,
+    s.backgroundColor, s.borderColor, s.textDecorationLine].join();
+window.before = new Map(operable.map(e => [e, look(getComputedStyle(e))]));
+window.reached = new Set();
+window.unmarked = new Set();
+window.note = () => {
+    const e = document.activeElement;
+    reached.add(e);
+    if (before.has(e) && look(getComputedStyle(e)) === before.get(e)) unmarked.add(e);
+};
 return operable.length;"""
-NAMES = "return [...arguments[0] === 'missed' ? operable.filter(e => !reached.has(e)) : unmarked].map(e => `${e.tagName} ${e.getAttribute('aria-label') || e.textContent.trim().slice(0, 40)}`)"
+NAMES = """
+const chosen = arguments[0] === 'missed' ? operable.filter(e => !reached.has(e)) : unmarked;
+return [...chosen].map(e => `${e.tagName} ${e.getAttribute('aria-label') || e.textContent.trim().slice(0, 40)}`)"""
 MOUSE_ONLY = """// looks as if it could be clicked, and no key gets there
-return [...document.querySelectorAll('body *')].filter(e => getComputedStyle(e).cursor === 'pointer' && e.checkVisibility()
-    && !e.closest('a[href], button, input, label, summary, select, [tabindex="0"], .code-copy-button')).map(e => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`);"""
+const known = 'a[href], button, input, label, summary, select, [tabindex="0"], .code-copy-button';
+return [...document.querySelectorAll('body *')]
+    .filter(e => getComputedStyle(e).cursor === 'pointer' && e.checkVisibility() && !e.closest(known))
+    .map(e => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`);"""
 
 
 def unreached(browser):
@@ -343,10 +357,12 @@ def test_keyboard_on_a_phone(browser, url):
     resize(browser, 390)
     browser.get(url + 'index.html')
     page_link = browser.find_element(By.CSS_SELECTOR, '#quarto-sidebar a[href$="glossary.html"]')
-    on_screen = lambda e: browser.execute_script(
-        'const r = arguments[0].getBoundingClientRect(); return r.left >= 0 && r.right <= innerWidth && r.width > 0',
-        e,
-    )
+
+    def on_screen(element):
+        script = """const r = arguments[0].getBoundingClientRect();
+            return r.left >= 0 && r.right <= innerWidth && r.width > 0"""
+        return browser.execute_script(script, element)
+
     assert not on_screen(page_link)
     focus_and_press(browser, '.quarto-btn-toggle', Keys.ENTER)
     WebDriverWait(browser, 10).until(lambda b: on_screen(page_link))
@@ -372,8 +388,15 @@ def test_a_phone_scrolls_down_only(page, browser, url):
     browser.get(url + page)
     width, window = browser.execute_script(WIDE_INSIDE)
     assert width <= window, page
-    boxes = browser.execute_script("""return [...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(e).overflowX) && e.checkVisibility())
-        .map(e => { e.focus(); return [e.tagName + '.' + e.className, document.activeElement === e || !!e.querySelector('a[href], button')] })""")
+    boxes = browser.execute_script("""
+        const scrolls = e => e.scrollWidth > e.clientWidth + 1
+            && /auto|scroll/.test(getComputedStyle(e).overflowX) && e.checkVisibility();
+        const reachable = e => {
+            e.focus();
+            return document.activeElement === e || !!e.querySelector('a[href], button');
+        };
+        return [...document.querySelectorAll('main *')].filter(scrolls)
+            .map(e => [e.tagName + '.' + e.className, reachable(e)])""")
     assert boxes and all(can for _, can in boxes), boxes
 
 
@@ -382,18 +405,26 @@ def luminance(rgb):
     parts = [int(v) / 255 for v in re.findall(r'[\d.]+', rgb)[:3]]
     return sum(
         w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
-        for w, c in zip((0.2126, 0.7152, 0.0722), parts)
+        for w, c in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
     )
 
 
 CONTRAST = """// each colour of text with the colour that it stands on, once
-const flat = (top, below) => { const [a, b] = [top, below].map(c => c.match(/[\\d.]+/g).map(Number)), w = a.length > 3 ? a[3] : 1; return `rgb(${[0, 1, 2].map(i => Math.round(w*a[i] + (1 - w)*b[i]))})` };
-const ground = e => { if (!e) return 'rgb(255, 255, 255)'; const c = getComputedStyle(e).backgroundColor; return flat(c, /, 0\\)$/.test(c) || /rgba/.test(c) ? ground(e.parentElement) : c) };
+const flat = (top, below) => {
+    const [a, b] = [top, below].map(c => c.match(/[\\d.]+/g).map(Number)), w = a.length > 3 ? a[3] : 1;
+    return `rgb(${[0, 1, 2].map(i => Math.round(w*a[i] + (1 - w)*b[i]))})`;
+};
+const ground = e => {
+    if (!e) return 'rgb(255, 255, 255)';
+    const c = getComputedStyle(e).backgroundColor;
+    return flat(c, /, 0\\)$/.test(c) || /rgba/.test(c) ? ground(e.parentElement) : c);
+};
 const pairs = new Map();
 for (const e of document.querySelectorAll('main *, nav *')) {
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || !e.checkVisibility()) continue;
     const under = ground(e), over = flat(getComputedStyle(e).color, under);
-    if (!pairs.has(over + under)) pairs.set(over + under, [over, under, `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 30)}`]);
+    const name = `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 30)}`;
+    if (!pairs.has(over + under)) pairs.set(over + under, [over, under, name]);
 }
 return [...pairs.values()];"""
 
@@ -442,7 +473,7 @@ def test_outline_and_pictures(pages):
     wrong = []
     for page, soup in pages.items():
         levels = [int(h.name[1]) for h in soup.main.select('h1, h2, h3, h4, h5, h6')]
-        if levels.count(1) != 1 or levels[0] != 1 or any(b > a + 1 for a, b in zip(levels, levels[1:])):
+        if levels.count(1) != 1 or levels[0] != 1 or any(b > a + 1 for a, b in pairwise(levels)):
             wrong.append(f'{page}: headings {levels}')
         wrong += [
             f'{page}: a picture without a text' for img in soup.select('img') if len(img.get('alt', '')) < 15
@@ -497,10 +528,12 @@ def test_a_bad_page_is_found_in_a_browser(browser, bad_site):
 
 
 def test_a_page_for_mice_only_is_found(browser, tmp_path):
-    (
-        tmp_path / 'a.html'
-    ).write_text("""<link rel="icon" href="data:,"><style>a:focus, button:focus { outline: none }</style><main><a href="#p" id="p">no sign</a>
-        <button tabindex="-1">out of the way</button><div style="cursor: pointer">pretends</div><p style="color: #999; background: #fff">faint</p></main>""")
+    (tmp_path / 'a.html').write_text("""<link rel="icon" href="data:,">
+        <style>a:focus, button:focus { outline: none }</style>
+        <main><a href="#p" id="p">no sign</a>
+        <button tabindex="-1">out of the way</button>
+        <div style="cursor: pointer">pretends</div>
+        <p style="color: #999; background: #fff">faint</p></main>""")
     resize(browser, 1280)
     with served(tmp_path) as url:
         browser.get(url + 'a.html')

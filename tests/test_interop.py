@@ -1,19 +1,17 @@
-"Weights from elsewhere and to elsewhere: round trips, other libraries on what was exported, and files that cannot be used"
+"Weights from elsewhere and to elsewhere: round trips, other libraries on what was exported, bad files"
 
 import json
 import os
 import random
 import re
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import ROOT, papermill, small_project
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -34,7 +32,6 @@ from adt_repro.speed.precision import channels_last
 from adt_repro.training.loop import train
 from adt_repro.training.state import Recipe
 
-ROOT = Path(__file__).resolve().parents[1]
 PYTHON = os.environ.get('ADT_PEERS', '.venv-peers/bin/python')
 EPS = 8 / 255
 
@@ -43,9 +40,11 @@ EPS = 8 / 255
 
 def plain_wrn(w, x):
     "A Wide ResNet's logits from its state dict alone, one operation after the other"
-    bn = lambda x, k: F.relu(
-        F.batch_norm(x, w[k + '.running_mean'], w[k + '.running_var'], w[k + '.weight'], w[k + '.bias'])
-    )
+
+    def bn(x, k):
+        statistics = w[k + '.running_mean'], w[k + '.running_var']
+        return F.relu(F.batch_norm(x, *statistics, w[k + '.weight'], w[k + '.bias']))
+
     n = len({k.split('.')[2] for k in w if k.startswith('block1.')})
     x = F.conv2d(x, w['conv1.weight'], padding=1)
     for stage in 1, 2, 3:
@@ -79,24 +78,21 @@ def authors_layout(net):
 def trained():
     "A WRN-10-1 after two epochs of digits as 32 × 32 images of three channels, and test images with their labels"
     d = load_data('digits')
-    big = lambda x: F.interpolate(x, scale_factor=4, mode='bilinear').expand(-1, 3, -1, -1).contiguous()
+
+    def big(x):
+        return F.interpolate(x, scale_factor=4, mode='bilinear').expand(-1, 3, -1, -1).contiguous()
+
     data = as_data((big(d.x_train), d.y_train), (big(d.x_test[:64]), d.y_test[:64]))
     torch.manual_seed(0)
     net = build_model('wrn-10-1')
-    list(
-        train(
-            net,
-            data,
-            make_method('at_pgd', EPS, inner_steps=1, inner_step=1.0),
-            Recipe(epochs=2, augment=False),
-        )
-    )
+    method = make_method('at_pgd', EPS, inner_steps=1, inner_step=1.0)
+    list(train(net, data, method, Recipe(epochs=2, augment=False)))
     return net.eval(), data.x_test, data.y_test
 
 
 @pytest.fixture(scope='module')
 def exported(trained, tmp_path_factory):
-    "The network in the authors' layout and PyTorch's old container, imported as a run, and exported with and without the unused block"
+    "The network in the authors' layout, imported as a run, and exported with and without the unused block"
     root = tmp_path_factory.mktemp('exported')
     torch.save(authors_layout(trained[0]), root / 'adt-exp.pt', _use_new_zipfile_serialization=False)
     run = root / 'demo' / 'runs' / import_run(root / 'adt-exp.pt', root / 'demo')
@@ -179,7 +175,7 @@ def test_robustbench_loads_it_strictly(others, trained):
 
 
 def test_their_attacks_run_on_it(others, trained):
-    "In the ball, not weaker than ours by more than 2 of 16 images where it is the same attack; AutoAttack leaves no more standing than PGD"
+    "In the ball, within 2 of 16 images of ours where it is the same attack; AutoAttack leaves no more than PGD"
     net, x, y = trained
     x, y, right = x[:16], y[:16], {}
     with torch.no_grad():
@@ -236,36 +232,17 @@ def test_the_papers_network(tmp_path, peers):
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp('project')
-    (root / 'nbs').mkdir()
-    (root / 'outputs').mkdir()
-    for f in 'settings.ini', 'nbs/white_box.ipynb', 'nbs/transfer.ipynb', 'nbs/spsa.ipynb':
-        shutil.copy(ROOT / f, root / f)
+    root = small_project(tmp_path_factory.mktemp('project'), 'white_box', 'transfer', 'spsa')
     tiny_run(root / 'outputs' / 'tiny', 'at_pgd')
     net, _ = load_run(root / 'outputs' / 'tiny' / 'runs' / 'digits-small_cnn-at_pgd-s0')
     torch.save(dict(net={'module.' + k: v for k, v in net.state_dict().items()}, epoch=3), root / 'theirs.pt')
     return root
 
 
-def papermill(project, notebook, **params):
-    given = [
-        w
-        for k, v in params.items()
-        for w in (('-y', f'{k}: {json.dumps(v)}') if isinstance(v, list) else ('-p', k, str(v)))
-    ]
-    return subprocess.run(
-        [sys.executable, '-m', 'papermill', f'nbs/{notebook}.ipynb', f'{notebook}.ipynb', *given],
-        cwd=project,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_white_box_of_a_file(project):
-    "The same network as a run and as a file: the same rows, both tables and figures there, and nothing of it at scale tiny"
+    "The same network as a run and as a file: the same rows, tables and figures, nothing of it at scale tiny"
     how = dict(attacks=['fgsm', 'pgd20'], n_test=40, draws=0, sound=False)
-    done = papermill(project, 'white_box', weights='theirs.pt', **how)
+    done = papermill(project, 'white_box', 'white_box.ipynb', weights='theirs.pt', **how)
     assert done.returncode == 0, done.stderr
     name, folder = 'digits-small_cnn-theirs', project / 'outputs' / 'imported'
     rows = load_records(folder / 'records' / f'white_box-{name}.parquet')
@@ -284,7 +261,9 @@ def test_white_box_of_a_file(project):
 
 def test_transfer_from_a_file(project):
     "A file as one more target beside a run, in one line where something is wrong with it"
-    done = papermill(project, 'transfer', weights='theirs.pt', scale='demo', n_test=20, attacks=['pgd20'])
+    done = papermill(
+        project, 'transfer', 'transfer.ipynb', weights='theirs.pt', scale='demo', n_test=20, attacks=['pgd20']
+    )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(project / 'outputs' / 'demo' / 'tables' / 'transfer.csv')
     assert set(table.run) == {'digits-small_cnn-theirs'} and set(table.attack) == {'natural', 'pgd20'}
@@ -303,7 +282,7 @@ def test_spsa_and_refusals(project):
         "weights='none.pt': cannot be read (there is no such file)": dict(weights='none.pt'),
         'inputs=[1, 0]: expected a range': dict(weights='theirs.pt', inputs=[1, 0]),
     }.items():
-        done = papermill(project, 'white_box', **bad)
+        done = papermill(project, 'white_box', 'white_box.ipynb', **bad)
         assert (
             done.returncode
             and words in done.stderr
@@ -394,7 +373,9 @@ def test_any_method_trains_it(name, own):
             net, own, make_method(name, 0.05, own.shape, **small), Recipe(epochs=20, lr=0.05, augment=False)
         )
     )
-    assert len(history) == 20 and all(not torch.equal(a, b) for a, b in zip(before, net.parameters()))
+    assert len(history) == 20 and all(
+        not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)
+    )
     rows = evaluate(net, own.x_test, own.y_test, pgd, eps=0.05)
     assert (rows.pred == rows.y).mean() > 0.9 and rows.linf.max() > 0.04
 

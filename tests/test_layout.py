@@ -7,13 +7,12 @@ import subprocess
 import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import adt_repro
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'adt_repro'
 FLOORS = tomllib.loads((ROOT / 'tests' / 'floors.toml').read_text())['floors']
 FLOOR = {name: number for number, names in enumerate(FLOORS, 1) for name in names}

@@ -1,4 +1,4 @@
-"Every training method against its equations, written out once more, plainly and slowly: the same noise, the same gradients of every network"
+"Every training method against its equations, written out plainly: the same noise, the same gradients"
 
 import copy
 import math
@@ -19,7 +19,8 @@ EPS, SHAPE, N = (
     64,
 )  # 64 is the paper's batch; the scale of the generator's input and Adam's 1e-8 belong to it
 
-# The equations. Each takes the network in training mode and gives what θ descends; of the amortised methods also what φ descends.
+# The equations. Each takes the network in training mode and gives what θ descends; of the amortised methods
+# also what φ descends.
 
 
 def unit(x):
@@ -236,7 +237,7 @@ def parts(method):
 
 
 def gradients(name, options, plain=None, border=True, inner='eval'):
-    "{network: list of gradients} of the package and of the equations above, whose options may be others; and the two losses"
+    "{network: list of gradients} of the package and of the equations above; and the two losses"
     x, y = batch(border=border)
     net, method = prepare(name, options, x)
     net2, parts2 = copy.deepcopy((net, parts(method)))
@@ -249,7 +250,10 @@ def gradients(name, options, plain=None, border=True, inner='eval'):
     torch.manual_seed(3)
     theta = globals()[name](net2, x, y, **parts2, **(options if plain is None else plain))
     theta, phi = theta if parts2 else (theta, None)
-    grad = lambda value, m: torch.autograd.grad(value, list(m.parameters()), retain_graph=True)
+
+    def grad(value, m):
+        return torch.autograd.grad(value, list(m.parameters()), retain_graph=True)
+
     want = dict(net=grad(theta, net2), **{k: grad(phi, m) for k, m in parts2.items()})
     return got, want, (loss.item(), theta.item())
 
@@ -262,9 +266,8 @@ def errors(got, want):
 
     def error(a, b):
         flat = [torch.cat([t.flatten() for t in ts]) for ts in (a, b)]
-        return max(
-            [relative(*flat)] + [relative(p, q) for p, q in zip(a, b) if q.norm() > 1e-6 * flat[1].norm()]
-        )
+        large = [(p, q) for p, q in zip(a, b, strict=True) if q.norm() > 1e-6 * flat[1].norm()]
+        return max(relative(p, q) for p, q in [flat, *large])
 
     return {k: error(got[k], want[k]) for k in want}
 
@@ -303,7 +306,7 @@ AT = [(name, {}) for name in ('standard', 'at_fgsm', 'at_pgd', 'rs_fgsm', 'alp')
 def test_no_difference_at_all(name, options):
     "Away from 0 and 1, x + (x_adv - x) is x_adv to the bit, and adversarial training is that of the textbook"
     got, want, _ = gradients(name, options, border=False)
-    assert all(torch.equal(a, b) and b.any() for a, b in zip(got['net'], want['net']))
+    assert all(torch.equal(a, b) and b.any() for a, b in zip(got['net'], want['net'], strict=True))
 
 
 WRONG = [

@@ -5,14 +5,12 @@ ADT_PYTHONS=python3.11,python3.12,python3.13 pytest -m slow tests/test_packaging
 """
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import copy_files, files_of_git
 
-ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = os.environ.get('ADT_PYTHONS', sys.executable).split(',')
 USE = """
 import importlib.resources
@@ -52,12 +50,8 @@ def run(*command, cwd=None):
 @pytest.mark.slow
 @pytest.mark.parametrize('python', PYTHONS)
 def test_in_an_empty_environment(python, tmp_path):
-    "sdist from the files that git has, wheel from the sdist, installed alone: `pip check` has nothing to say, every module imports, and five lines train"
-    for f in run('git', 'ls-files', '-co', '--exclude-standard', cwd=ROOT).splitlines():
-        if not (ROOT / f).is_file():
-            continue
-        (tmp_path / 'clone' / f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / f, tmp_path / 'clone' / f)
+    "sdist from git's files, wheel from the sdist, installed alone: complete, and the public face works"
+    copy_files(files_of_git(), tmp_path / 'clone')
     for venv in 'build', 'empty':
         run(python, '-m', 'venv', tmp_path / venv)
     build, empty = (

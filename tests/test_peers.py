@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from safetensors.torch import load_file, save_file
 
 from adt_repro.attacks.gradient import pgd
@@ -17,7 +17,6 @@ from adt_repro.runs.config import RULES
 from adt_repro.runs.resolve import resolve, start_run
 from adt_repro.training.loop import train
 
-ROOT = Path(__file__).resolve().parents[1]
 HERE = all(find_spec(m) for m in ('torchattacks', 'foolbox', 'art'))
 PYTHON = os.environ.get('ADT_PEERS') or HERE and sys.executable  # from the project's root, or absolute
 pytestmark = pytest.mark.skipif(

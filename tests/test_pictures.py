@@ -1,8 +1,6 @@
-"landscape.ipynb, diversity.ipynb and ablation.ipynb as their users run them: what they leave, what they take up again, and what they refuse"
+"landscape, diversity and ablation as their users run them: what they leave, resume and refuse"
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT, papermill, papermill_command, small_project
 
 from adt_repro.analysis.plots import (
     draw_coverage,
@@ -29,7 +28,6 @@ from adt_repro.base.parameters import ParameterError
 from adt_repro.data import load_data
 from adt_repro.runs.store import load_run
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = 'landscape', 'diversity', 'ablation'
 QUICK = dict(
     train=True,
@@ -50,31 +48,7 @@ QUICK = dict(
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp('project')
-    (root / 'nbs').mkdir()
-    (root / 'outputs').mkdir()
-    for f in 'settings.ini', *(f'nbs/{n}.ipynb' for n in NOTEBOOKS):
-        shutil.copy(ROOT / f, root / f)
-    return root
-
-
-def command(notebook, out, **params):
-    given = [
-        w
-        for k, v in params.items()
-        for w in (('-y', f'{k}: {json.dumps(v)}') if isinstance(v, (list, dict)) else ('-p', k, str(v)))
-    ]
-    return [sys.executable, '-m', 'papermill', f'nbs/{notebook}.ipynb', str(out), *given]
-
-
-def papermill(project, notebook, out='out.ipynb', **params):
-    return subprocess.run(
-        command(notebook, out, **params),
-        cwd=project,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    return small_project(tmp_path_factory.mktemp('project'), *NOTEBOOKS)
 
 
 def figures(folder):
@@ -152,7 +126,7 @@ def test_ablation_goes_on_where_it_was_killed(project):
     quick, runs = project / 'outputs' / 'quick', project / 'outputs' / 'quick' / 'ablation' / 'runs'
     with open(project / 'killed.log', 'w') as log:
         process = subprocess.Popen(
-            command('ablation', 'killed.ipynb', **QUICK),
+            papermill_command('ablation', 'killed.ipynb', **QUICK),
             cwd=project,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -264,7 +238,7 @@ def test_other_numbers_give_another_picture(tmp_path):
         for k, f in enumerate((frame, frame.assign(U=frame.U * 1.01)))
     )
     plt.close('all')
-    assert all(a.read_bytes() != b.read_bytes() for a, b in zip(one, other))
+    assert all(a.read_bytes() != b.read_bytes() for a, b in zip(one, other, strict=True))
 
 
 def test_the_whole_ablation_gives_the_pictures_of_its_parts(tmp_path):
@@ -310,7 +284,9 @@ from adt_repro.runs.config import RULES
 from adt_repro.runs.resolve import resolve
 from adt_repro.runs.sweeps import finish_runs
 if __name__ == '__main__':
-    blank = dict.fromkeys(RULES) | dict(method='adt_exp', dataset='digits', recipe='paper2020', device='cpu', scale='long', epochs=1000)
+    blank = dict.fromkeys(RULES) | dict(
+        method='adt_exp', dataset='digits', recipe='paper2020', device='cpu', scale='long', epochs=1000
+    )
     list(finish_runs([resolve(blank | dict(seed=s)) for s in range(3)], 'outputs', jobs=2))
 """
 
@@ -320,11 +296,12 @@ if __name__ == '__main__':
 def test_workers_end_with_their_parent(project):
     (project / 'long.py').write_text(LONG)
     process = subprocess.Popen([sys.executable, 'long.py'], cwd=project)
-    children = lambda: [
-        int(p.name)
-        for p in Path('/proc').glob('[0-9]*')
-        if (p / 'stat').exists() and (p / 'stat').read_text().rsplit(')', 1)[1].split()[1] == str(process.pid)
-    ]
+
+    def children():
+        stats = {p.name: p / 'stat' for p in Path('/proc').glob('[0-9]*')}
+        parents = {pid: f.read_text().rsplit(')', 1)[1].split()[1] for pid, f in stats.items() if f.exists()}
+        return [int(pid) for pid, parent in parents.items() if parent == str(process.pid)]
+
     begin = time.monotonic()
     while (
         len(list(project.glob('outputs/long/runs/*/checkpoint.pt'))) < 2

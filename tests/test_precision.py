@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
 
 from adt_repro.analysis.coverage import draws_of, restarts_of, seen_as
 from adt_repro.analysis.landscape import landscape_axes, loss_surface, top_curvature
@@ -26,11 +26,10 @@ from adt_repro.evaluation.evaluate import evaluate, evaluate_on
 from adt_repro.evaluation.records import load_records
 from adt_repro.evaluation.sanity import sanity_checks, zero_gradients
 from adt_repro.losses import margin
-from adt_repro.methods.adversaries import worst_of_draws, exp_adversary
+from adt_repro.methods.adversaries import exp_adversary, worst_of_draws
 from adt_repro.models.classifiers import build_model
-from adt_repro.speed.precision import ComputeWrapper, ComputeSettings, attack_view, tf32
+from adt_repro.speed.precision import ComputeSettings, ComputeWrapper, attack_view, tf32
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = load_data('digits').head(64, 64)
 X, Y = DATA.x_test, DATA.y_test
 
@@ -150,7 +149,7 @@ def test_whatever_measures_is_exact(net):
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
-    "Two tiny runs, judged in float32 and then in bfloat16, of which the records of the first have stayed what they were"
+    "Two tiny runs, judged in float32 and then in bfloat16; the first records have stayed what they were"
     root = tmp_path_factory.mktemp('project')
     (root / 'nbs').mkdir()
     (root / 'outputs').mkdir()

@@ -1,4 +1,4 @@
-"Profiles: options that Snakemake knows, cards that are given out one by one, and a whole scale through a real Slurm where there is one"
+"Profiles: options that Snakemake knows, cards given out one by one, and a scale through a real Slurm"
 
 import os
 import re
@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
+from itertools import pairwise
 
 import pandas as pd
 import pytest
 import yaml
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PROFILES = {
     p.parent.name: yaml.safe_load(p.read_text()) for p in sorted((ROOT / 'profiles').glob('*/config.yaml'))
 }
@@ -70,7 +70,7 @@ def test_the_profile_that_is_named_is_the_only_one_read(tmp_path):
 
 
 def test_cards_are_given_out_one_by_one(tmp_path):
-    "ADT_GPUS: two jobs at a time, never on the same card; a third at a time stops and says why; without it nothing is set"
+    "ADT_GPUS: two jobs at a time, never on the same card; a third stops and says why; without it nothing is set"
     block = re.search(r'^if cards := .*?(?=^#)', (ROOT / 'Snakefile').read_text(), re.M | re.S)[0]
     (tmp_path / 'Snakefile').write_text(
         f'import os\n{block}\n'
@@ -102,7 +102,7 @@ rule one:
     done, jobs = ran(2, ADT_GPUS='3 5')
     assert done.returncode == 0 and len(jobs) == 5 and {card for card, *_ in jobs} == {'3', '5'}, done.stdout
     spans = {card: sorted((float(a), float(b)) for c, a, b in jobs if c == card) for card in ('3', '5')}
-    assert all(b <= a for s in spans.values() for (_, b), (a, _) in zip(s, s[1:])), spans
+    assert all(b <= a for s in spans.values() for (_, b), (a, _) in pairwise(s)), spans
     done, _ = ran(5, ADT_GPUS='3 5')
     assert done.returncode and 'no card is free, --resources gpu=2 is missing' in done.stdout
     done, jobs = ran(5, ADT_GPUS='')
@@ -135,7 +135,7 @@ def results(root):
 
 @pytest.mark.slow
 def test_a_scale_through_slurm(two):
-    "Nine jobs of Slurm, the records of a run without it; the first training is cancelled and handed in again by `retries`; then there is nothing to do"
+    "Nine jobs, the records of a run without Slurm; a cancelled training is handed in again by `retries`"
     root, here = two
     command = [
         sys.executable,

@@ -3,27 +3,16 @@
 import configparser
 import json
 import re
-import shutil
-import subprocess
-import sys
 from importlib.metadata import requires, version
-from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import ROOT, copy_files, files_of_git, tool
 from packaging.requirements import Requirement
 from scipy.stats import t as student
 
-ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 names = [p.relative_to(ROOT / 'nbs').as_posix() for p in NOTEBOOKS]
-
-
-def tool(name, *args, cwd=ROOT):
-    return subprocess.run(
-        [BIN / name, *map(str, args)], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
 
 
 @pytest.mark.parametrize('claim, ok', [('assert 1 + 1 == 3', False), ('assert 1 + 1 == 2', True)])
@@ -43,16 +32,7 @@ def test_canary(claim, ok, tmp_path):
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
     "The files that git would put into a fresh clone, in a folder of their own"
-    root = tmp_path_factory.mktemp('copy') / 'adt_repro'
-    files = subprocess.run(
-        ['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for f in files:
-        if not (ROOT / f).is_file():
-            continue
-        (root / f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / f, root / f)
-    return root
+    return copy_files(files_of_git(), tmp_path_factory.mktemp('copy') / 'adt_repro')
 
 
 def test_the_package_is_what_the_notebooks_export(copy):
@@ -236,7 +216,8 @@ def test_readme_repeats_the_numbers_of_the_pictures():
         for m in ('standard', 'at_pgd', 'adt_exp', 'feature_scatter')
     ]
     assert (
-        f'(median {said[0]}, against {said[1]} for `at_pgd`, {said[2]} for `adt_exp` and {said[3]} for `feature_scatter`)'
+        f'(median {said[0]}, against {said[1]} for `at_pgd`, {said[2]} for `adt_exp` '
+        f'and {said[3]} for `feature_scatter`)'
         in readme
         and median.idxmin().endswith('-standard-s0')
     )

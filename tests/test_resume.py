@@ -17,7 +17,7 @@ import torch
 from adt_repro.methods.table import METHODS
 from adt_repro.runs.config import RULES
 from adt_repro.runs.resolve import resolve, start_run
-from adt_repro.runs.store import lock_run, run_facts, resume
+from adt_repro.runs.store import lock_run, resume, run_facts
 from adt_repro.training.loop import train
 from adt_repro.training.state import State
 

@@ -1,4 +1,4 @@
-"Speed changes nothing but time: precision stays inside the networks, memory within its group, and what a run was is recorded"
+"Speed changes nothing but time: precision stays inside the networks, memory within its group"
 
 import json
 import math
@@ -24,7 +24,7 @@ from adt_repro.runs.config import RULES
 from adt_repro.runs.fit import finish_run
 from adt_repro.runs.resolve import resolve
 from adt_repro.runs.store import load_run
-from adt_repro.speed.precision import ComputeWrapper, ComputeSettings
+from adt_repro.speed.precision import ComputeSettings, ComputeWrapper
 from adt_repro.training.loop import train_step
 from adt_repro.training.state import Recipe, State
 
@@ -78,7 +78,7 @@ def layers(net, seen):
 
 @pytest.mark.parametrize('name', METHODS)
 def test_low_precision_stays_inside_the_networks(name, monkeypatch):
-    "bfloat16 in every convolution of network, generator and encoder; float32 in losses, μ, ρ, δ, entropy, gradients, weights and momentum"
+    "bfloat16 in every convolution; float32 in losses, μ, ρ, δ, entropy, gradients, weights and momentum"
     state, inside, drawn = state_of(name, ComputeSettings('bf16')), set(), set()
     layers(state.model, inside)
     layers(state.adversary, inside)
@@ -106,12 +106,12 @@ def test_low_precision_stays_inside_the_networks(name, monkeypatch):
             assert p.dtype == p.grad.dtype == torch.float32 and all(
                 v.dtype == torch.float32 for v in kept.values() if isinstance(v, torch.Tensor)
             )
-    assert any(not torch.equal(p, b) for p, b in zip(state.model.parameters(), before))
+    assert any(not torch.equal(p, b) for p, b in zip(state.model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize('name', ['at_pgd', 'adt_exp', 'adt_exp_am'])
 def test_one_step_in_low_precision_is_nearly_the_same(name):
-    "From one random state: the loss within 2 %, the weights' step in nearly the same direction, and not the very same numbers"
+    "From one random state: the loss within 2 %, the step in nearly the same direction, not the same numbers"
     steps, losses = [], []
     for precision in 'fp32', 'bf16':
         state = state_of(name, ComputeSettings(precision))
@@ -221,7 +221,7 @@ def test_memory_is_bounded_by_the_group_and_not_by_the_draws():
 
 @pytest.mark.slow
 def test_compiled_networks_give_the_same_numbers():
-    "torch.compile with its own kernels, on the CPU: inner gradients, a training step, and another size, which is not compiled"
+    "torch.compile on the CPU: inner gradients, a training step, and another size, which is not compiled"
     torch.manual_seed(0)
     plain, x, y = build_model('wrn-10-1').train(), torch.rand(16, 3, 32, 32), torch.arange(16) % 10
     fast = ComputeWrapper(build_model('wrn-10-1').train(), ComputeSettings(compile='inductor'))
@@ -248,9 +248,9 @@ def test_compiled_networks_give_the_same_numbers():
     asked = x.clone().requires_grad_()
     with eval_mode(fast):
         assert leaves(fast(asked).grad_fn) == [asked]  # an inner problem asks for nothing of the weights
-    for (k, a), b in zip(plain.named_parameters(), fast.net.parameters()):
+    for (k, a), b in zip(plain.named_parameters(), fast.net.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=2e-3, atol=2e-4, msg=k)
-    for a, b in zip(plain.buffers(), fast.net.buffers()):
+    for a, b in zip(plain.buffers(), fast.net.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 

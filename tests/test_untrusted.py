@@ -116,7 +116,7 @@ def test_both_ends_are_met():
 
 @pytest.mark.slow
 def test_some_of_them_through_papermill(tmp_path):
-    "Twenty sets, as a user's program would hand them over: the notebook runs, or stops with the one line and leaves no run behind"
+    "Twenty sets, as a program would hand them over: it runs, or stops with one line and leaves no run behind"
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -219,7 +219,10 @@ def files(tmp_path_factory):
     history = pd.DataFrame(train(model, data, method, recipe, checkpoint=folder / 'checkpoint.pt'))
     save_run(folder, model, method, config, history, results=[], **provenance(CPU))
     save_records(run_suite(model, data.x_test, data.y_test, {}, eps=0.1, run='a'), folder / 'records.parquet')
-    new = lambda: State(*start_run(config, CPU)[1:])
+
+    def new():
+        return State(*start_run(config, CPU)[1:])
+
     readers = {
         'checkpoint.pt': lambda f: load_checkpoint(new(), f),
         'weights.safetensors': lambda f: load_weights(build_model('small_cnn', in_ch=1), f),

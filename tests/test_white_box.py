@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from importlib.util import find_spec
 
 import nbformat
 import pandas as pd
 import pytest
 import torch
+from helpers import papermill, small_project
 from safetensors.torch import load_file, save_file
 
 from adt_repro.base.parameters import ParameterError
@@ -20,38 +19,16 @@ from adt_repro.evaluation.records import SCHEMA, load_records
 from adt_repro.models.classifiers import build_model
 from adt_repro.runs.store import load_run
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp('project')
-    (root / 'nbs').mkdir()
-    (root / 'outputs').mkdir()
-    for f in 'settings.ini', 'nbs/white_box.ipynb':
-        shutil.copy(ROOT / f, root / f)
-    return root
-
-
-def papermill(project, out, **params):
-    given = [
-        w
-        for k, v in params.items()
-        for w in (('-y', f'{k}: {json.dumps(v)}') if isinstance(v, (list, dict)) else ('-p', k, str(v)))
-    ]
-    return subprocess.run(
-        [sys.executable, '-m', 'papermill', 'nbs/white_box.ipynb', out, *given],
-        cwd=project,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    return small_project(tmp_path_factory.mktemp('project'), 'white_box')
 
 
 @pytest.fixture(scope='module')
 def tiny(project):
     "At its defaults, where there is nothing: two runs are trained and judged"
-    done = papermill(project, 'out.ipynb')
+    done = papermill(project, 'white_box', 'out.ipynb')
     assert done.returncode == 0, done.stderr
     return project / 'outputs' / 'tiny'
 
@@ -92,6 +69,7 @@ def test_a_cascade_says_upper_bound(project, tiny):
     name = 'digits-small_cnn-at_pgd-s0'
     done = papermill(
         project,
+        'white_box',
         'cascade.ipynb',
         scale='demo',
         runs=[name],
@@ -121,6 +99,7 @@ def test_dear_attacks_on_fewer_images_in_low_precision(project, tiny):
     name = 'digits-small_cnn-at_pgd-s0'
     done = papermill(
         project,
+        'white_box',
         'few.ipynb',
         scale='tiny',
         runs=[name],
@@ -169,13 +148,13 @@ def test_dear_attacks_on_fewer_images_in_low_precision(project, tiny):
     ids=str,
 )
 def test_limits_that_are_none(project, tiny, bad, says):
-    done = papermill(project, 'bad.ipynb', scale='tiny', **bad)
+    done = papermill(project, 'white_box', 'bad.ipynb', scale='tiny', **bad)
     assert done.returncode and says in done.stderr
 
 
 def test_what_cannot_be_used(project, tiny, tmp_path):
     "One line each, a non-zero exit where it is papermill's business, and nothing half-written"
-    done = papermill(project, 'bad.ipynb', scale='tiny', runs=['digits-small_cnn-alp-s0'])
+    done = papermill(project, 'white_box', 'bad.ipynb', scale='tiny', runs=['digits-small_cnn-alp-s0'])
     assert (
         done.returncode
         and "runs='digits-small_cnn-alp-s0': expected digits-small_cnn-at_pgd-s0, digits-small_cnn-standard-s0"
@@ -214,11 +193,16 @@ def test_what_cannot_be_judged():
 
 def test_autoattack_is_an_extra(project, tiny):
     "Without the package a line says what to install; with it, it joins rob+ and its version is in the table"
-    try:
-        import pyautoattack
-    except ImportError:
+    if find_spec('pyautoattack') is None:
         done = papermill(
-            project, 'aa.ipynb', scale='tiny', autoattack=True, sound=False, draws=0, attacks=['fgsm']
+            project,
+            'white_box',
+            'aa.ipynb',
+            scale='tiny',
+            autoattack=True,
+            sound=False,
+            draws=0,
+            attacks=['fgsm'],
         )
         assert (
             done.returncode
@@ -228,6 +212,7 @@ def test_autoattack_is_an_extra(project, tiny):
         return
     done = papermill(
         project,
+        'white_box',
         'aa.ipynb',
         scale='tiny',
         autoattack=True,
