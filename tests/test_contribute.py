@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 import yaml
-from helpers import BIN, ROOT, copy_files, files_of_git
+from helpers import BIN, ROOT, copy_files, files_of_git, run
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 GUIDE = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
@@ -36,15 +36,8 @@ def clone(tmp_path):
 def hook(name, clone):
     entry = next(h for h in read('.pre-commit-config.yaml')['repos'][0]['hooks'] if h['id'] == name)
     env = os.environ | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', PYTHONPATH=str(clone))
-    run = subprocess.run(
-        shlex.split(entry['entry']),
-        cwd=clone,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    done = run(*shlex.split(entry['entry']), cwd=clone, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
     return entry
 
 
@@ -64,6 +57,25 @@ def test_hooks_mend_what_was_forgotten(clone):
     assert module.read_text() == exported and all(
         re.search(entry['files'], f) for f in ('nbs/library/losses.ipynb', 'adt_repro/losses.py')
     )
+
+
+def test_hooks_find_what_cannot_be_read(clone):
+    "The committed tree has nothing against it; a star import, two statements in a line and an endless line have"
+    hook('ruff', clone)
+    for line in 'from math import *', 'a = 1; b = 2', f'long = {"1" * 120}':
+        (clone / 'adt_repro' / 'bad.py').write_text(line + '\n')
+        with pytest.raises(AssertionError):
+            hook('ruff', clone)
+
+
+def test_no_exception_without_a_reason():
+    "Where ruff is told to look away, the same line says why"
+    found = [
+        line for line in run('git', 'grep', '-nE', '#.?noqa', '--', '*.py', '*.ipynb').stdout.splitlines()
+    ]
+    assert not [
+        line for line in found if 'git grep' not in line and not re.search(r'noqa: [A-Z]+\d+ - \w+', line)
+    ]
 
 
 def test_hooks_need_no_network():
