@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import nn
 
-import adt_repro.adversaries as adversaries
+import adt_repro.methods.adversaries as adversaries
 from adt_repro.base.device import eval_mode
 from adt_repro.base.parameters import ParameterError
 from adt_repro.data import load_data
@@ -117,7 +117,7 @@ def test_one_step_in_low_precision_is_nearly_the_same(name):
         state = state_of(name, ComputeSettings(precision))
         before = torch.cat([p.detach().flatten().clone() for p in state.model.parameters()])
         torch.manual_seed(1)
-        losses.append(train_step(state, DATA.x_train[:64], DATA.y_train[:64])[0])
+        losses.append(train_step(state, DATA.x_train, DATA.y_train)[0])  # of 64 images, seeds differ by 0.03
         steps.append(torch.cat([p.detach().flatten() for p in state.model.parameters()]) - before)
     assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1) < 0.02
     assert nn.functional.cosine_similarity(*steps, 0) > 0.95
