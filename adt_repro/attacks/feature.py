@@ -64,7 +64,7 @@ def _approach(model, x, y, goal, start, eps, step_size, steps):
 
 # %% ../../nbs/library/attacks/feature.ipynb #try-targets
 def _first_misclassified(copies, margins):
-    "Of k copies, (N, k, ...) and (N, k): the first that is misclassified, else the one with the smallest margin"
+    "Of k copies (N, k, ...) the first that is misclassified, else the one with the smallest margin"
     wrong = margins < 0
     pick = torch.where(wrong.any(1), wrong.byte().argmax(1), margins.argmin(1))
     rows = torch.arange(len(margins), device=margins.device)
@@ -72,14 +72,14 @@ def _first_misclassified(copies, margins):
 
 
 def _try_targets(approach, x, y, goals, starts, eps):
-    "The best copy of each image and its margin; `goals` (N, k, D) are features, `starts` (N, k, C, H, W) in [-1, 1]"
+    "The best of k copies and its margin; `goals` are (N, k, D), `starts` (N, k, C, H, W) in [-1, 1]"
     k = goals.shape[1]
     x_copies, y_copies = x.repeat_interleave(k, 0), y.repeat_interleave(k)
     x0 = (x_copies + eps * starts.flatten(0, 1)).clamp(0, 1)
     found, margins = in_groups(approach, x_copies, y_copies, goals.flatten(0, 1), x0)
     return _first_misclassified(found.view(-1, k, *x.shape[1:]), margins.view(-1, k))
 
-
+# %% ../../nbs/library/attacks/feature.ipynb #target-features
 def _target_features(model, x, y, pool, n):
     "Features of all images that are targets, (T, D), and which of them are an image's n targets, (N, n)"
     images, labels = pool
@@ -97,7 +97,7 @@ def _check_has_features(model):
 
 # %% ../../nbs/library/attacks/feature.ipynb #feature
 def fea_attack(
-    model: torch.nn.Module,  # images to logits, with `features(x)` (N, D) before its last layer `fc`
+    model: torch.nn.Module,  # images to logits, with `features` and `fc`; seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     *,
@@ -108,22 +108,19 @@ def fea_attack(
     step_size: float = None,  # size of a step in pixel values; None: eps/8
     group: int = 20,  # targets at a time, each a copy of every image; a matter of memory, not of results
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
-    """FeaAttack: towards the features of images of other classes; the network is seen in evaluation mode
-
-    A `ParameterError` where the network has no features, or the pool has one class only."""
+    "FeaAttack; a `ParameterError` where the network has no features, or the pool only the image's own class"
     _check_has_features(model)
-    step_size = eps / 8 if step_size is None else step_size
-    approach = partial(_approach, model, eps=eps, step_size=step_size, steps=steps)
+    size = eps / 8 if step_size is None else step_size
+    approach = partial(_approach, model, eps=eps, step_size=size, steps=steps)
     worst, least = x.clone(), x.new_full((len(x),), math.inf)
     with eval_mode(model):
-        features, which = _target_features(model, x, y, pool, n_targets)
+        goals, which = _target_features(model, x, y, pool, n_targets)
         for targets in which.split(group, 1):
-            starts = torch.stack([rand_unit(x) for _ in range(targets.shape[1])], 1)
+            starts = torch.stack([rand_unit(x) for _ in targets.T], 1)
             live = (least >= 0).nonzero()[:, 0]
             if len(live) == 0:
                 continue
-            goals = features[targets[live]]
-            found, margins = _try_targets(approach, x[live], y[live], goals, starts[live], eps)
+            found, margins = _try_targets(approach, x[live], y[live], goals[targets[live]], starts[live], eps)
             better = margins < least[live]
             worst[live[better]] = found[better]
             least[live[better]] = margins[better]
