@@ -52,11 +52,13 @@ def _noise_from(draw):
         _source.reset(token)
 
 
+@contextmanager
 def zero_noise():  # a context in which `rand_unit` and `rand_normal` give zeros
     "What a random thing does at the centre of its noise: a squashed Gaussian is at its mean"
-    return _noise_from(torch.zeros_like)
+    with _noise_from(torch.zeros_like):
+        yield
 
-# %% ../../nbs/library/base/noise.ipynb #hash
+# %% ../../nbs/library/base/noise.ipynb #splitmix
 def _splitmix64(h):
     "SplitMix64's finaliser on int64"
     for shift, factor in (30, -4658895280553007687), (27, -7723592293110705685), (31, 1):
@@ -64,7 +66,8 @@ def _splitmix64(h):
         h = (h ^ logical_shift) * factor
     return h
 
-
+# %% ../../nbs/library/base/noise.ipynb #hash
+@contextmanager
 def example_noise(
     ids: torch.Tensor,  # (N,) int64: which example each row of the batch is
     seed: int = 0,  # any whole number; another seed, another set of numbers
@@ -85,4 +88,5 @@ def example_noise(
         top_bits = _splitmix64(keys + pixels) >> 40
         return ((top_bits * 2 + 1).to(x.dtype) / 2**24).view(x.shape)
 
-    return _noise_from(draw)
+    with _noise_from(draw):
+        yield
