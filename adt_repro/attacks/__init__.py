@@ -1,0 +1,26 @@
+"""Attacks, (model, x, y, eps=...) to x_adv: in the modules gradient, feature, black_box, autoattack and suite."""
+
+from importlib import import_module
+
+_MODULES = dict(
+    gradient=['sign_ascent', 'fgsm', 'pgd', 'mim', 'worst_of', 'targeted'],
+    feature=['fea_attack'],
+    black_box=['spsa', 'square'],
+    autoattack=['auto_attack'],
+    suite=['TABLE1_ATTACKS'],
+)
+_DEFINED_IN = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = list(_DEFINED_IN)
+
+
+def __getattr__(name):  # a name's module, and PyTorch with it, is imported when the name is first used (PEP 562)
+    if name in _MODULES:
+        return import_module(f'{__name__}.{name}')
+    if name in _DEFINED_IN:
+        return getattr(import_module(f'{__name__}.{_DEFINED_IN[name]}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+    return sorted([*__all__, *_MODULES])
