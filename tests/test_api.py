@@ -107,7 +107,7 @@ def complaints(name, f):
 @pytest.mark.parametrize('module', MODULES, ids=lambda m: m.__name__)
 def test_documented(module):
     known = list(callables(module))
-    assert known
+    assert known or module.__name__ == 'adt_repro.attacks.suite'  # which defines a table
     assert not [c for name, f in known for c in complaints(name, f)]
 
 

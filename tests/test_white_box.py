@@ -206,7 +206,7 @@ def test_autoattack_is_an_extra(project, tiny):
         )
         assert (
             done.returncode
-            and "autoattack=True: allowed where pyautoattack is installed: pip install 'adt_repro[autoattack]'"
+            and "autoattack=True: expected pyautoattack to be installed: pip install 'adt_repro[autoattack]'"
             in done.stderr
         )
         return
