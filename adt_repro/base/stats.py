@@ -48,8 +48,8 @@ def with_interval(
 ) -> str:  # '52.2 ± 0.9'; '0.1 [0.0, 1.1]' where the ends are not equally far; '3.0' without an interval
     """An estimate with its interval, as text
 
-    The ends count as equally far from the estimate if their distances differ by less than 1.5 units of the last
-    digit shown. Then the number after ± is half of the interval's width.
+    The ends count as equally far from the estimate if their distances differ by less than 1.5 units of
+    the last digit shown. Then the number after ± is half of the interval's width.
     """
     if not np.isfinite([lo, value, hi]).all():
         return f'{value:.{digits}f}'
@@ -112,7 +112,7 @@ def _half_width(parts, tail):
 
     return math.hypot(*(-se * float(stdtrit(df, tail)) for se, df in parts))
 
-
+# %% ../../nbs/library/base/stats.ipynb #equivalent-df
 def _equivalent_df(se, half, tail, dfs):
     "Degrees of freedom, between those of the parts, of the one Student's t with this half width"
     from scipy.optimize import brentq
@@ -166,9 +166,9 @@ def two_level(
 ) -> dict:  # estimate, lo, hi, se, in the unit of `d`; df, seeds, n; se_seeds, se_examples
     """A mean over seeds and examples, with a standard error and an interval for new ones of both
 
-    `se_seeds` and `se_examples` are the two parts of `se`; `df` are the degrees of freedom of the one Student's t
-    that has this `se` and this interval. A `ParameterError` where there is no spread to see (a single number), or
-    where a number is not finite.
+    `se_seeds` and `se_examples` are the two parts of `se`; `df` are the degrees of freedom of the one
+    Student's t that has this `se` and this interval. A `ParameterError` where there is no spread to see
+    (a single number), or where a number is not finite.
     """
     for name, value, rule in (('boots', boots, whole(100)), ('seed', seed, whole(0))):
         if not rule.ok(value):
@@ -230,7 +230,7 @@ def _one_sided(gap, found):
 # %% ../../nbs/library/base/stats.ipynb #p-outside-api
 def p_outside(
     found: dict,  # of `two_level`; of another source: estimate, se, df
-    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: where the truth lies by the claim
+    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what is claimed of the truth
 ) -> float:  # in [0, 1]; small: the claim holds
     "The p value against a truth outside of `bounds`; a `ParameterError` where these are none"
     lo, hi = check_bounds(bounds)

@@ -69,8 +69,8 @@ def run_table(
     """The runs of a scale, from their small files; a `ParameterError` where one cannot be used
 
     The columns: run (its folder's name), row (its name in Table 1), method, seed, dataset, arch, eps, epochs,
-    n_train, n_test, recipe, seconds (of training), device, and below, the share of epochs with the entropy term U
-    under its threshold (nan where there is none). Imported weights are left out.
+    n_train, n_test, recipe, seconds (of training), device, and below, the share of epochs with the entropy
+    term U under its threshold (nan where there is none). Imported weights are left out.
     """
     rows = []
     for file in sorted(Path(folder).glob('runs/*/run.json')):
@@ -86,7 +86,7 @@ def _seed_of_run(runs):
 
 
 def _grid(rows, value):
-    "(S, n): a column as a frame of seeds and images, without images that a seed lacks; the least where several"
+    "(S, n): a column by seed and image, the least of several rows; images that a seed lacks are left out"
     return rows.groupby(['seed_of_run', 'i'])[value].min().unstack('i').dropna(axis=1)
 
 
@@ -395,7 +395,7 @@ def _seed_grid(e, value, row):
 
 
 def _difference(a, b):
-    "The difference of two grids where both have seeds and images; None where one of them is, or none in common"
+    "a - b on the seeds and images that both have; None where there are none, or a or b is None"
     if a is None or b is None:
         return None
     a, b = a.align(b, join='inner')

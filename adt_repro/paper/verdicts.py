@@ -67,7 +67,7 @@ def _not_supported(found, bounds, published, p, alpha):
 # %% ../../nbs/library/paper/verdicts.ipynb #verdict
 def verdict(
     found: dict,  # of `two_level`; None: the experiment was not run
-    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: where the truth lies by the claim
+    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what is claimed of the truth
     published: float = None,  # the size that was published, in the statistic's unit; None: unknown
     p: float = None,  # adjusted p value in [0, 1]; None: that of `p_outside`
     alpha: float = 0.05,  # level of the test, in (0, 1)
@@ -137,8 +137,8 @@ def judge(
 ) -> pd.DataFrame:  # one row a claim, in their order
     """Each claim's verdict; a `ParameterError` where two claims share a key
 
-    The columns: key, claim, statistic, unit, estimate, lo, hi, published, seeds, n, p (taken alone), p_holm (which
-    counts how many claims were tested), verdict, why.
+    The columns: key, claim, statistic, unit, estimate, lo, hi, published, seeds, n, p (taken alone), p_holm
+    (which counts how many claims were tested), verdict, why.
     """
     keys = [c.key for c in claims]
     if len(set(keys)) < len(keys):
