@@ -13,53 +13,83 @@ import numpy as np
 import pandas as pd
 
 from ..base.parameters import maybe, number, refuse, whole
-from ..base.stats import _bounds, _interval, _table, holm, p_outside, share, two_level
+from adt_repro.base.stats import (
+    check_bounds,
+    combined_interval,
+    holm,
+    p_outside,
+    seeds_by_examples,
+    share,
+    two_level,
+)
+
+# %% ../../nbs/library/paper/verdicts.ipynb #verdict-sentences
+def _short_number(v):
+    if math.isinf(v):
+        return '∞' if v > 0 else '−∞'
+    return f'{v:.3g}'
+
+
+def _span(lo, hi):
+    return f'{_short_number(lo)}, {_short_number(hi)}'
+
+
+def _supported(found, bounds, p_alone, p, alpha):
+    "The verdict on a claim whose p value, alone or adjusted, is at most `alpha`"
+    interval, claim = f'interval [{_span(found["lo"], found["hi"])}]', f'({_span(*bounds)})'
+    if p > alpha:
+        return 'consistent', f'{interval}, p = {p_alone:.2g} taken alone, {p:.2g} among all claims'
+    if found['seeds'] > 1:
+        return 'reproduced', f'{interval}, p = {p:.2g} against a truth outside {claim}'
+    return 'consistent', f'{interval}, p = {p:.2g}, of a single seed: it says nothing of others'
+
+# %% ../../nbs/library/paper/verdicts.ipynb #verdict-not-shown
+def _not_supported(found, bounds, published, p, alpha):
+    "The verdict on a claim whose p value is above `alpha`: does the interval exclude it, or can it not tell?"
+    (lo, hi), a, b = bounds, found['lo'], found['hi']
+    interval, claim = f'interval [{_span(a, b)}]', f'({_span(lo, hi)})'
+    of_one_seed = ', of a single seed' if found['seeds'] == 1 else ''
+    if b <= lo or a >= hi:
+        return 'not reproduced', f'{interval} lies outside {claim}{of_one_seed}'
+    if lo < a and b < hi:
+        return 'underpowered', f'{interval} lies within {claim}, but p = {p:.2g} is above {alpha:g}'
+    covered = ' and '.join(_short_number(v) for v in bounds if a <= v <= b)
+    if published is None:
+        return 'underpowered', f'{interval} covers {covered}; no size was published'
+    size = _short_number(published)
+    if a <= published <= b:
+        return 'underpowered', f'{interval} covers both {covered} and the published {size}'
+    why = f'{interval} covers {covered} and excludes the published {size}'
+    if found['seeds'] > 1:
+        return 'not reproduced', why
+    return 'underpowered', f'{why}{of_one_seed}: others are not in it'
 
 # %% ../../nbs/library/paper/verdicts.ipynb #verdict
-def _num(v):
-    return ('∞' if v > 0 else '−∞') if math.isinf(v) else f'{v:.3g}'
-
-
 def verdict(
     found: dict,  # of `two_level`; None: the experiment was not run
-    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what the claim says of the truth
+    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what is claimed of the truth
     published: float = None,  # the size that was published, in the statistic's unit; None: unknown
     p: float = None,  # adjusted p value in [0, 1]; None: that of `p_outside`
     alpha: float = 0.05,  # level of the test, in (0, 1)
 ) -> tuple:  # the word and a short sentence: reproduced, consistent, not reproduced, underpowered, not run
-    "What an experiment says about a claim, in a word, and why; a `ParameterError` for bounds or levels that are none"
-    (lo, hi), level = _bounds(bounds), number(0, 1)
+    "What an experiment says about a claim, and why; a `ParameterError` for bounds or levels that are none"
+    bounds, level = check_bounds(bounds), number(0, 1)
     for name, value in ('alpha', alpha), ('p', 0.0 if p is None else float(p)):
         if not level.ok(value):
             refuse(name, value, level.says)
     if found is None:
         return 'not run', 'no records'
     if found['se'] == 0:
-        return 'underpowered', f'all are {_num(found["estimate"])}: no spread that could be judged by'
-    raw, a, b = p_outside(found, bounds), found['lo'], found['hi']
-    p, span, claim = raw if p is None else p, f'interval [{_num(a)}, {_num(b)}]', f'({_num(lo)}, {_num(hi)})'
-    if p <= alpha and found['seeds'] > 1:
-        return 'reproduced', f'{span}, p = {p:.2g} against a truth outside {claim}'
-    if p <= alpha:
-        return 'consistent', f'{span}, p = {p:.2g}, of a single seed: it says nothing of others'
-    if raw <= alpha:
-        return 'consistent', f'{span}, p = {raw:.2g} taken alone, {p:.2g} among all claims'
-    alone = ', of a single seed' * (found['seeds'] == 1)
-    if b <= lo or a >= hi:
-        return 'not reproduced', f'{span} lies outside {claim}{alone}'
-    if lo < a and b < hi:
-        return 'underpowered', f'{span} lies within {claim}, but p = {p:.2g} is above {alpha:g}'
-    over = ' and '.join(_num(v) for v in (lo, hi) if a <= v <= b)
-    if published is None:
-        return 'underpowered', f'{span} covers {over}; no size was published'
-    if a <= published <= b:
-        return 'underpowered', f'{span} covers both {over} and the published {_num(published)}'
-    word, but = (
-        ('not reproduced', '') if found['seeds'] > 1 else ('underpowered', f'{alone}: others are not in it')
-    )
-    return word, f'{span} covers {over} and excludes the published {_num(published)}{but}'
+        size = _short_number(found['estimate'])
+        return 'underpowered', f'all are {size}: no spread that could be judged by'
+    p_alone = p_outside(found, bounds)
+    if p is None:
+        p = p_alone
+    if min(p, p_alone) <= alpha:
+        return _supported(found, bounds, p_alone, p, alpha)
+    return _not_supported(found, bounds, published, p, alpha)
 
-# %% ../../nbs/library/paper/verdicts.ipynb #judge
+# %% ../../nbs/library/paper/verdicts.ipynb #claim
 @dataclass(frozen=True)
 class Claim:
     "What a paper says, in a form that can be tested; a `ParameterError` for bounds that are none"
@@ -72,59 +102,95 @@ class Claim:
     statistic: str = ''  # what is measured, in words
 
     def __post_init__(self):
-        _bounds(self.bounds)
+        check_bounds(self.bounds)
+
+# %% ../../nbs/library/paper/verdicts.ipynb #judged-row
+_JUDGED = 'key claim statistic unit estimate lo hi published seeds n p p_holm verdict why'.split()
 
 
+def _judged_row(claim, found, p, p_holm, alpha):
+    "A claim's row of the table; `found`, `p` and `p_holm` are None where it was not run"
+    word, why = verdict(found, claim.bounds, claim.published, p_holm, alpha)
+    found = found or {}
+    return dict(
+        key=claim.key,
+        claim=claim.text,
+        statistic=claim.statistic,
+        unit=claim.unit,
+        estimate=found.get('estimate', math.nan),
+        lo=found.get('lo', math.nan),
+        hi=found.get('hi', math.nan),
+        published=math.nan if claim.published is None else claim.published,
+        seeds=found.get('seeds', 0),
+        n=found.get('n', 0),
+        p=math.nan if p is None else p,
+        p_holm=math.nan if p_holm is None else p_holm,
+        verdict=word,
+        why=why,
+    )
+
+# %% ../../nbs/library/paper/verdicts.ipynb #judge
 def judge(
     claims: list,  # of `Claim`, their keys all different
     found: dict,  # key to what `two_level` found; None or no entry: not run
     alpha: float = 0.05,  # level of the tests together, in (0, 1)
-) -> pd.DataFrame:  # one row a claim: key, claim, statistic, unit, estimate, lo, hi, published, seeds, n, p, p_holm, verdict, why
-    "Each claim's verdict, with p values that count how many were tested; a `ParameterError` where two claims share a key"
+) -> pd.DataFrame:  # one row a claim, in their order
+    """Each claim's verdict; a `ParameterError` where two claims share a key
+
+    The columns: key, claim, statistic, unit, estimate, lo, hi, published, seeds, n, p (taken alone), p_holm
+    (which counts how many claims were tested), verdict, why.
+    """
     keys = [c.key for c in claims]
     if len(set(keys)) < len(keys):
         refuse('claims', keys, 'claims of different keys')
     p = {c.key: p_outside(found[c.key], c.bounds) for c in claims if found.get(c.key)}
-    adjusted, rows = dict(zip(p, holm(list(p.values())))), []
-    for c in claims:
-        f, q = found.get(c.key) or {}, adjusted.get(c.key)
-        word, why = verdict(f or None, c.bounds, c.published, q, alpha)
-        rows.append(
-            dict(key=c.key, claim=c.text, statistic=c.statistic, unit=c.unit)
-            | {k: f.get(k, math.nan) for k in ('estimate', 'lo', 'hi')}
-            | dict(
-                published=math.nan if c.published is None else c.published,
-                seeds=f.get('seeds', 0),
-                n=f.get('n', 0),
-                p=p.get(c.key, math.nan),
-                p_holm=math.nan if q is None else q,
-                verdict=word,
-                why=why,
-            )
-        )
-    return pd.DataFrame(
-        rows, columns='key claim statistic unit estimate lo hi published seeds n p p_holm verdict why'.split()
-    )
+    p_holm = dict(zip(p, holm(list(p.values())), strict=True))
+    rows = [_judged_row(c, found.get(c.key) or None, p.get(c.key), p_holm.get(c.key), alpha) for c in claims]
+    return pd.DataFrame(rows, columns=_JUDGED)
 
-# %% ../../nbs/library/paper/verdicts.ipynb #cell-verdict
+# %% ../../nbs/library/paper/verdicts.ipynb #our-accuracy
 def _wilson_se(percent, n):
     "Standard error, in points, of a share of n at the centre of Wilson's interval"
     z2 = 1.96**2
-    share = (percent / 100 * n + z2 / 2) / (n + z2)
-    return 100 * math.sqrt(share * (1 - share) / (n + z2))
+    centre = (percent / 100 * n + z2 / 2) / (n + z2)
+    return 100 * math.sqrt(centre * (1 - centre) / (n + z2))
 
 
-def _our_accuracy(right, confidence):
+def _our_accuracy(right):
     "`two_level` in percent, within [0, 100]; Wilson's where no spread is seen or only images vary"
-    found = two_level(100 * _table(right), confidence=confidence)
+    found = two_level(100 * seeds_by_examples(right))
     if found['seeds'] > 1 and found['se'] > 0:
         return found | dict(lo=max(found['lo'], 0.0), hi=min(found['hi'], 100.0))
-    wilson, n = share(round(found['estimate'] / 100 * found['n']), found['n'], confidence), found['n']
-    return found | dict(
-        lo=100 * wilson['lo'], hi=100 * wilson['hi'], se_examples=_wilson_se(found['estimate'], n)
+    percent, n = found['estimate'], found['n']
+    wilson = share(round(percent / 100 * n), n)
+    return found | dict(lo=100 * wilson['lo'], hi=100 * wilson['hi'], se_examples=_wilson_se(percent, n))
+
+
+def _difference(ours, published, n_published):
+    "Our accuracy minus a published one, in points, with its interval"
+    se_examples = math.hypot(ours['se_examples'], _wilson_se(published, n_published))
+    return combined_interval(
+        ours['estimate'] - published, ours['se_seeds'], se_examples, ours['seeds'], ours['n']
     )
 
-# %% ../../nbs/library/paper/verdicts.ipynb #cell-verdict-api
+# %% ../../nbs/library/paper/verdicts.ipynb #check-cell
+def _check_cell(right, published, n_published, margin, alpha):
+    "A `ParameterError` for what `cell_verdict` cannot use"
+    rules = (
+        ('published', published, maybe(number(0, 100))),
+        ('n_published', n_published, whole(1)),
+        ('margin', margin, number(0, above=True)),
+        ('alpha', alpha, number(0, 1)),
+    )
+    for name, value, rule in rules:
+        if not rule.ok(value):
+            refuse(name, value, rule.says)
+    if right is None:
+        return
+    if np.asarray(right).dtype != bool or np.ndim(right) != 2:
+        refuse('right', np.shape(right), 'bools of shape (seeds, images)')
+
+# %% ../../nbs/library/paper/verdicts.ipynb #cell-verdict
 def cell_verdict(
     right,  # (S, n) bools, is the prediction right? seeds are rows, the same n images in each; None: not run
     published: float,  # accuracy in percent, in [0, 100]; None: no such number
@@ -135,35 +201,18 @@ def cell_verdict(
     alpha: float = 0.05,  # level of the test, in (0, 1)
 ) -> dict:  # accuracy, lo, hi in percent; seeds, n; diff, diff_lo, diff_hi in points; p; verdict, why
     "Does an accuracy agree with a published one? A `ParameterError` where an input is not of this kind"
-    for name, value, rule in (
-        ('published', published, maybe(number(0, 100))),
-        ('n_published', n_published, whole(1)),
-        ('margin', margin, number(0, above=True)),
-        ('alpha', alpha, number(0, 1)),
-    ):
-        if not rule.ok(value):
-            refuse(name, value, rule.says)
-    out = dict.fromkeys('accuracy lo hi seeds n diff diff_lo diff_hi p'.split(), math.nan) | dict(
-        seeds=0, n=0
-    )
+    _check_cell(right, published, n_published, margin, alpha)
+    cell = dict.fromkeys('accuracy lo hi seeds n diff diff_lo diff_hi p'.split(), math.nan)
     if right is None:
-        return out | dict(verdict='not run', why='no records')
-    if np.asarray(right).dtype != bool or np.ndim(right) != 2:
-        refuse('right', np.shape(right), 'bools of shape (seeds, images)')
-    ours = _our_accuracy(right, 0.95)
-    out |= dict(accuracy=ours['estimate']) | {k: ours[k] for k in ('lo', 'hi', 'seeds', 'n')}
+        return cell | dict(seeds=0, n=0, verdict='not run', why='no records')
+    ours = _our_accuracy(right)
+    cell |= dict(accuracy=ours['estimate']) | {k: ours[k] for k in ('lo', 'hi', 'seeds', 'n')}
     if published is None:
-        return out | dict(verdict='no published value', why='nothing to compare with')
+        return cell | dict(verdict='no published value', why='nothing to compare with')
     if not same:
-        return out | dict(verdict='other scale', why='not the published setting, so not compared')
-    examples = math.hypot(ours['se_examples'], _wilson_se(published, n_published))
-    diff = _interval(ours['estimate'] - published, ours['se_seeds'], examples, ours['seeds'], ours['n'], 0.95)
+        return cell | dict(verdict='other scale', why='not the published setting, so not compared')
+    diff = _difference(ours, published, n_published)
+    cell |= dict(diff=diff['estimate'], diff_lo=diff['lo'], diff_hi=diff['hi'])
+    cell['p'] = p_outside(diff, (-margin, margin))
     word, why = verdict(diff, (-margin, margin), 0.0, alpha=alpha)
-    return out | dict(
-        diff=diff['estimate'],
-        diff_lo=diff['lo'],
-        diff_hi=diff['hi'],
-        p=p_outside(diff, (-margin, margin)),
-        verdict=word,
-        why=why,
-    )
+    return cell | dict(verdict=word, why=why)
