@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['METHOD_NAMES', 'DATASET_NAMES', 'RECIPE_NAMES', 'GEN_INPUT_NAMES', 'PRECISION_NAMES', 'COMPILE_NAMES', 'ATTACK_NAMES',
            'EXTRAS', 'EXPERIMENTS', 'IMPORTED', 'ARCH', 'EPS', 'FRESH', 'RULES', 'SESSION', 'IMPORTED_RULES', 'INPUTS',
-           'WEIGHTS', 'CASCADE', 'LIMITS', 'BENCHMARK_PARTS', 'PARAMETERS', 'SCALE_PARAMETERS', 'Parameter', 'is_range',
-           'is_mean_std', 'check_notebook', 'parameters_cell', 'parameter_table', 'run_name', 'Scale', 'check_scale',
-           'seeds_of', 'scale_runs', 'runs_of', 'transfer_runs', 'call_parameters', 'made_files', 'all_files',
-           'load_scale', 'read_scale', 'find_scale', 'scale_schema']
+           'WEIGHTS', 'CASCADE', 'LIMITS', 'BENCHMARK_PARTS', 'PARAMETERS', 'SCALE_PARAMETERS', 'NOT_IN_A_ROW',
+           'Parameter', 'is_range', 'is_mean_std', 'check_notebook', 'parameters_cell', 'parameter_table', 'run_name',
+           'Scale', 'check_scale', 'seeds_of', 'scale_runs', 'runs_of', 'transfer_runs', 'call_parameters',
+           'made_files', 'all_files', 'load_scale', 'read_scale', 'find_scale', 'scale_schema']
 
 # %% ../../nbs/library/runs/config.ipynb #imports
 import html
@@ -708,8 +708,8 @@ _SCALE_EXPERIMENTS = dict(
     threads=Parameter(_COUNT, 1, 'CPU threads of each job'),
     **{name: Parameter(_TABLE, None, f'parameters of {name}.ipynb') for name in (*EXPERIMENTS, 'paper')},
 )
-_NOT_IN_A_ROW = 'rows', 'seed', 'scale', 'device', 'data_root'
-_ROW_PARAMETERS = {name: _TRAIN[name] for name in RULES if name not in _NOT_IN_A_ROW}
+NOT_IN_A_ROW = 'rows', 'seed', 'scale', 'device', 'data_root'  # of `RULES`, what is no row's to say
+_ROW_PARAMETERS = {name: _TRAIN[name] for name in RULES if name not in NOT_IN_A_ROW}
 _BASE_PARAMETERS = {
     name: _TRAIN[name]
     for name in RULES
