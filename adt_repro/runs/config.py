@@ -7,8 +7,8 @@ __all__ = ['METHOD_NAMES', 'DATASET_NAMES', 'RECIPE_NAMES', 'GEN_INPUT_NAMES', '
            'EXTRAS', 'EXPERIMENTS', 'IMPORTED', 'ARCH', 'EPS', 'FRESH', 'RULES', 'SESSION', 'IMPORTED_RULES', 'INPUTS',
            'WEIGHTS', 'CASCADE', 'LIMITS', 'BENCHMARK_PARTS', 'PARAMETERS', 'SCALE_PARAMETERS', 'NOT_IN_A_ROW',
            'Parameter', 'is_range', 'is_mean_std', 'check_notebook', 'parameters_cell', 'parameter_table', 'run_name',
-           'Scale', 'check_scale', 'seeds_of', 'scale_runs', 'runs_of', 'transfer_runs', 'call_parameters',
-           'made_files', 'all_files', 'load_scale', 'read_scale', 'find_scale', 'scale_schema']
+           'scale_parameter_table', 'Scale', 'check_scale', 'seeds_of', 'scale_runs', 'runs_of', 'transfer_runs',
+           'call_parameters', 'made_files', 'all_files', 'load_scale', 'read_scale', 'find_scale', 'scale_schema']
 
 # %% ../../nbs/library/runs/config.ipynb #imports
 import html
@@ -632,20 +632,24 @@ def parameters_cell(
     )
 
 # %% ../../nbs/library/runs/config.ipynb #parameter-table
-def parameter_table(
-    notebook: str,  # its name
-) -> str:  # a table in Markdown, one row a parameter
-    "The parameters of a notebook with type, default, range and meaning"
+def _markdown_table(parameters):
+    "Parameters as a table in Markdown, one row each"
 
     def cell(text):
         return html.escape(text, quote=False).replace('|', '\\|').replace('$', r'\$').replace('*', r'\*')
 
     lines = ['| name | type | default | expected | meaning |', '|---|---|---|---|---|']
-    for name, p in PARAMETERS[notebook].items():
-        lines.append(
-            f'| `{name}` | {p.rule.type.__name__} | `{p.default!r}` | {cell(p.rule.says)} | {cell(p.meaning)} |'
-        )
+    for name, p in parameters.items():
+        row = f'`{name}`', p.rule.type.__name__, f'`{p.default!r}`', cell(p.rule.says), cell(p.meaning)
+        lines.append(f'| {" | ".join(row)} |')
     return '\n'.join(lines)
+
+
+def parameter_table(
+    notebook: str,  # its name
+) -> str:  # a table in Markdown, one row a parameter
+    "The parameters of a notebook with type, default, range and meaning"
+    return _markdown_table(PARAMETERS[notebook])
 
 # %% ../../nbs/library/runs/config.ipynb #run-name
 def run_name(
@@ -708,6 +712,13 @@ _SCALE_EXPERIMENTS = dict(
     threads=Parameter(_COUNT, 1, 'CPU threads of each job'),
     **{name: Parameter(_TABLE, None, f'parameters of {name}.ipynb') for name in (*EXPERIMENTS, 'paper')},
 )
+
+
+def scale_parameter_table() -> str:  # a table in Markdown
+    "What `experiments` in a scale's file may hold"
+    return _markdown_table(_SCALE_EXPERIMENTS)
+
+
 NOT_IN_A_ROW = 'rows', 'seed', 'scale', 'device', 'data_root'  # of `RULES`, what is no row's to say
 _ROW_PARAMETERS = {name: _TRAIN[name] for name in RULES if name not in NOT_IN_A_ROW}
 _BASE_PARAMETERS = {
@@ -866,10 +877,11 @@ def _named(scale, experiment, rows, seeds):
     names = [
         _run_of(scale, row, s) for row in rows for s in (seeds_of(scale, row) if seeds is None else seeds)
     ]
-    trained = scale_runs(scale)
-    for name in names:
-        if name not in trained:
-            raise ParameterError(f'experiments: {experiment}: {name}, expected the runs of methods and seeds')
+    missing = sorted(set(names) - set(scale_runs(scale)))
+    if missing:
+        raise ParameterError(
+            f'experiments: {experiment}: {missing[0]}, expected the runs of methods and seeds'
+        )
     return names
 
 
