@@ -1,4 +1,4 @@
-"Every run, record, table and figure of a scale, each by one call of one notebook: snakemake --cores 2 --config scale=demo"
+"Every run, record, table and figure of a scale, each by one call of a notebook: snakemake --cores 2 --config scale=demo"
 import os
 import subprocess
 import sys
@@ -6,12 +6,12 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)   # this project's package, however Snakemake was started
 from adt_repro.base.parameters import ParameterError
-from adt_repro.runs import config as scales   # no PyTorch: this file is read again by every job
+from adt_repro.runs import scales   # no PyTorch: every job reads this file again
 
 # Jobs find this environment's papermill
 os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
 
-# Several cards in one machine: with ADT_GPUS="0 1" each job takes the first free one, by a lock that ends with the job
+# Several cards in one machine: with ADT_GPUS="0 1" each job takes the first free one, by a lock that ends with it
 if cards := os.environ.get('ADT_GPUS', '').split():
     shell.prefix(
         'set -euo pipefail; '
@@ -29,7 +29,7 @@ try:
     scale = scales.read_scale(FILE)
 except ParameterError as error:
     raise WorkflowError(str(error))
-OUT, THREADS = scale.folder, scale.asked['threads']
+OUT, THREADS = f'outputs/{scale.name}', scale.asked['threads']
 made, everything = scales.made_files(scale), scales.all_files(scale)
 
 def given(notebook):
@@ -52,8 +52,9 @@ def files_of_runs(runs):
 wildcard_constraints: run='|'.join(scales.scale_runs(scale))
 localrules: all, paper
 
+# All files by name: what is deleted is made again, needed by the report or not
 rule all:
-    input: f'{OUT}/report.html', everything   # all of it by name: what is deleted is made again, needed by the report or not
+    input: f'{OUT}/report.html', everything
 
 rule train:
     output: made['train']
@@ -150,5 +151,12 @@ if workflow.is_main_process:
         plan.write_text(costs.stdout, encoding='utf-8')
     print(plan.read_text(encoding='utf-8'), file=sys.stderr)
 
-onsuccess: print(f'All of scale {scale.name} is made: {OUT}/report.html', file=sys.stderr)
-onerror: print(f'Something failed: its last lines are in {OUT}/logs/, its notebook in {OUT}/notebooks/. Started again, the rest goes on.', file=sys.stderr)
+onsuccess:
+    print(f'All of scale {scale.name} is made: {OUT}/report.html', file=sys.stderr)
+
+onerror:
+    print(
+        f'Something failed: its last lines are in {OUT}/logs/, its notebook in {OUT}/notebooks/. '
+        'Started again, the rest goes on.',
+        file=sys.stderr,
+    )

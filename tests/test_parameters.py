@@ -20,15 +20,8 @@ from adt_repro.methods.table import METHODS, OPTIONS
 from adt_repro.models.classifiers import arch_rule
 from adt_repro.paper.claims import PARTS
 from adt_repro.runs import config
-from adt_repro.runs.config import (
-    PARAMETERS,
-    check_notebook,
-    check_scale,
-    parameter_table,
-    parameters_cell,
-    read_scale,
-    scale_schema,
-)
+from adt_repro.runs.config import PARAMETERS, check_notebook, parameter_table, parameters_cell
+from adt_repro.runs.scales import check_scale, read_scale, scale_schema
 from adt_repro.speed.precision import COMPILES, PRECISIONS
 from adt_repro.training.state import RECIPES, Recipe
 
@@ -145,10 +138,10 @@ def test_rules_of_other_modules():
 
 def test_needs_neither_torch_nor_numpy_nor_pandas():
     "The Snakefile is read again by every job"
-    line = 'import sys; import adt_repro.runs.config; print(*sys.modules)'
+    line = 'import sys; import adt_repro.runs.scales; print(*sys.modules)'
     done = subprocess.run([sys.executable, '-c', line], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
-    assert 'adt_repro.runs.config' in loaded and 'yaml' in loaded
+    assert {'adt_repro.runs.config', 'adt_repro.runs.scales', 'yaml'} <= set(loaded)
     assert not {'torch', 'numpy', 'pandas', 'scipy', 'matplotlib'} & set(loaded)
 
 

@@ -16,8 +16,9 @@ import yaml
 
 from adt_repro.base.parameters import ParameterError
 from adt_repro.planning.costs import cost_table
-from adt_repro.runs.config import PARAMETERS, RULES, read_scale
+from adt_repro.runs.config import PARAMETERS, RULES
 from adt_repro.runs.resolve import resolve
+from adt_repro.runs.scales import read_scale
 from adt_repro.runs.store import run_folder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ class ParameterError(ValueError):
     def _render_traceback_(self):
         return [f'{type(self).__name__}: {self}']  # IPython then prints no stack
 
-
+# %% ../../nbs/library/base/parameters.ipynb #shown
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 200
 _short.maxlist = _short.maxdict = _short.maxtuple = 8
@@ -111,7 +111,7 @@ def whole(
         schema['maximum'] = hi
     return Rule(ok, says, type=int, schema=schema)
 
-
+# %% ../../nbs/library/base/parameters.ipynb #even
 def even(
     lo: int = 2,  # smallest value
 ) -> Rule:  # satisfied by even ints of at least `lo`
