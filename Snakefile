@@ -1,4 +1,4 @@
-"Every run, record, table and figure of a scale, each by one call of a notebook: snakemake --cores 2 --config scale=demo"
+"Every run, record, table and figure of a scale, each by a call of a notebook: snakemake --cores 2 --config scale=demo"
 import os
 import subprocess
 import sys
@@ -11,13 +11,14 @@ from adt_repro.runs import scales   # no PyTorch: every job reads this file agai
 # Jobs find this environment's papermill
 os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
 
-# Several cards in one machine: with ADT_GPUS="0 1" each job takes the first free one, by a lock that ends with it
+# Several cards in one machine: with ADT_GPUS="0 1" each job takes the first free one, by a lock
 if cards := os.environ.get('ADT_GPUS', '').split():
     shell.prefix(
         'set -euo pipefail; '
         f'for card in {" ".join(cards)} none; do '
         'if [ $card = none ]; then '
-        f'echo "ADT_GPUS=$ADT_GPUS: no card is free, --resources gpu={len(cards)} is missing" >&2; exit 1; fi; '
+        f'echo "ADT_GPUS=$ADT_GPUS: no card is free, --resources gpu={len(cards)} is missing" >&2; '
+        'exit 1; fi; '
         'exec 9>.snakemake/card-$card; '
         'if flock -n 9; then export CUDA_VISIBLE_DEVICES=$card; break; fi; '
         'done; '
@@ -37,7 +38,7 @@ def given(notebook):
     return lambda wildcards: scales.call_parameters(scale, notebook, wildcards.get('run'))
 
 def call(notebook, label=''):
-    "The shell's line for one notebook; the executed one stays in notebooks/, whether it came to its end or not"
+    "The shell's line for one notebook; the executed one stays in notebooks/, whether it failed or not"
     return (
         f'mkdir -p {OUT}/notebooks && '
         f'OMP_NUM_THREADS={{threads}} python -m papermill --no-progress-bar nbs/{notebook}.ipynb '
