@@ -69,17 +69,14 @@ class Parameter:
     default: object  # its value in the parameters cell; None where something else decides
     meaning: str  # one line
 
-
+# %% ../../nbs/library/runs/config.ipynb #rules-shared
+_DEPTHS = '|'.join(str(depth) for depth in range(10, 101, 6))
 ARCH = matching(
-    f'small_cnn|resnet18|wrn-({"|".join(str(depth) for depth in range(10, 101, 6))})-([1-9]|1[0-9]|20)',
+    f'small_cnn|resnet18|wrn-({_DEPTHS})-([1-9]|1[0-9]|20)',
     'small_cnn, resnet18, or wrn-<depth>-<widen> with a depth of 6n+4 up to 100'
     ' and a width up to 20 such as wrn-28-10',
 )
 EPS = number(0, 1, above=True)
-_COUNT = whole(1)
-_SEED = whole(0, 2**31 - 1)
-_RUN_PATTERNS = maybe(several(text()))
-_TRANSFER_ATTACKS = several(one_of(*(name for name in ATTACK_NAMES if name != 'feature')))
 FRESH = Rule(
     lambda v: isinstance(v, bool) or v == 'changed',  # changed: start over what had other parameters
     'true, false, or changed',
@@ -87,8 +84,12 @@ FRESH = Rule(
     bool,
     dict(enum=[True, False, 'changed']),
 )
+_COUNT = whole(1)
+_SEED = whole(0, 2**31 - 1)
 _MAYBE_COUNT = maybe(whole(1, 10**6))
 _MAYBE_POSITIVE = maybe(number(0, above=True))
+_RUN_PATTERNS = maybe(several(text()))
+_TRANSFER_ATTACKS = several(one_of(*(name for name in ATTACK_NAMES if name != 'feature')))
 
 # %% ../../nbs/library/runs/config.ipynb #train-what
 _DATA = dict(
@@ -125,7 +126,7 @@ _RECIPE = dict(
     drops=Parameter(
         maybe(several(whole(-(10**6), 10**6))),
         None,
-        'epochs before which step falls to a tenth, negative: from the end; default [-2]',
+        'epochs before which the rate falls to a tenth, negative: from the end; default [-2]',
     ),
     average=Parameter(
         maybe(number(0, 0.99999)), None, 'decay of an average of the weights, 0: none; default 0, tuned 0.999'
@@ -157,7 +158,9 @@ _INNER = dict(
     ),
     rho=Parameter(maybe(number(-20, 20)), None, "start of adt_exp's rho; default 0, a sigma of 0.693"),
     group=Parameter(
-        _MAYBE_COUNT, None, 'images whose gradients adt_exp takes at a time; default by size and device'
+        _MAYBE_COUNT,
+        None,
+        'images adt_exp takes gradients of at a time; default 64 of 32 x 32 on CPU, 1024 on CUDA',
     ),
     beta=Parameter(
         _MAYBE_POSITIVE,
@@ -180,7 +183,9 @@ _OPTIONS = dict(
         maybe(number()), None, 'of adt_imp_am: U above which entropy is rewarded; default 0.9 as released'
     ),
     gen_width=Parameter(
-        maybe(whole(1, 1024)), None, "the generator's width; default by network, such as 64 for resnet18"
+        maybe(whole(1, 1024)),
+        None,
+        'width of the generator; default by network: wrn-28-10 256, resnet18 64, small_cnn 16',
     ),
     gen_input=Parameter(
         maybe(one_of(*GEN_INPUT_NAMES)), None, 'what the generator sees: gradients (default), or image alone'
@@ -202,7 +207,7 @@ _COMPUTING = dict(
     compile=Parameter(
         maybe(one_of(*COMPILE_NAMES)),
         None,
-        'none (default), inductor (torch.compile) or graphs (CUDA graphs too)',
+        'none (default), inductor, or graphs (CUDA graphs too, fastest on a GPU)',
     ),
     deterministic=Parameter(
         maybe(flag()), None, 'on CUDA too, the same numbers from the same seed, or an error; default false'
@@ -210,7 +215,7 @@ _COMPUTING = dict(
     processes=Parameter(
         maybe(whole(1, 1024)),
         None,
-        'that train together, each on its part of a batch; default: this one alone',
+        'that train together on parts of each batch, on CUDA one a card; default this alone',
     ),
     device=Parameter(text(), 'auto', 'auto, cpu, cuda, cuda:<n> or mps'),
     scale=Parameter(word(), 'demo', 'the run goes to outputs/<scale>/runs/'),
@@ -218,7 +223,9 @@ _COMPUTING = dict(
 
 # %% ../../nbs/library/runs/config.ipynb #train-session
 _SESSION = dict(
-    fresh=Parameter(FRESH, False, 'start over; changed: only what was begun with other parameters'),
+    fresh=Parameter(
+        FRESH, False, 'start over, deleting what is there; changed: only if begun with other parameters'
+    ),
     max_minutes=Parameter(
         maybe(number(0, 10**6, above=True)), None, 'stop training so long after the start, with a checkpoint'
     ),
@@ -241,13 +248,7 @@ _RECORDED_LAST = 'seed', 'device', 'scale', 'rows'  # the order of config.yaml
 _RECORDED = [name for name in _TRAIN if name not in (*_SESSION, *_RECORDED_LAST)]
 RULES = {name: _TRAIN[name].rule for name in [*_RECORDED, *_RECORDED_LAST]}
 SESSION = rules_of(_SESSION)
-NOT_IN_A_ROW = (
-    'rows',
-    'seed',
-    'scale',
-    'device',
-    'data_root',
-)  # of `RULES`, what an entry of `rows` may not set
+NOT_IN_A_ROW = 'rows', 'seed', 'scale', 'device', 'data_root'  # of `RULES`; an entry of `rows` has the others
 
 # %% ../../nbs/library/runs/config.ipynb #imported
 IMPORTED_RULES = RULES | dict(
@@ -311,7 +312,11 @@ WEIGHTS = dict(
         'what it expects: a range, or [means, deviations]; default as the file says, else [0, 1]',
     ),
 )
-_RUNS = Parameter(_RUN_PATTERNS, None, "names of runs, or patterns such as '*-s0'; default all finished ones")
+_RUNS = Parameter(
+    _RUN_PATTERNS,
+    None,
+    "names of runs, or patterns such as '*-s0'; default all, at scale tiny some trained here",
+)
 _BATCH = Parameter(_COUNT, 256, 'images at a time')
 _ATTACK_SEED = Parameter(_SEED, 0, "of the attacks' noise")
 _LABEL = Parameter(
@@ -367,7 +372,9 @@ _WHITE_BOX = (
     | _WHITE_BOX_ATTACKS
     | dict(
         sound=Parameter(flag(), True, 'check whether the evaluation itself can be trusted'),
-        n_sound=Parameter(maybe(_COUNT), None, 'on the first so many images; default all n_test'),
+        n_sound=Parameter(
+            maybe(_COUNT), None, 'images, from the first on, for this check; default all n_test'
+        ),
         precision=Parameter(
             one_of(*PRECISION_NAMES),
             'fp32',
