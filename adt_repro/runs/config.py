@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass
 
 from adt_repro.base.parameters import (
+    OR_NONE,
     Rule,
     check_params,
     even,
@@ -312,6 +313,8 @@ WEIGHTS = dict(
         'what it expects: a range, or [means, deviations]; default as the file says, else [0, 1]',
     ),
 )
+
+# %% ../../nbs/library/runs/config.ipynb #shared-more
 _RUNS = Parameter(
     _RUN_PATTERNS,
     None,
@@ -652,7 +655,8 @@ def markdown_table(
 
     lines = ['| name | type | default | expected | meaning |', '|---|---|---|---|---|']
     for name, p in parameters.items():
-        row = f'`{name}`', p.rule.type.__name__, f'`{p.default!r}`', cell(p.rule.says), cell(p.meaning)
+        expected = p.rule.says.removesuffix(OR_NONE)  # the default says it
+        row = f'`{name}`', p.rule.type.__name__, f'`{p.default!r}`', cell(expected), cell(p.meaning)
         lines.append(f'| {" | ".join(row)} |')
     return '\n'.join(lines)
 
