@@ -173,7 +173,7 @@ def flag() -> Rule:  # satisfied by True and False; the words true and false are
     return Rule(lambda v: isinstance(v, bool), 'true or false', _read_flag, bool, dict(type='boolean'))
 
 # %% ../../nbs/library/base/parameters.ipynb #rule-of
-OR_NONE = ', or None for the default'
+OR_NONE = ', or None for the default'  # how the words of `maybe` end
 
 
 def maybe(
