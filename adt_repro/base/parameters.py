@@ -48,7 +48,10 @@ def refuse(
     raise ParameterError(f'{name}={shown(value)}: expected {expected}')
 
 # %% ../../nbs/library/base/parameters.ipynb #rule
-def _unchanged(value):
+def _unchanged(
+    value,  # anything
+):
+    "The value itself"
     return value
 
 
@@ -190,7 +193,7 @@ def maybe(
 
 def several(
     rule: Rule,  # the rule for each item
-    least: int = 0,  # items of the shortest list
+    least: int = 0,  # items of the shortest list, at least 0
 ) -> Rule:  # lists of them
     "A list"
 

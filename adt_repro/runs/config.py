@@ -670,9 +670,7 @@ def parameter_table(
 # %% ../../nbs/library/runs/config.ipynb #run-name
 def run_name(
     config: dict,  # of `adt_repro.runs.resolve.resolve`, or those of its parameters that a name is made of
-) -> (
-    str
-):  # <dataset>-<arch>-<label, or method>[-<recipe>]-s<seed>; of imported weights <dataset>-<arch>-<label>
+) -> str:  # <dataset>-<arch>-<label, or method>[-<recipe>]-s<seed>; without -s<seed> if imported
     "The name of a run, and of its folder"
     network = f'{config["dataset"]}-{config["arch"]}'
     if config['method'] == IMPORTED:
