@@ -14,10 +14,12 @@ import pandas as pd
 import pytest
 import yaml
 
+from adt_repro.base.parameters import ParameterError
 from adt_repro.planning.costs import cost_table
-from adt_repro.runs.config import RULES
+from adt_repro.runs.config import PARAMETERS, RULES
 from adt_repro.runs.resolve import resolve
-from adt_repro.runs.store import run_name
+from adt_repro.runs.scales import read_scale
+from adt_repro.runs.store import run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = [p.stem for p in sorted((ROOT / 'nbs' / 'scales').glob('*.yaml'))]
@@ -38,10 +40,19 @@ MINI = dict(
 )
 
 
+MINI_RUNS = {f'digits-small_cnn-{method}-s{seed}' for method in ('standard', 'at_pgd') for seed in (0, 1)}
+
+
+def experiments(**change):
+    "A change of MINI: other experiments"
+    return dict(experiments=MINI['experiments'] | change)
+
+
 def project(root, **scale):
     "What the Snakefile needs of a clone, with a scale of its own"
-    for f in ('Snakefile', 'settings.ini', 'profiles', 'nbs', 'adt_repro'):
-        (shutil.copytree if (ROOT / f).is_dir() else shutil.copy)(ROOT / f, root / f)
+    for name in ('Snakefile', 'settings.ini', 'profiles', 'nbs', 'adt_repro'):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, root / name)
     (root / 'nbs' / 'scales' / 'mini.yaml').write_text(yaml.safe_dump(MINI | scale))
     return root
 
@@ -67,38 +78,37 @@ def planned(root, *args, **how):
     for rule, body in re.findall(r'^(?:local)?rule (\w+):\n(.*?)(?=^\S|\Z)', said.stdout, re.M | re.S):
         run = re.search(r'wildcards: run=(\S+)', body)
         jobs.setdefault(rule, set()).add(run[1] if run else '')
-    return {k: v for k, v in jobs.items() if k != 'all'}
+    return {rule: runs for rule, runs in jobs.items() if rule != 'all'}
 
 
 @pytest.mark.parametrize('scale', SCALES)
 def test_the_plan_names_runs_as_the_package_does(scale, tmp_path):
-    "The Snakefile makes run names without importing PyTorch; every one is the folder that train.ipynb will write to"
+    "Every run of the plan is the folder that train.ipynb will write to"
     file = yaml.safe_load((ROOT / 'nbs' / 'scales' / f'{scale}.yaml').read_text())
-    asked, jobs = file.pop('experiments'), planned(project(tmp_path), scale=scale)
-    blank = dict.fromkeys(RULES) | dict(recipe='paper2020', device='auto')
+    asked = file.pop('experiments')
+    (tmp_path / 'project').mkdir()
+    jobs = planned(project(tmp_path / 'project'), scale=scale)
     more = asked.get('more_seeds', {})
-    names = {
-        run_name(resolve(blank | file | dict(method=m, seed=s)))
-        for m in asked['methods']
-        for s in [*asked['seeds'], *more.get(m, [])]
-    }
-    assert (
-        jobs['train'] == jobs['white_box'] == names
-        and jobs['paper'] == {''}
-        and len(names) == len(asked['methods']) * len(asked['seeds']) + sum(map(len, more.values()))
-    )
-    assert {k for k in ('transfer', 'landscape', 'diversity', 'ablation') if k in asked} == {
-        k for k in jobs if jobs[k] == {''}
-    } - {'paper'}
+    left_out = {name: PARAMETERS['train'][name].default for name in RULES}
+    folders = set()
+    for method in asked['methods']:
+        for seed in [*asked['seeds'], *more.get(method, [])]:
+            config = resolve(left_out | file | dict(method=method, seed=seed))
+            folders.add(run_folder(config, tmp_path).name)
+    assert jobs['train'] == jobs['white_box'] == folders
+    assert jobs['paper'] == {''}
+    assert len(folders) == len(asked['methods']) * len(asked['seeds']) + sum(map(len, more.values()))
+    wanted = {name for name in ('transfer', 'landscape', 'diversity', 'ablation') if name in asked}
+    assert {rule for rule, runs in jobs.items() if runs == {''}} == wanted | {'paper'}
 
 
 def test_a_scale_of_low_precision_and_an_ablation_of_another_network(tmp_path):
     "Attacks in bfloat16 have files of their own, for the report too; and an ablation may have its own network"
-    e = MINI['experiments'] | dict(
+    change = experiments(
         white_box=MINI['experiments']['white_box'] | dict(precision='bf16'),
         ablation=dict(arch='wrn-10-1', dataset='cifar10', seeds=2),
     )
-    said = snakemake(project(tmp_path, arch='small_cnn', experiments=e), '-n', '-p')
+    said = snakemake(project(tmp_path, **change), '-n', '-p')
     assert said.returncode == 0, said.stdout
     for f in (
         'records/white_box_bf16-digits-small_cnn-at_pgd-s0.parquet',
@@ -112,62 +122,64 @@ def test_a_scale_of_low_precision_and_an_ablation_of_another_network(tmp_path):
 
 def test_more_seeds_of_one_method(tmp_path):
     "They are trained and evaluated, and belong to an experiment that names its methods and no seeds"
-    e = MINI['experiments'] | dict(seeds=[0], more_seeds=dict(at_pgd=[0, 3]), spsa=dict(methods=['at_pgd']))
-    jobs, names = (
-        planned(project(tmp_path, experiments=e)),
-        {f'digits-small_cnn-{run}' for run in ('standard-s0', 'at_pgd-s0', 'at_pgd-s3')},
-    )
-    assert jobs['train'] == jobs['white_box'] == names and jobs['spsa'] == names - {
-        'digits-small_cnn-standard-s0'
-    }
-    assert int(cost_table(MINI | dict(experiments=e)).set_index('what').runs['total']) == 3
+    change = experiments(seeds=[0], more_seeds=dict(at_pgd=[0, 3]), spsa=dict(methods=['at_pgd']))
+    jobs = planned(project(tmp_path, **change))
+    names = {f'digits-small_cnn-{run}' for run in ('standard-s0', 'at_pgd-s0', 'at_pgd-s3')}
+    assert jobs['train'] == jobs['white_box'] == names
+    assert jobs['spsa'] == names - {'digits-small_cnn-standard-s0'}
+    assert int(cost_table(MINI | change).set_index('what').runs['total']) == 3
+
+
+BAD_SCALES = [
+    (dict(scale='other'), "scale='other': expected the name of the file, 'mini'"),
+    (dict(arch=None), 'standard: arch is missing, expected a scale that names its dataset and arch'),
+    (dict(experiments=dict(methods=['standard'], rate=1)), 'seeds=None: expected a list of at least 1'),
+    (dict(experiments=dict(seeds=[0], rate=1)), 'methods=None: expected a list of at least 1'),
+    (
+        experiments(spsas={}),
+        "spsas={}: there is no such parameter, did you mean 'spsa'? Expected methods, seeds",
+    ),
+    (experiments(more_seeds=dict(at_pdg=[2])), "more_seeds='at_pdg': expected standard, at_pgd"),
+    (
+        experiments(more_seeds=dict(at_pgd=2)),
+        "more_seeds={'at_pgd': 2}: expected a table of methods, for each a list of seeds",
+    ),
+    (experiments(more_seeds=['at_pgd']), "more_seeds=['at_pgd']: expected a table of methods"),
+    (experiments(more_seeds=dict(at_pgd=[-2])), "more_seeds={'at_pgd': [-2]}: expected a table of methods"),
+    (experiments(spsa=dict(seeds=[7])), 'digits-small_cnn-at_pgd-s7, expected the runs of methods and seeds'),
+    (experiments(methods=['at_pdg', 'at_pgd']), "method='at_pdg'"),
+    (dict(epochs=0), 'epochs=0: expected'),
+]
+
+
+@pytest.mark.parametrize('change, line', BAD_SCALES)
+def test_what_cannot_be_done_is_said_in_one_line(change, line, tmp_path):
+    (tmp_path / 'mini.yaml').write_text(yaml.safe_dump(MINI | change))
+    with pytest.raises(ParameterError) as e:
+        read_scale(tmp_path / 'mini.yaml')
+    said = str(e.value)
+    assert said.startswith(f'{tmp_path}/mini.yaml: ') and line in said and '\n' not in said
 
 
 @pytest.mark.parametrize(
     'change, line',
     [
-        (dict(scale='other'), "scale='other', expected the name of the file, 'mini'"),
-        (
-            dict(experiments=dict(methods=['standard'], rate=1)),
-            'expected a table with at least methods and seeds',
-        ),
-        (dict(experiments=MINI['experiments'] | dict(spsas={})), "'spsas', expected methods, seeds"),
-        (
-            dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pdg=[2]))),
-            "more_seeds: 'at_pdg', expected standard, at_pgd",
-        ),
-        (
-            dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pgd=2))),
-            "more_seeds={'at_pgd': 2}: expected a table of methods, for each a list of seeds",
-        ),
-        (
-            dict(experiments=MINI['experiments'] | dict(more_seeds=['at_pgd'])),
-            "more_seeds=['at_pgd']: expected a table of methods",
-        ),
-        (
-            dict(experiments=MINI['experiments'] | dict(more_seeds=dict(at_pgd=[-2]))),
-            "more_seeds={'at_pgd': [-2]}: expected a table of methods",
-        ),
-        (
-            dict(experiments=MINI['experiments'] | dict(spsa=dict(seeds=[7]))),
-            'digits-small_cnn-at_pgd-s7, expected the runs of methods and seeds',
-        ),
-        (dict(experiments=MINI['experiments'] | dict(methods=['at_pdg', 'at_pgd'])), "method='at_pdg'"),
-        (dict(epochs=0), 'epochs=0: expected'),
+        (experiments(spsa=dict(n_tset=3)), 'nbs/scales/mini.yaml: experiments: spsa: n_tset=3: there is no'),
+        (experiments(ablation=dict(lbd=[-1])), 'nbs/scales/mini.yaml: lbd=-1'),  # from the table of costs
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_starts(change, line, tmp_path):
+def test_and_before_anything_starts(change, line, tmp_path):
     done = snakemake(project(tmp_path, **change))
-    assert done.returncode and line in done.stdout and not list((tmp_path / 'outputs').glob('*/runs')), (
-        done.stdout
-    )
+    assert done.returncode and line in done.stdout, done.stdout
+    assert not list((tmp_path / 'outputs').glob('*/runs'))
     assert 'Traceback' not in done.stdout
 
 
 def test_unknown_scale_and_setting(tmp_path):
     root = project(tmp_path)
     assert "scale='gpux': expected the files of nbs/scales/" in snakemake(root, scale='gpux').stdout
-    assert '--config sclae: there is no such setting, expected scale' in snakemake(root, 'sclae=mini').stdout
+    said = snakemake(root, 'sclae=mini').stdout
+    assert '--config sclae: there is no such setting, expected scale' in said
 
 
 @pytest.fixture(scope='module')
@@ -179,34 +191,25 @@ def made(tmp_path_factory):
 
 
 def results(root):
-    "What came out, free of how long it took"
+    "What came out, free of how long it took: frames, weights, facts of the runs"
     out = root / 'outputs' / 'mini'
-    records = {f.name: pd.read_parquet(f) for f in sorted(out.glob('records/*.parquet'))}
-    tables = {f.name: pd.read_csv(f) for f in sorted(out.glob('tables/*.csv'))}
-    facts = {
-        f.parent.name: {
-            k: v for k, v in json.loads(f.read_text()).items() if k in ('results', 'train_set', 'test_set')
-        }
-        for f in sorted(out.glob('runs/*/run.json'))
-    }
-    return (
-        records | tables,
-        {f.parent.name: f.read_bytes() for f in out.glob('runs/*/weights.safetensors')},
-        facts,
-    )
+    frames = {f.name: pd.read_parquet(f) for f in sorted(out.glob('records/*.parquet'))}
+    frames |= {f.name: pd.read_csv(f) for f in sorted(out.glob('tables/*.csv'))}
+    weights = {f.parent.name: f.read_bytes() for f in out.glob('runs/*/weights.safetensors')}
+    facts = {}
+    for file in out.glob('runs/*/run.json'):
+        run = json.loads(file.read_text())
+        facts[file.parent.name] = {k: run[k] for k in ('results', 'train_set', 'test_set')}
+    return frames, weights, facts
 
 
 def test_everything_is_made_and_then_nothing(made):
     root, said = made
     out = root / 'outputs' / 'mini'
     assert said.index('Costs of scale mini') < said.index('rule train')  # the cost, before anything starts
-    assert {f.name for f in (out / 'runs').iterdir()} == {
-        f'digits-small_cnn-{m}-s{s}' for m in ('standard', 'at_pgd') for s in (0, 1)
-    }
-    assert (
-        len(list(out.glob('records/white_box-*.parquet'))) == 4
-        and len(list(out.glob('notebooks/*.ipynb'))) == 4 + 4 + 1 + 1
-    )
+    assert {folder.name for folder in (out / 'runs').iterdir()} == MINI_RUNS
+    assert len(list(out.glob('records/white_box-*.parquet'))) == 4
+    assert len(list(out.glob('notebooks/*.ipynb'))) == 4 + 4 + 1 + 1
     assert '<table' in (out / 'report.html').read_text() and (out / 'tables' / 'claims.csv').exists()
     assert planned(root) == {}
 
@@ -249,20 +252,13 @@ def test_what_is_deleted_is_made_again_with_what_depends_on_it(made, file, again
 
 def test_a_changed_parameter_makes_again_what_it_changes(made):
     file = made[0] / 'nbs' / 'scales' / 'mini.yaml'
-    kept, runs = (
-        file.read_text(),
-        {f'digits-small_cnn-{m}-s{s}' for m in ('standard', 'at_pgd') for s in (0, 1)},
-    )
+    kept = file.read_text()
+    white_box = MINI['experiments']['white_box'] | dict(n_test=50)
+    spsa_run = {'digits-small_cnn-at_pgd-s0'}
     changes = [
-        (
-            dict(
-                experiments=MINI['experiments']
-                | dict(white_box=MINI['experiments']['white_box'] | dict(n_test=50))
-            ),
-            dict(white_box=runs, paper={''}),
-        ),
-        (dict(experiments=MINI['experiments'] | dict(paper=dict(margin=3.0))), dict(paper={''})),
-        (dict(epochs=4), dict(train=runs, white_box=runs, spsa={'digits-small_cnn-at_pgd-s0'}, paper={''})),
+        (experiments(white_box=white_box), dict(white_box=MINI_RUNS, paper={''})),
+        (experiments(paper=dict(margin=3.0)), dict(paper={''})),
+        (dict(epochs=4), dict(train=MINI_RUNS, white_box=MINI_RUNS, spsa=spsa_run, paper={''})),
     ]
     try:
         for change, again in changes:
@@ -296,10 +292,8 @@ def test_killed_in_training_and_in_evaluation_the_tables_are_the_same(made, tmp_
 
     until(lambda: list(out.glob('runs/*/checkpoint.pt')), lambda: not list(out.glob('runs/*/run.json')))
     until(lambda: list(out.glob('records/parts/*')), lambda: not list(out.glob('records/*.parquet')))
-    first = {
-        f: f.stat().st_mtime_ns
-        for f in [*out.glob('records/parts/*'), *out.glob('runs/*/weights.safetensors')]
-    }
+    there = [*out.glob('records/parts/*'), *out.glob('runs/*/weights.safetensors')]
+    first = {file: file.stat().st_mtime_ns for file in there}
     done = snakemake(root)
     assert done.returncode == 0, done.stdout[-3000:]
     assert first and {f: f.stat().st_mtime_ns for f in first} == first  # what was there was not made again
