@@ -59,7 +59,7 @@ def _is_state_dict(found):
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #read
 def read_weights(
-    path: Path | str,  # .safetensors or a PyTorch file: a state dict, or a dict with one under one of `WRAPPERS`
+    path: Path | str,  # .safetensors or a PyTorch file: a state dict, or a dict that has one, see `WRAPPERS`
 ) -> dict:  # name to tensor, on the CPU, as in the file; a `ParameterError` says why it cannot be read
     "The state dict in a file; nothing in the file is executed"
     path = Path(path).expanduser()
@@ -234,19 +234,19 @@ def mean_std(
         return None
     return [mean, std]
 
-# %% ../../nbs/library/exchange/import_weights.ipynb #load
+# %% ../../nbs/library/exchange/import_weights.ipynb #seen-numbers
 def _seen_numbers(inputs, facts):
-    "What the network expects: as it was told, else as the file gives away, else [0, 1]"
+    "What the network expects: as it was told, else as the file says, else [0, 1]"
     if inputs is not None:
         return inputs
     if facts['inputs']:
         return facts['inputs']
     return [-1, 1] if 'basic_net.' in facts['prefix'] else [0, 1]
 
-
+# %% ../../nbs/library/exchange/import_weights.ipynb #load
 def load_network(
     path: Path | str,  # see `read_weights`
-    inputs: list = None,  # what the network expects, see `mean_std`; None: what the file gives away, else [0, 1]
+    inputs: list = None,  # what the network expects, see `mean_std`; None: what the file says, else [0, 1]
 ) -> tuple:  # (network in evaluation mode, images in [0, 1] to logits; dict of facts, see below)
     """The network in a file of weights; a `ParameterError` names what does not fit
 
@@ -279,7 +279,7 @@ def load_authors(
     path: Path | str,  # a file that these authors published, or that their code wrote
     of: str = 'adt',  # whose: one of `LAYOUTS`
 ) -> torch.nn.Module:  # in evaluation mode, images (N, 3, 32, 32) in [0, 1] to logits
-    "A network that the authors of ADT, TRADES or feature scattering published; a `ParameterError` where it is none"
+    "A network that the authors of ADT, TRADES or feature scattering published; else a `ParameterError`"
     if of not in LAYOUTS:
         refuse('of', of, ', '.join(LAYOUTS))
     arch, inputs = LAYOUTS[of]
@@ -298,9 +298,7 @@ def _fitting_dataset(name, facts):
     fits = [k for k, spec in DATASETS.items() if (spec.shape[0], spec.n_classes) == wanted]
     sizes = f'{facts["in_ch"]} channels and {facts["n_classes"]} classes'
     if not fits:
-        raise ParameterError(
-            f'weights={facts["source"]!r}: {sizes}, expected those of {", ".join(DATASETS)}'
-        )
+        raise ParameterError(f'weights={facts["source"]!r}: {sizes}, expected those of {", ".join(DATASETS)}')
     if name is None:
         return fits[0]
     if name not in fits:
@@ -342,7 +340,7 @@ def import_run(
     folder: Path | str,  # of a scale, such as outputs/demo; the run is made in its runs/
     dataset: str = None,  # what the network classifies; None: the first of `DATASETS` that fits it
     eps: float = None,  # radius of the ℓ∞ ball in pixel values, in (0, 1]; None: the data set's
-    inputs: list = None,  # what the network expects, see `mean_std`; None: what the file gives away, else [0, 1]
+    inputs: list = None,  # what the network expects, see `mean_std`; None: what the file says, else [0, 1]
     label: str = None,  # the run's name after data set and network; None: the file's name
     data_root: str = None,  # folder of the data set's files; None: $ADT_DATA, else data/ in the project
 ) -> str:  # the run's name; a `ParameterError` names what does not fit, or that another run has the name
