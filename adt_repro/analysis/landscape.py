@@ -12,24 +12,26 @@ from ..base.noise import rand_normal, rand_unit
 from ..losses import ce, neg_margin
 from ..speed.precision import measuring
 
-# %% ../../nbs/library/analysis/landscape.ipynb #axes
-def _each(v, like):
-    "(N,) values in a shape that goes with (N, ...)"
-    return v.view(-1, *[1] * (like.ndim - 1))
+# %% ../../nbs/library/analysis/landscape.ipynb #signs
+def _per_image(values, like):
+    "(N,) values in a shape that broadcasts over (N, ...)"
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def _signs(model, x, y):
+def _gradient_signs(model, x, y):
     "The sign of each image's loss gradient, also where the loss is too small for one"
 
-    def grad(loss):
+    def signs(loss):
         at = x.detach().requires_grad_()
         return torch.autograd.grad(loss(model, x, y)(at).sum(), at)[0].sign()
 
-    g = grad(ce)
-    flat = (g == 0).flatten(1).all(1)
-    return torch.where(_each(flat, x), grad(neg_margin), g) if flat.any() else g
+    of_ce = signs(ce)
+    flat = (of_ce == 0).flatten(1).all(1)
+    if not flat.any():
+        return of_ce
+    return torch.where(_per_image(flat, x), signs(neg_margin), of_ce)
 
-
+# %% ../../nbs/library/analysis/landscape.ipynb #axes
 def landscape_axes(
     model: torch.nn.Module,  # images to logits; seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
@@ -37,13 +39,20 @@ def landscape_axes(
 ) -> tuple:  # (d1, d2), both (N, C, H, W): sign of the loss's gradient, and ±1 at a right angle to it
     "The two directions of the paper's figure of the loss landscape"
     with measuring(model):
-        d1 = _signs(model, x, y)
+        d1 = _gradient_signs(model, x, y)
     noise, moving = rand_unit(x).flatten(1), (d1 != 0).flatten(1)
-    order = (
-        noise.masked_fill(~moving, torch.inf).argsort(1).argsort(1)
-    )  # a random rank for each pixel that moves
-    half = torch.where(order < moving.sum(1, keepdim=True) // 2, 1.0, -1.0).to(x.dtype)
-    return d1, torch.where(moving, half * d1.flatten(1), noise.sign()).view_as(x)
+    random_rank = noise.masked_fill(~moving, torch.inf).argsort(1).argsort(1)  # pixels that move come first
+    agree = random_rank < moving.sum(1, keepdim=True) // 2
+    half = torch.where(agree, 1.0, -1.0).to(x.dtype)
+    d2 = torch.where(moving, half * d1.flatten(1), noise.sign())
+    return d1, d2.view_as(x)
+
+# %% ../../nbs/library/analysis/landscape.ipynb #losses-on-plane
+def _losses_on_plane(model, loss, image, label, d1, d2, points):
+    "(P,) losses of one image at image + a·d1 + b·d2, for the rows (a, b) of points (P, 2)"
+    a, b = (_per_image(column, image[None]) for column in points.unbind(1))
+    bound = loss(model, image.expand(len(points), *image.shape), label.expand(len(points)))
+    return bound(image + a * d1 + b * d2)
 
 # %% ../../nbs/library/analysis/landscape.ipynb #surface
 def loss_surface(
@@ -59,25 +68,20 @@ def loss_surface(
 ) -> torch.Tensor:  # (N, n, n) losses in nats; the first grid index goes along d1, the second along d2
     "The loss on a plane through each image"
     line = torch.linspace(-radius, radius, n, device=x.device, dtype=x.dtype)
-    at, lead = torch.cartesian_prod(line, line), (-1, *[1] * (x.ndim - 1))
-    rows = []
+    grid = torch.cartesian_prod(line, line)
+    surfaces = []
     with measuring(model), torch.no_grad():
-        for xi, yi, a, b in zip(x, y, *axes):
-            points = [
-                loss(model, xi.expand(len(p), *xi.shape), yi.expand(len(p)))(
-                    xi + p[:, 0].view(lead) * a + p[:, 1].view(lead) * b
-                )
-                for p in at.split(batch)
-            ]
-            rows.append(torch.cat(points).view(n, n))
-    return torch.stack(rows)
+        for one_image in zip(x, y, *axes, strict=True):
+            parts = [_losses_on_plane(model, loss, *one_image, points) for points in grid.split(batch)]
+            surfaces.append(torch.cat(parts).view(n, n))
+    return torch.stack(surfaces)
 
 # %% ../../nbs/library/analysis/landscape.ipynb #ball
 def on_axes(
     delta: torch.Tensor,  # (..., N, C, H, W) perturbations
     axes: tuple,  # of `landscape_axes`
 ) -> torch.Tensor:  # (..., N, 2) coordinates (a, b), in units of `delta`
-    "The nearest point a·d1 + b·d2 of each perturbation, least squares"
+    "The nearest point a·d1 + b·d2 of each perturbation, by least squares"
     d = torch.stack([a.flatten(1) for a in axes], 1)  # (N, 2, D)
     inner = torch.einsum('...nd,nkd->...nk', delta.flatten(-3), d)
     return torch.linalg.solve(d @ d.mT, inner[..., None])[..., 0]
@@ -86,25 +90,41 @@ def on_axes(
 def diamond(
     eps: float,  # radius of the ℓ∞ ball, in any unit
 ) -> tuple:  # (a, b): five corners each, the last is the first
-    "The ε-ball as it is seen on the plane"
+    "The outline of the ε-ball on the plane"
     return [eps, 0, -eps, 0, eps], [0, eps, 0, -eps, 0]
 
-# %% ../../nbs/library/analysis/landscape.ipynb #curvature
+# %% ../../nbs/library/analysis/landscape.ipynb #power-iteration
 def _unit(v):
+    "Each image's vector, scaled to length 1"
     size = v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny)
-    return v / _each(size, v)
+    return v / _per_image(size, v)
 
 
-def _power(product, v, steps, tol):
-    "Eigenvalues largest in size, and the length of what is left of the equation"
+def _power_iteration(product, v, steps, tol):
+    "Each image's eigenvalue largest in size, and its residual ‖Hv - λv‖"
     for _ in range(steps):
         w = product(v)
         top = (v * w).flatten(1).sum(1)
-        left = (w - _each(top, v) * v).flatten(1).norm(dim=1)
-        if (left <= tol * top.abs()).all():
+        residual = (w - _per_image(top, v) * v).flatten(1).norm(dim=1)
+        if (residual <= tol * top.abs()).all():
             break
         v = _unit(w)
-    return top, left
+    return top, residual
+
+# %% ../../nbs/library/analysis/landscape.ipynb #largest-eigenvalue
+def _largest_eigenvalue(product, start, steps, tol):
+    "Each image's largest eigenvalue, also where another one is larger in size, and its residual"
+    top, residual = _power_iteration(product, start, steps, tol)
+    negative = top.clamp(max=0)
+    if not negative.any():
+        return top, residual
+
+    def shifted_product(v):
+        return product(v) - _per_image(negative, v) * v
+
+    above, residual_above = _power_iteration(shifted_product, start, steps, tol)
+    top = torch.where(negative < 0, above + negative, top)
+    return top, torch.where(negative < 0, residual_above, residual)
 
 # %% ../../nbs/library/analysis/landscape.ipynb #top-curvature
 def top_curvature(
@@ -112,18 +132,19 @@ def top_curvature(
     x: torch.Tensor,  # (N, C, H, W) images
     y: torch.Tensor,  # (N,) labels
     *,
-    loss=ce,  # what is bent, see `adt_repro.losses`
+    loss=ce,  # whose second derivatives are meant, see `adt_repro.losses`
     steps: int = 200,  # products with the matrix at most
-    tol: float = 1e-3,  # stop where Hv = λv to within so large a share of λ
-) -> tuple:  # (eigenvalue, residual), both (N,): nats per squared pixel value; ‖Hv - λv‖ in the same unit says how far it got
-    "The largest eigenvalue of the input Hessian of each image's loss, by power iteration"
+    tol: float = 1e-3,  # stop where the residual is at most this share of the eigenvalue λ
+) -> tuple:  # (eigenvalue, residual), both (N,): nats per squared pixel value
+    """The largest eigenvalue of the input Hessian of each image's loss, by power iteration
+
+    The residual ‖Hv - λv‖ says how far the iteration got."""
     with measuring(model):
         at = x.detach().requires_grad_()
-        (g,) = torch.autograd.grad(loss(model, x, y)(at).sum(), at, create_graph=True)
-        product = lambda v: torch.autograd.grad(g, at, v, retain_graph=True)[0]
-        start = _unit(rand_normal(x))
-        top, left = _power(product, start, steps, tol)
-        if (below := top.clamp(max=0)).any():
-            again, left_again = _power(lambda v: product(v) - _each(below, v) * v, start, steps, tol)
-            top, left = torch.where(below < 0, again + below, top), torch.where(below < 0, left_again, left)
-    return top.detach(), left.detach()
+        (gradient,) = torch.autograd.grad(loss(model, x, y)(at).sum(), at, create_graph=True)
+
+        def product(v):
+            return torch.autograd.grad(gradient, at, v, retain_graph=True)[0]
+
+        top, residual = _largest_eigenvalue(product, _unit(rand_normal(x)), steps, tol)
+    return top.detach(), residual.detach()
