@@ -188,7 +188,8 @@ def _work(args):
     given = _parameters(options)
     config = resolve({k: given[k] for k in RULES})
     device = pick_device(given['device'])
-    check_processes(config['processes'], device, config['batch'])
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    check_processes(config['processes'], device, config['batch'], here=here)
     if options.until is not None:
         given['max_minutes'] = (options.until - time.time()) / 60
     _train_part(config, given, options, started)

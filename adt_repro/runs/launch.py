@@ -48,14 +48,15 @@ def check_processes(
     device: torch.device,  # of the first one; on CUDA the others have those that follow it
     batch: int,  # images in a step of all processes together, at least 1
     *nets,  # what is trained; anything that is no network, such as an adversary without weights, is left alone
+    here: int = None,  # how many of them are on this machine, at least 1; None: all
 ):
-    "A `ParameterError` where so many processes cannot train these networks here"
+    "A `ParameterError` where so many processes cannot train these networks"
     if device.type not in ('cpu', 'cuda'):
         refuse('processes', processes, f'None on {device.type}')
     if processes > batch:
         refuse('processes', processes, f'at most {batch}, the images in a batch')
     free = max(0, torch.cuda.device_count() - (device.index or 0))
-    if device.type == 'cuda' and processes > free:
+    if device.type == 'cuda' and (here or processes) > free:
         refuse('processes', processes, f'at most {free}, the CUDA devices from {device} on')
     check_batch_norm(processes, device, *nets)
 
