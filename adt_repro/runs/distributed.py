@@ -55,8 +55,8 @@ class _Shared(nn.Module):
             return getattr(super().__getattr__('net'), name)
 
 # %% ../../nbs/library/runs/distributed.ipynb #ranks
-class _DistributedGroup(ProcessGroup):
-    "Processes that have found each other: each takes every size-th image of a batch"
+class _SharedBatch(ProcessGroup):
+    "Each process takes every size-th image of a batch; means and noise are those of the whole"
 
     def __init__(self, seed, device):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -78,6 +78,10 @@ class _DistributedGroup(ProcessGroup):
 
     def noise(self, idx, step):
         return example_noise(idx, (self.seed << 32) + step)
+
+# %% ../../nbs/library/runs/distributed.ipynb #group
+class _DistributedGroup(_SharedBatch):
+    "Processes that have found each other"
 
     def wrap(self, net):
         check_batch_norm(self.size, self.device, net)
@@ -111,7 +115,7 @@ def joined(
 
 # %% ../../nbs/library/runs/distributed.ipynb #resume-together
 def _resume_together(run, fresh):
-    "Every process goes on from the same checkpoint; is the run finished? The first one may delete what is there"
+    "All go on from one checkpoint; is the run finished? The first process may delete what is there"
     finished = False
     if run.group.rank == 0:
         finished = resume(run.folder, run.state, fresh)
@@ -137,7 +141,7 @@ def _train_part(config, given, options, started):
             if bar:
                 bar.row(row)
 
-# %% ../../nbs/library/runs/distributed.ipynb #main
+# %% ../../nbs/library/runs/distributed.ipynb #left-out
 _LEFT_OUT = dict.fromkeys([*RULES, *SESSION]) | dict(
     method='adt_exp',
     dataset='digits',
@@ -149,7 +153,7 @@ _LEFT_OUT = dict.fromkeys([*RULES, *SESSION]) | dict(
     checkpoint_minutes=10.0,
 )  # as in train.ipynb
 
-
+# %% ../../nbs/library/runs/distributed.ipynb #parser
 def _parser():
     parser = argparse.ArgumentParser(
         'torchrun --nproc-per-node 2 -m adt_repro.runs.distributed',
@@ -194,7 +198,7 @@ def _work(args):
         given['max_minutes'] = (options.until - time.time()) / 60
     _train_part(config, given, options, started)
 
-
+# %% ../../nbs/library/runs/distributed.ipynb #main-call
 def main(
     args: list,  # of the command line: a file, and further parameters
 ) -> int:  # exit status, 0, or 1 where a line says what is wrong

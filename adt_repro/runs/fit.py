@@ -57,7 +57,7 @@ def prepare_run(
     group: ProcessGroup = None,  # the processes that train together; None: this one alone
     lock: bool = True,  # keep others out of the folder? False where a process does so that started this one
 ) -> Run:  # before its first step; seeded, so that everything random follows from now on
-    "Data, network and folder of a run; a `ParameterError` before anything is written where it cannot be trained"
+    "Data, network and folder of a run; a `ParameterError` before any work where it cannot be trained"
     device = group.device if group else pick_device(config['device'])
     config = decide(config, device)
     data, model, method, recipe = start_run(config, device)

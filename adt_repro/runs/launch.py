@@ -42,12 +42,12 @@ def check_batch_norm(
             ' whose statistics are shared on CUDA alone',
         )
 
-
+# %% ../../nbs/library/runs/launch.ipynb #check-processes
 def check_processes(
     processes: int,  # that are asked for, at least 1
     device: torch.device,  # of the first one; on CUDA the others have those that follow it
     batch: int,  # images in a step of all processes together, at least 1
-    *nets,  # what is trained; anything that is no network, such as an adversary without weights, is left alone
+    *nets,  # what is trained; anything that is no network is left alone
     here: int = None,  # how many of them are on this machine, at least 1; None: all
 ):
     "A `ParameterError` where so many processes cannot train these networks"
@@ -122,7 +122,7 @@ def torchrun(
     processes: int,  # at least 1; they share the processor's cores evenly
     *command,  # for each of them: a script, or -m and a module, and its arguments
 ):
-    "Run a command in several processes; a `ParameterError`, `TrainingError` or `DistributedError` where one fails"
+    "Run a command in several processes; a `DistributedError`, or the worker's own one, where one fails"
     with tempfile.TemporaryDirectory() as folder:
         options = ['--standalone', '--local-addr', 'localhost', '--log-dir', folder]
         options += ['--nproc-per-node', processes, *command]

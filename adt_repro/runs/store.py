@@ -34,10 +34,8 @@ from ..training.state import State, load_checkpoint, read_checkpoint
 # %% ../../nbs/library/runs/store.ipynb #run-folder
 def run_name(
     config: dict,  # of `resolve`
-) -> (
-    str
-):  # <dataset>-<arch>-<label or method>[-<recipe>]-s<seed>; of imported weights <dataset>-<arch>-<label>
-    "The name of a run"
+) -> str:  # <dataset>-<arch>-<label, or method>[-<recipe>]-s<seed>
+    "The name of a run; of imported weights <dataset>-<arch>-<label>"
     name = f'{config["dataset"]}-{config["arch"]}-{config["label"] or config["method"]}'
     if config['method'] == IMPORTED:
         return name
@@ -204,11 +202,10 @@ def _table_of(facts, names):
 # %% ../../nbs/library/runs/store.ipynb #take-up
 def resume(
     folder: Path,  # of `run_folder`, locked
-    state: State,  # before the first step, with `run_facts`; where there is a checkpoint, it goes on from that
-    fresh: bool
-    | str,  # delete what is there? 'changed': only where it was begun with other parameters or data
+    state: State,  # before the first step, with `run_facts`; it is set to the checkpoint, if there is one
+    fresh: bool | str,  # delete what is there? 'changed': only what had other parameters or data
 ) -> bool:  # is the run finished?
-    "Go on with a run that was interrupted; a `ParameterError` where it was begun with other parameters or data"
+    "Go on with an interrupted run; a `ParameterError` where it was begun with other parameters or data"
     if fresh is True:
         _clear(folder)
     before = _facts_before(folder, state.facts['device'])

@@ -52,7 +52,7 @@ def train_step(
         state.average.update_parameters(state.model)
     return tuple(means)
 
-# %% ../../nbs/library/training/loop.ipynb #guard
+# %% ../../nbs/library/training/loop.ipynb #finite
 def _is_finite(state, x):
     "Are all weights finite, and all logits on the images `x`?"
     nets = state.model, state.result
@@ -62,7 +62,7 @@ def _is_finite(state, x):
     tensors = [v for net in (*nets, state.adversary) for v in net.state_dict().values()]
     return all(v.isfinite().all() for v in tensors if v.is_floating_point())
 
-
+# %% ../../nbs/library/training/loop.ipynb #guard
 class _Guard:
     "Stops training where numbers are not finite, with a line that names the last good checkpoint"
 
@@ -236,16 +236,20 @@ def _notebook_display(bar):
 
     return display(bar, display_id=True)
 
-
+# %% ../../nbs/library/training/loop.ipynb #draw
 def _progress_text(bar):
     "Such as: epoch 2 of 3, 01:10 spent, 00:50 left  lr 0.1  loss 0.42"
     spent = time.perf_counter() - bar.start
-    text = f'epoch {min(int(bar.done) + 1, bar.epochs)} of {bar.epochs}, {_clock(spent)} spent'
+    text = f'epoch {max(1, math.ceil(bar.done))} of {bar.epochs}, {_clock(spent)} spent'
     if bar.begun < bar.done < bar.epochs:
         left = spent * (bar.epochs - bar.done) / (bar.done - bar.begun)
         text += f', {_clock(left)} left'
     numbers = [f'{k} {v:.3g}' for k, v in bar.last.items() if k not in ('epoch', 'seconds')]
     return text + '  ' + '  '.join(numbers)
+
+
+def _html_bar(done, epochs):
+    return f'<progress value="{done:.3f}" max="{epochs}" style="width:14em"></progress>'
 
 
 def _draw(bar, end=''):
@@ -286,12 +290,10 @@ class Progress:
         _draw(self, end='\n')
         return row
 
-    def __repr__(self):
-        return _progress_text(self)
+    __repr__ = _progress_text
 
     def _repr_html_(self):
-        bar = f'<progress value="{self.done:.3f}" max="{self.epochs}" style="width:14em"></progress>'
-        return f'{bar} <code>{self}</code>'
+        return f'{_html_bar(self.done, self.epochs)} <code>{self}</code>'
 
 # %% ../../nbs/library/training/loop.ipynb #train-parts
 def _method_of(method, eps, shape, options):

@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'Recipe', 'ProcessGroup', 'State', 'save_checkpoint', 'rea
 
 # %% ../../nbs/library/training/state.ipynb #imports
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from zipfile import ZipFile
@@ -53,17 +53,21 @@ RECIPES = dict(
     tuned=Recipe(batch=128, weight_decay=5e-4, schedule='one_cycle', average=0.999),
 )
 
-# %% ../../nbs/library/training/state.ipynb #team
-class ProcessGroup:
-    "The processes that train one network together; here, a single process"
+# %% ../../nbs/library/training/state.ipynb #batch-part
+class _BatchPart:
+    "The part of a batch that a process trains on; for a single process, all of it"
 
-    rank, size = 0, 1
-
-    def take(self, idx: torch.Tensor) -> torch.Tensor:  # (N,) images of a batch to (n,) of this process
-        "Which images of a batch this process trains on"
+    def take(
+        self,
+        idx: torch.Tensor,  # (N,) images of a batch
+    ) -> torch.Tensor:  # (n,) those that this process trains on
+        "Which images are this process's"
         return idx
 
-    def mean(self, v: torch.Tensor):  # (n,) values of this process's images to their mean over the batch
+    def mean(
+        self,
+        v: torch.Tensor,  # (n,) values, one for each image of this process
+    ):  # a scalar, their mean over the whole batch
         "The mean over the images of all processes"
         return v.mean()
 
@@ -75,37 +79,41 @@ class ProcessGroup:
         "Where random numbers come from: for a single process, from PyTorch's random state"
         return nullcontext()
 
-    def wrap(self, net: torch.nn.Module) -> torch.nn.Module:  # a network to what a step calls in its place
+# %% ../../nbs/library/training/state.ipynb #team
+class ProcessGroup(_BatchPart):
+    "The processes that train one network together; here, a single process"
+
+    rank, size = 0, 1
+
+    def wrap(
+        self,
+        net: torch.nn.Module,  # whose weights are trained
+    ) -> torch.nn.Module:  # what a step calls in its place
         "A network whose gradients are those of the whole batch"
         return net
 
-    def any(self, *flags: bool) -> tuple:  # flags of this process to whether any process has them set
+    def any(
+        self,
+        *flags: bool,  # of this process
+    ) -> tuple:  # for each flag, whether it is set in any process
         "One decision for all processes"
         return flags
 
 # %% ../../nbs/library/training/state.ipynb #place
-def _no_order():
-    return torch.empty(0, dtype=torch.int64)
-
-
-@dataclass(eq=False, repr=False)
 class _Place:
     "How far training has come"
 
-    epoch: int = 0  # finished epochs, at least 0
-    step: int = 0  # finished steps of the current epoch, at least 0
-    sums: list = field(default_factory=lambda: [0.0, 0.0, 0])  # its loss, entropy and images so far
-    seconds: float = 0.0  # spent on the current epoch so far, at least 0 seconds
-    history: list = field(default_factory=list)  # a dict for each finished epoch
-    order: torch.Tensor = field(default_factory=_no_order)  # (N,) images of the current epoch, int64
+    def __init__(self):
+        self.history = []  # a dict for each finished epoch
+        self.order = torch.empty(0, dtype=torch.int64)  # of the images in the current epoch
+        self.begin_epoch(0)
 
-    def begin_epoch(
-        self,
-        epoch: int,  # finished epochs, at least 0
-    ):
-        "Go to the start of an epoch, whose order is not drawn yet"
-        self.epoch, self.step, self.seconds = epoch, 0, 0.0
-        self.sums, self.order = [0.0, 0.0, 0], self.order[:0]
+    def begin_epoch(self, epoch):
+        "Go to the start of an epoch, when so many are finished; its order is not drawn yet"
+        self.epoch = epoch
+        self.step, self.seconds = 0, 0.0  # finished steps of this epoch, and their seconds
+        self.sums = [0.0, 0.0, 0]  # of their loss, entropy and images
+        self.order = self.order[:0]
 
     @property
     def place(self):
@@ -137,7 +145,7 @@ def _with_generator(method, settings, group):
     method.adversary.speed = settings
     return replace(method, adversary=group.wrap(method.adversary))
 
-
+# %% ../../nbs/library/training/state.ipynb #average
 def _average_step(decay):
     "The average's step towards the weights, all tensors of a kind at once; whole numbers are copied"
 
@@ -151,7 +159,7 @@ def _average_step(decay):
 
 # %% ../../nbs/library/training/state.ipynb #state
 class State(_Place):
-    "Everything that training changes; `result` is the network that training leaves, `nets` all whose weights are kept"
+    "Everything that training changes; `result` is the network that training leaves"
 
     def __init__(
         self,
@@ -173,7 +181,8 @@ class State(_Place):
             self.adversary = torch.nn.Module()  # without weights
         self.opts = _optimizers(model, self.adversary, recipe)
         self.method = _with_generator(method, settings, group) if len(self.opts) > 1 else method
-        self.nets, self.average, self.result = dict(model=model, adversary=self.adversary), None, model
+        self.nets = dict(model=model, adversary=self.adversary)  # whose weights are kept
+        self.average, self.result = None, model
         if recipe.average:
             step = _average_step(recipe.average)
             self.average = AveragedModel(model, multi_avg_fn=step, use_buffers=True)
