@@ -195,6 +195,7 @@ def _work(args):
     here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     check_processes(config['processes'], device, config['batch'], here=here)
     if options.until is not None:
+        started = time.monotonic()
         given['max_minutes'] = (options.until - time.time()) / 60
     _train_part(config, given, options, started)
 
