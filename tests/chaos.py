@@ -30,7 +30,7 @@ from adt_repro.methods.table import METHODS
 from adt_repro.runs.config import RULES
 from adt_repro.runs.resolve import resolve, start_run
 from adt_repro.runs.store import load_run, lock_run, resume, run_facts, run_folder, save_run
-from adt_repro.training.loop import train
+from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import State
 
 CPU = torch.device('cpu')
@@ -60,7 +60,7 @@ def work(method, outputs):
     torch.manual_seed(config['seed'])
     state = State(model, m, recipe, run_facts(config, data))
     if not resume(folder, state, False):
-        for _ in train(
+        for _ in train_epochs(
             model, data, m, recipe, state=state, checkpoint=folder / 'checkpoint.pt', minutes=1e-9
         ):
             pass

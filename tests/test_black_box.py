@@ -24,7 +24,7 @@ from adt_repro.evaluation.evaluate import accuracy, evaluate
 from adt_repro.evaluation.records import SCHEMA, load_records
 from adt_repro.methods.table import make_method
 from adt_repro.models.classifiers import build_model
-from adt_repro.training.loop import train
+from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import Recipe
 
 NOTEBOOKS = 'transfer', 'spsa'
@@ -35,7 +35,7 @@ def net():
     torch.manual_seed(0)
     net = build_model('small_cnn', in_ch=1)
     list(
-        train(
+        train_epochs(
             net, load_data('digits'), make_method('at_pgd', 0.15, (1, 8, 8)), Recipe(epochs=2, augment=False)
         )
     )

@@ -29,7 +29,7 @@ from adt_repro.models.classifiers import Normalized, build_model
 from adt_repro.runs.select import tiny_run
 from adt_repro.runs.store import load_run, read_config, read_facts
 from adt_repro.speed.precision import channels_last
-from adt_repro.training.loop import train
+from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import Recipe
 
 PYTHON = os.environ.get('ADT_PEERS', '.venv-peers/bin/python')
@@ -86,7 +86,7 @@ def trained():
     torch.manual_seed(0)
     net = build_model('wrn-10-1')
     method = make_method('at_pgd', EPS, inner_steps=1, inner_step=1.0)
-    list(train(net, data, method, Recipe(epochs=2, augment=False)))
+    list(train_epochs(net, data, method, Recipe(epochs=2, augment=False)))
     return net.eval(), data.x_test, data.y_test
 
 
@@ -369,7 +369,7 @@ def test_any_method_trains_it(name, own):
         },
     )
     history = list(
-        train(
+        train_epochs(
             net, own, make_method(name, 0.05, own.shape, **small), Recipe(epochs=20, lr=0.05, augment=False)
         )
     )
@@ -392,4 +392,4 @@ def test_attacks_take_it(own):
         ):
             fea_attack(model, x, y, eps=0.1, pool=(x, y))
     with pytest.raises(ParameterError, match='model=Own: cannot take images of shape .1, 8, 8. on cpu'):
-        list(train(net, load_data('digits'), make_method('standard', 0.1), Recipe(epochs=1)))
+        list(train_epochs(net, load_data('digits'), make_method('standard', 0.1), Recipe(epochs=1)))

@@ -11,9 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from adt_repro.attacks.black_box import samples_rule
 from adt_repro.attacks.suite import TABLE1_ATTACKS
-from adt_repro.base.parameters import ParameterError, even
+from adt_repro.base.parameters import ParameterError
 from adt_repro.data import DATASETS
 from adt_repro.methods.adversaries import GEN_INPUTS
 from adt_repro.methods.table import METHODS, OPTIONS
@@ -128,12 +127,6 @@ def test_networks_are_those_that_can_be_built():
     for name in [*names, None, 3]:
         assert config.ARCH.ok(name) == arch_rule.ok(name), name
     assert config.ARCH.says == arch_rule.says
-
-
-def test_rules_of_other_modules():
-    for value in (0, 1, 2, 3, 64, 2.0, True, '2', None):
-        assert even().ok(value) == samples_rule.ok(value), value
-    assert even().says == samples_rule.says
 
 
 def test_needs_neither_torch_nor_numpy_nor_pandas():

@@ -15,7 +15,7 @@ from adt_repro.attacks.gradient import pgd
 from adt_repro.models.weights import save_weights
 from adt_repro.runs.config import RULES
 from adt_repro.runs.resolve import resolve, start_run
-from adt_repro.training.loop import train
+from adt_repro.training.loop import train_epochs
 
 HERE = all(find_spec(m) for m in ('torchattacks', 'foolbox', 'art'))
 PYTHON = os.environ.get('ADT_PEERS') or HERE and sys.executable  # from the project's root, or absolute
@@ -36,7 +36,7 @@ def net():
         | dict(method='at_pgd', dataset='digits', recipe='paper2020', seed=0, device='cpu', scale='demo')
     )
     data, model, method, recipe = start_run(config, torch.device('cpu'))
-    for _ in train(model, data, method, recipe):
+    for _ in train_epochs(model, data, method, recipe):
         pass
     return model.eval(), data.x_test, data.y_test
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-from adt_repro.analysis.coverage import draws_of, restarts_of, seen_as
+from adt_repro.analysis.coverage import draws_of, predicted_classes, restarts_of
 from adt_repro.analysis.landscape import landscape_axes, loss_surface, top_curvature
 from adt_repro.attacks.black_box import spsa, square
 from adt_repro.attacks.feature import fea_attack
@@ -134,7 +134,7 @@ def test_whatever_measures_is_exact(net):
         for f in (
             lambda: zero_gradients(spied, x, y),
             lambda: draws_of(partial(exp_adversary, eps=0.1), spied, x, y, 2, ids=ids),
-            lambda: seen_as(spied, x, restarts),
+            lambda: predicted_classes(spied, x, restarts),
             lambda: landscape_axes(spied, x, y),
             lambda: loss_surface(spied, x, y, axes, radius=0.1, n=3),
             lambda: top_curvature(spied, x, y, steps=2),

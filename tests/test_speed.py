@@ -21,7 +21,7 @@ from adt_repro.methods.table import METHODS, make_method, method_options
 from adt_repro.models.classifiers import build_model
 from adt_repro.planning.timing import peak_growth
 from adt_repro.runs.config import RULES
-from adt_repro.runs.fit import finish_run
+from adt_repro.runs.fit import fit_run
 from adt_repro.runs.resolve import resolve
 from adt_repro.runs.store import load_run
 from adt_repro.speed.precision import ComputeSettings, ComputeWrapper
@@ -145,22 +145,22 @@ def config(**kw):
 
 
 def test_precision_is_recorded_and_belongs_to_the_run(tmp_path):
-    folder = finish_run(config(precision='bf16'), tmp_path)
+    folder = fit_run(config(precision='bf16'), tmp_path)
     kept = yaml.safe_load((folder / 'config.yaml').read_text())
     assert (kept['precision'], kept['compile']) == ('bf16', 'none')
-    assert finish_run(config(precision='bf16'), tmp_path) == folder  # finished: nothing to do
+    assert fit_run(config(precision='bf16'), tmp_path) == folder  # finished: nothing to do
     with pytest.raises(ParameterError, match="precision='fp32'.*was begun with precision='bf16'"):
-        finish_run(config(), tmp_path)
+        fit_run(config(), tmp_path)
     with pytest.raises(ParameterError, match="compile='graphs': expected none or inductor on cpu"):
-        finish_run(config(compile='graphs', seed=1), tmp_path)
+        fit_run(config(compile='graphs', seed=1), tmp_path)
     assert not (tmp_path / 'quick' / 'runs' / 'digits-small_cnn-at_pgd-s1').exists()
-    other, _ = load_run(finish_run(config(seed=2), tmp_path))
+    other, _ = load_run(fit_run(config(seed=2), tmp_path))
     low, _ = load_run(folder)
     assert not torch.equal(other(DATA.x_test), low(DATA.x_test))
 
 
 def test_a_run_from_before_there_was_a_choice_is_taken_as_it_is(tmp_path):
-    folder = finish_run(config(), tmp_path)
+    folder = fit_run(config(), tmp_path)
     old = {
         k: v
         for k, v in yaml.safe_load((folder / 'config.yaml').read_text()).items()
@@ -169,7 +169,7 @@ def test_a_run_from_before_there_was_a_choice_is_taken_as_it_is(tmp_path):
     (folder / 'config.yaml').write_text(yaml.safe_dump(old))
     was = (folder / 'weights.safetensors').stat().st_mtime_ns
     assert (
-        finish_run(config(), tmp_path) == folder
+        fit_run(config(), tmp_path) == folder
         and (folder / 'weights.safetensors').stat().st_mtime_ns == was
     )
 

@@ -25,7 +25,7 @@ from adt_repro.models.weights import load_weights
 from adt_repro.runs.config import RULES
 from adt_repro.runs.resolve import resolve, start_run
 from adt_repro.runs.store import load_run, provenance, save_run
-from adt_repro.training.loop import train
+from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import RECIPES, State, load_checkpoint
 
 CPU, ROOT = torch.device('cpu'), Path(__file__).resolve().parents[1]
@@ -216,7 +216,7 @@ def files(tmp_path_factory):
     folder.mkdir()
     config = resolve(LEFT_OUT | dict(epochs=2, n_train=64, n_test=20))
     data, model, method, recipe = start_run(config, CPU)
-    history = pd.DataFrame(train(model, data, method, recipe, checkpoint=folder / 'checkpoint.pt'))
+    history = pd.DataFrame(train_epochs(model, data, method, recipe, checkpoint=folder / 'checkpoint.pt'))
     save_run(folder, model, method, config, history, results=[], **provenance(CPU))
     save_records(run_suite(model, data.x_test, data.y_test, {}, eps=0.1, run='a'), folder / 'records.parquet')
 

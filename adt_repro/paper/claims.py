@@ -524,4 +524,4 @@ def claim_estimates(
     return {key: None if values is None else _estimate(values) for key, values in found.items()}
 
 # %% ../../nbs/library/paper/claims.ipynb #old-name
-measured = claim_estimates  # the former name, until nbs/paper.ipynb and tests/test_paper.py have the new one
+claim_estimates = claim_estimates  # the former name, until nbs/paper.ipynb and tests/test_paper.py have the new one

@@ -14,8 +14,15 @@ import pandas as pd
 from ..attacks.suite import TABLE1_ATTACKS
 from ..base.parameters import ParameterError, refuse
 from ..data import DATASETS
-from .passes import amortising_passes, attack_passes, fit_passes
-from .passes import generator_macs, network_macs, sanity_passes, training_passes
+from adt_repro.planning.passes import (
+    amortising_passes,
+    attack_passes,
+    fit_passes,
+    generator_macs,
+    network_macs,
+    sanity_passes,
+    training_passes,
+)
 from ..runs.config import EXTRAS, RULES, run_name
 from ..runs.resolve import resolve
 from ..runs.scales import check_scale, load_scale

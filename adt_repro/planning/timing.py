@@ -119,7 +119,7 @@ def bare_step(
 # %% ../../nbs/library/planning/timing.ipynb #bare-generator
 def _pass_generator(adversary, x):
     "One pass of a generator, and of the encoder that reads its draw, forward and back to their weights"
-    run, z_dim = adversary.speed.run, getattr(adversary, 'z_dim', 0)
+    run, z_dim = adversary.settings.run, getattr(adversary, 'z_dim', 0)
     in_ch = adversary.generator.body[0].in_channels
     if z_dim:
         seen = x.repeat(1, (in_ch - 1) // x.shape[1], 1, 1)  # one channel is made from z

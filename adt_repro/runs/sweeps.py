@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 
 from ..base.parameters import refuse
+from .config import run_name
 from .fit import fit_run
 from .launch import end_with_parent
 from .resolve import resolve
-from .store import run_name
 
 # %% ../../nbs/library/runs/sweeps.ipynb #many
 def _start_worker(threads, parent):

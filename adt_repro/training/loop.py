@@ -119,7 +119,7 @@ def _train_batch(state, x, y, mine, i, n_steps):
     "Step `i` of an epoch on this process's images, `mine` of the data set: mean loss and mean entropy"
     for settings in state.opts[0].param_groups:
         settings['lr'] = state.recipe.lr_at(state.epoch + (i + 0.5) / n_steps)
-    use_tf32 = state.wrapped.speed.precision == 'tf32'
+    use_tf32 = state.wrapped.settings.precision == 'tf32'
     with state.group.noise(mine, state.epoch * n_steps + i), tf32(use_tf32):
         if state.recipe.augment:
             x = crop_flip(x)

@@ -142,7 +142,7 @@ def _with_generator(method, settings, group):
     "The method with its generator compiled, and shared by the processes"
     for net in method.adversary.children():
         settings.compile_in_place(net)
-    method.adversary.speed = settings
+    method.adversary.settings = settings
     return replace(method, adversary=group.wrap(method.adversary))
 
 # %% ../../nbs/library/training/state.ipynb #average
