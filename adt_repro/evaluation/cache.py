@@ -83,8 +83,6 @@ def write_rows(
 # %% ../../nbs/library/evaluation/cache.ipynb #in-parts
 def _read_part(file):
     "Rows of a part; None where it is absent or damaged"
-    if not file.exists():
-        return None
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError):
