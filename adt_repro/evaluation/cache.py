@@ -63,7 +63,7 @@ def _describe(value):
 
 # %% ../../nbs/library/evaluation/cache.ipynb #digest
 def digest(
-    **facts,  # what a result depends on: numbers, text, tensors, networks, functions, and lists and dicts of these
+    **facts,  # what a result depends on: numbers, text, tensors, networks, functions, lists and dicts
 ) -> str:  # 24 hexadecimal digits
     "A hash of the facts that a result depends on, and of the package's code"
     facts = json.dumps([code_digest(), _describe(facts)], sort_keys=True)

@@ -41,7 +41,7 @@ def robust(
     attacks: list = None,  # which attacks count, besides the clean image; None: all that are in `rows`
     name: str = 'rob',  # in the column `attack`
 ) -> pd.DataFrame:  # one row for each run: run, attack, n, correct, accuracy, lo, hi, bound (False)
-    "A_rob, under attacks on the network itself; a `ParameterError` where a run was not judged under one of them"
+    "A_rob, under attacks on the network itself; a `ParameterError` where a run misses one of them"
     rows = rows[rows.source == rows.run]
     attacks = list(rows.attack.unique()) if attacks is None else ['natural', *attacks]
     n_attacks = len(set(attacks))
@@ -96,7 +96,7 @@ def _paired_row(run, attack, right):
     # an image that only the other way leaves right is misclassified under the first way only
     return row | dict(only_one=test['only_b'], only_other=test['only_a'], p=test['p'])
 
-
+# %% ../../nbs/library/evaluation/metrics.ipynb #paired-attacks
 def paired_attacks(
     one: pd.DataFrame,  # records
     other: pd.DataFrame,  # records of the same runs, attacks and images, the attacks made in another way
@@ -104,8 +104,8 @@ def paired_attacks(
     """What two ways of making the same attacks leave right; a `ParameterError` if they share no rows
 
     There is a row for each run and attack, over the images that both have met, and one for `all` attacks.
-    accuracy and other are in [0, 1]; gap and its 95 % interval are in points; only_one and only_other count the
-    images that are misclassified under one way only.
+    accuracy and other are in [0, 1]; gap and its 95 % interval are in points; only_one and only_other
+    count the images that are misclassified under one way only.
     """
     key = ['run', 'attack', 'i', 'y', 'test_set', 'eps']
     both = one[one.attacked].merge(other[other.attacked], on=key, suffixes=('_one', '_other'), validate='1:1')

@@ -57,7 +57,7 @@ def _has_type(column, name):
 
 
 def _checked(rows, name):
-    "Rows in the order and with the types of `SCHEMA`; a `RecordError`, which begins with `name`, if they do not fit"
+    "Rows with the columns and types of `SCHEMA`; a `RecordError` that names the file if they do not fit"
     if set(rows.columns) != set(SCHEMA):
         raise RecordError(f'{name}: its columns are {", ".join(rows.columns)}; expected {", ".join(SCHEMA)}')
     for column, expected in SCHEMA.items():

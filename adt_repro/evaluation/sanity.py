@@ -66,8 +66,10 @@ def _falls_with_eps(evidence):
     tests = []
     for (eps, rows), (larger_eps, larger_rows) in pairwise(radii):
         before, after = _is_right(rows), _is_right(larger_rows)
-        problem = f'accuracy rises from {_share(before)} at ε = {eps:.3g} to {_share(after)} at ε = {larger_eps:.3g}'
-        tests.append(no_gain(before, after, ALPHA / (len(radii) - 1)) | dict(problem=problem))
+        rise = f'from {_share(before)} at ε = {eps:.3g} to {_share(after)} at ε = {larger_eps:.3g}'
+        tests.append(
+            no_gain(before, after, ALPHA / (len(radii) - 1)) | dict(problem=f'accuracy rises {rise}')
+        )
     return max(tests, key=lambda test: test['value'] - test['limit'])
 
 

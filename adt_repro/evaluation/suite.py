@@ -64,7 +64,7 @@ def run_suite(
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     run: str,  # the run's name
     cascade: bool | list = False,  # attacks that meet only images that are still right; True: all attacks
-    limits: dict = None,  # attack name to a number, at least 1: this attack meets only the first so many images
+    limits: dict = None,  # attack name to a number of images, at least 1: it meets only the first ones
     batch: int = 256,  # images at a time
     seed: int = 0,  # of the attacks' noise
     seen: torch.nn.Module = None,  # the network as the attacks see it, of `attack_view`; None: the same

@@ -22,7 +22,7 @@ def channels_last(
     z: torch.Tensor | torch.nn.Module,  # images (N, C, H, W), another tensor, or a network, changed in place
     tensor_cores: bool = False,  # on CUDA: will products be made in TF32 or bfloat16?
 ):  # the same images or network, in the layout in which convolutions are fastest
-    "Channels side by side where that is faster: in float32 on a CPU, and for the tensor cores of a CUDA device"
+    "Channels side by side where that is faster: in float32 on a CPU, and for tensor cores on CUDA"
     is_network = isinstance(z, torch.nn.Module)
     sample = next(z.parameters(), None) if is_network else z
     if sample is None or sample.dtype != torch.float32:
@@ -111,7 +111,7 @@ def choose_settings(
     precision: str = None,  # one of `PRECISIONS`; None: fp32, which changes no result
     compile: str = None,  # one of `COMPILES`; None: none
 ) -> ComputeSettings:  # with both decided
-    "Settings for training, float32 and not compiled by default; a `ParameterError` where the device cannot do it"
+    "Settings for training, by default float32, not compiled; a `ParameterError` if the device cannot do it"
     if precision not in (None, *PRECISIONS):
         refuse('precision', precision, ', '.join(PRECISIONS))
     if compile not in (None, *COMPILES):
@@ -125,7 +125,7 @@ def choose_settings(
 def frozen(
     net: torch.nn.Module,  # whose weights need no gradient inside
 ):  # a context; outside it they are as they were
-    "Without gradients of the weights, which a compiled backward pass would compute though nobody asks for them"
+    "Without gradients of the weights, which a compiled backward pass would compute needlessly"
     trainable = [p for p in net.parameters() if p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)
