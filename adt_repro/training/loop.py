@@ -117,7 +117,7 @@ def _epoch(state, data, keeper, on_batch):
             group['lr'] = recipe.lr_at(at + (i + 0.5) / len(order))
         mine, where = team.take(idx), f'epoch {at + 1}, step {i + 1} of {len(order)}'
         x = data.x_train[mine]
-        with team.noise(mine, at * len(order) + i), tf32(state.fast.speed.precision == 'tf32'):
+        with team.noise(mine, at * len(order) + i), tf32(state.fast.settings.precision == 'tf32'):
             out = train_step(state, crop_flip(x) if recipe.augment else x, data.y_train[mine])
         for name, value in zip(('loss', 'entropy'), out):
             if not math.isfinite(value):
