@@ -42,61 +42,58 @@ def save_records(
 ):
     "Write records; a `RecordError` says what does not fit"
     path = Path(path)
-    _fit(rows, path.name)
+    _checked(rows, path.name)
     write_rows(rows, path)
 
 # %% ../../nbs/library/evaluation/records.ipynb #files-load
-_is = pd.api.types
-_KINDS = dict(
-    str=lambda c: _is.is_string_dtype(c) or len(c) == 0,
-    int64=_is.is_integer_dtype,
-    float64=_is.is_float_dtype,
-    bool=_is.is_bool_dtype,
-)
+def _has_type(column, name):
+    "Is a column of the type that `SCHEMA` names?"
+    types = pd.api.types
+    if name == 'str':
+        return types.is_string_dtype(column) or len(column) == 0
+    if name == 'bool':
+        return types.is_bool_dtype(column)
+    return types.is_integer_dtype(column) if name == 'int64' else types.is_float_dtype(column)
 
 
-def _fit(rows, name):
+def _checked(rows, name):
+    "Rows with the columns and types of `SCHEMA`; a `RecordError` that names the file if they do not fit"
     if set(rows.columns) != set(SCHEMA):
-        raise RecordError(
-            f'{name}: its columns are {", ".join(rows.columns)}; expected {", ".join(SCHEMA)}'
-        )
-    wrong = [k for k, kind in SCHEMA.items() if not _KINDS[kind](rows[k])]
-    if wrong:
-        raise RecordError(
-            f'{name}: {wrong[0]} is of type {rows[wrong[0]].dtype}, expected {SCHEMA[wrong[0]]}'
-        )
-    fitting = rows.astype(SCHEMA)
-    if (fitting.linf > fitting.eps + 1e-6).any():
+        raise RecordError(f'{name}: its columns are {", ".join(rows.columns)}; expected {", ".join(SCHEMA)}')
+    for column, expected in SCHEMA.items():
+        if not _has_type(rows[column], expected):
+            raise RecordError(f'{name}: {column} is of type {rows[column].dtype}, expected {expected}')
+    rows = rows.astype(SCHEMA)
+    if (rows.linf > rows.eps + 1e-6).any():
         raise RecordError(f'{name}: an image was moved by more than its ε')
-    if (fitting.attacked != (fitting.pred >= 0)).any():
+    if (rows.attacked != (rows.pred >= 0)).any():
         raise RecordError(f'{name}: pred has to be a class where attacked, and -1 elsewhere')
-    if fitting.duplicated(['run', 'source', 'attack', 'i', 'seed', 'eps']).any():
+    if rows.duplicated(['run', 'source', 'attack', 'i', 'seed', 'eps']).any():
         raise RecordError(f'{name}: an image has two rows for the same attack and seed')
-    if fitting.loc[fitting.attacked, ['margin', 'loss', 'linf']].isna().any(axis=None):
+    if rows.loc[rows.attacked, ['margin', 'loss', 'linf']].isna().any(axis=None):
         raise RecordError(f'{name}: a margin, loss or distance is not a number')
-    return fitting[list(SCHEMA)]
+    return rows[list(SCHEMA)]
 
 # %% ../../nbs/library/evaluation/records.ipynb #files-read
+def _read(path):
+    try:
+        return _checked(pd.read_parquet(path), path.name)
+    except ParameterError:
+        raise
+    except (OSError, ValueError) as e:
+        raise RecordError(f'{path.name}: cannot be read as records ({type(e).__name__})') from None
+
+
 def load_records(
     *paths: Path | str,  # files of `save_records`
 ) -> pd.DataFrame:  # columns of `SCHEMA`; all of one test set and one ε
     "Read records; a `RecordError` says what does not fit"
     if not paths:
         raise RecordError('paths=(): expected files of records, at least one')
-    parts = []
-    for path in map(Path, paths):
-        try:
-            parts.append(_fit(pd.read_parquet(path), path.name))
-        except (OSError, ValueError) as e:
-            if isinstance(e, ParameterError):
-                raise
-            raise RecordError(f'{path.name}: cannot be read as records ({type(e).__name__})') from None
-    rows = pd.concat(parts, ignore_index=True)
-    for column, what in ('test_set', 'test sets'), ('eps', 'radii'):
-        found = {k: sorted(set(g.run)) for k, g in rows.groupby(column)}
-        if len(found) > 1:
-            raise RecordError(
-                f'records of different {what} in one table: '
-                + '; '.join(f'{k} in {", ".join(v)}' for k, v in found.items())
-            )
-    return _fit(rows, 'all files together')
+    rows = pd.concat([_read(Path(path)) for path in paths], ignore_index=True)
+    for column, plural in dict(test_set='test sets', eps='radii').items():
+        runs = {value: sorted(set(group.run)) for value, group in rows.groupby(column)}
+        if len(runs) > 1:
+            found = '; '.join(f'{value} in {", ".join(names)}' for value, names in runs.items())
+            raise RecordError(f'records of different {plural} in one table: {found}')
+    return _checked(rows, 'all files together')

@@ -7,6 +7,7 @@ __all__ = ['run_suite', 'run_transfer']
 
 # %% ../../nbs/library/evaluation/suite.ipynb #imports
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,41 @@ from .cache import in_parts
 from .evaluate import evaluate, evaluate_on
 from .records import SCHEMA
 
+# %% ../../nbs/library/evaluation/suite.ipynb #meet-attacks
+def _rows_before(y, seed):
+    "Rows of images that have met no attack"
+    unknown = dict(pred=-1, margin=math.nan, loss=math.nan, linf=math.nan, queries=-1)
+    return pd.DataFrame(dict(i=range(len(y)), y=y.cpu().numpy(), **unknown, seed=seed))
+
+
+def _meet_attacks(judge, y, attacks, seed, cascaded, limits, on_attack):
+    "Rows of the clean images and of each attack; `judge` takes an attack and indices to rows"
+    still_right = np.ones(len(y), bool)
+    done = []
+    for name, attack in {'natural': None, **attacks}.items():
+        limit = limits.get(name)  # None: all images
+        met = np.ones(len(y), bool)[:limit]
+        if name in cascaded:
+            met &= still_right[:limit]
+        if on_attack:
+            on_attack(name, int(met.sum()))
+        rows = _rows_before(y[: len(met)], seed)
+        if met.any():
+            rows.loc[met] = judge(attack, met.nonzero()[0])[rows.columns].values
+        still_right[: len(met)] &= ~met | (rows.pred == rows.y).values
+        done.append(rows.assign(attack=name, attacked=met))
+    return pd.concat(done, ignore_index=True)
+
+# %% ../../nbs/library/evaluation/suite.ipynb #judge-in-parts
+def _judge_in_parts(attack, ids, *, model, x, y, seen, eps, seed, test_set, batch, parts):
+    "Rows of some images under one attack, kept batch by batch where there is a folder for parts"
+
+    def make(ids):
+        return evaluate(model, x, y, attack, seen=seen, eps=eps, batch=batch, seed=seed, ids=ids)
+
+    facts = dict(model=model, seen=seen, attack=attack, eps=eps, seed=seed, test_set=test_set)
+    return in_parts(make, ids, batch=batch, folder=parts, **facts)
+
 # %% ../../nbs/library/evaluation/suite.ipynb #run-suite
 def run_suite(
     model: torch.nn.Module,  # images to logits; seen in evaluation mode
@@ -27,66 +63,22 @@ def run_suite(
     *,
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     run: str,  # the run's name
-    cascade: bool
-    | list = False,  # only what the earlier attacks have left standing? Or the names of the attacks that meet only that
-    limits: dict = None,  # attack name to a number of images, at least 1: that attack meets the first so many, and has rows for these alone
+    cascade: bool | list = False,  # attacks that meet only images that are still right; True: all attacks
+    limits: dict = None,  # attack name to a number of images, at least 1: it meets only the first ones
     batch: int = 256,  # images at a time
     seed: int = 0,  # of the attacks' noise
-    seen: torch.nn.Module = None,  # the network as the attacks see it, of `speed.attack_view`; None: the same
+    seen: torch.nn.Module = None,  # the network as the attacks see it, of `attack_view`; None: the same
     parts: Path = None,  # folder where finished batches are kept and looked for; None: nowhere
     on_attack=None,  # called with (attack name, images that it will meet)
-) -> (
-    pd.DataFrame
-):  # columns of `SCHEMA`; N rows for `natural` and for each attack, fewer where `limits` says so
+) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for `natural` and each attack, fewer where `limits` says so
     "Judge a network on the clean images and under each attack"
-    done, standing, test_set, n = (
-        [],
-        np.ones(len(x), bool),
-        fingerprint(x, y),
-        dict.fromkeys(attacks, len(x)) | (limits or {}),
-    )
-    for name, attack in {'natural': None, **attacks}.items():
-        met = np.ones(len(x), bool)[: n.get(name)] & (
-            standing[: n.get(name)] | (name not in (attacks if cascade is True else cascade or ()))
-        )
-        if on_attack:
-            on_attack(name, int(met.sum()))
-        rows = pd.DataFrame(
-            dict(
-                i=range(len(met)),
-                y=y[: len(met)].cpu().numpy(),
-                pred=-1,
-                margin=math.nan,
-                loss=math.nan,
-                linf=math.nan,
-                queries=-1,
-                seed=seed,
-            )
-        )
-
-        def make(ids):
-            return evaluate(model, x, y, attack, seen=seen, eps=eps, batch=batch, seed=seed, ids=ids)
-
-        if met.any():
-            rows.loc[met] = in_parts(
-                make,
-                met.nonzero()[0],
-                batch=batch,
-                folder=parts,
-                model=model,
-                seen=seen,
-                attack=attack,
-                eps=eps,
-                seed=seed,
-                test_set=test_set,
-            )[rows.columns].values
-        standing[: len(met)] &= ~met | (rows.pred == rows.y).values
-        done.append(rows.assign(attack=name, attacked=met))
-    return (
-        pd.concat(done, ignore_index=True)
-        .assign(run=run, source=run, eps=eps, test_set=test_set)[list(SCHEMA)]
-        .astype(SCHEMA)
-    )
+    facts = dict(model=model, seen=seen, eps=eps, seed=seed, test_set=fingerprint(x, y))
+    judge = partial(_judge_in_parts, x=x, y=y, batch=batch, parts=parts, **facts)
+    if isinstance(cascade, bool):
+        cascade = attacks if cascade else ()
+    rows = _meet_attacks(judge, y, attacks, seed, cascade or (), limits or {}, on_attack)
+    rows = rows.assign(run=run, source=run, eps=eps, test_set=facts['test_set'])
+    return rows[list(SCHEMA)].astype(SCHEMA)
 
 # %% ../../nbs/library/evaluation/suite.ipynb #transfer
 def run_transfer(
@@ -103,24 +95,16 @@ def run_transfer(
     parts: Path = None,  # folder where finished batches are kept and looked for; None: nowhere
 ) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for each target and attack
     "Attack one network and judge what comes out on several"
-    done, test_set = [], fingerprint(x, y)
+    test_set = fingerprint(x, y)
+    done = []
     for name, attack in attacks.items():
-
-        def make(ids):
-            return evaluate_on(targets, model, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)
-
-        rows = in_parts(
-            make,
-            range(len(x)),
-            batch=batch,
-            folder=parts,
-            targets=targets,
-            model=model,
-            attack=attack,
-            eps=eps,
-            seed=seed,
-            test_set=test_set,
-        )
+        make = partial(_judge_on, targets, model, x, y, attack, eps, batch, seed)
+        facts = dict(targets=targets, model=model, attack=attack, eps=eps, seed=seed, test_set=test_set)
+        rows = in_parts(make, range(len(x)), batch=batch, folder=parts, **facts)
         done.append(rows.assign(attack=name))
     rows = pd.concat(done, ignore_index=True).assign(source=source, attacked=True, eps=eps, test_set=test_set)
     return rows[list(SCHEMA)].astype(SCHEMA)
+
+
+def _judge_on(targets, model, x, y, attack, eps, batch, seed, ids):
+    return evaluate_on(targets, model, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)
