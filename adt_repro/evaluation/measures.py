@@ -116,7 +116,7 @@ def measure_curvature(
     y: torch.Tensor,  # (N,) labels
     *,
     steps: int = 200,  # products with the matrix of second derivatives, at most
-    seed: int = 0,  # of the start of the power iteration
+    seed: int = 0,  # of the noise with which the power iteration starts
     batch: int = 20,  # images at a time; a matter of memory, not of results
     parts: Path = None,  # folder where finished parts are kept and looked for; None: nowhere
 ) -> pd.DataFrame:  # a row an image: i, y, eigenvalue, residual, converged (to 0.1 %)

@@ -71,7 +71,7 @@ def network_pairs(
     names = dict(only_a=f'only {a} withstands', only_b=f'only {b} withstands')
     return pd.DataFrame(pairs).rename(columns=names).set_index('seed')
 
-# %% ../../nbs/library/paper/summaries.ipynb #beyond-table1
+# %% ../../nbs/library/paper/summaries.ipynb #beyond
 def _beyond(rows, label):
     "One line for each attack of a run's records that is not in Table 1"
     for attack in 'distribution', 'generator', 'autoattack':
@@ -85,7 +85,7 @@ def _beyond(rows, label):
         line['felled by it alone'] = (six.correct - more.correct).item()
         yield line
 
-
+# %% ../../nbs/library/paper/summaries.ipynb #beyond-table1
 def beyond_table1(
     folder: Path | str,  # of a scale, such as outputs/digits
     labels: pd.Series,  # of `run_labels`: the runs that count
@@ -129,7 +129,7 @@ def black_box_table(
         order += [(attack, source) for source in dict.fromkeys(['itself', *made_on])]
     return table.reindex([key for key in order if key in table.index]).fillna(''), sums.n.iloc[0]
 
-# %% ../../nbs/library/paper/summaries.ipynb #sanity-table
+# %% ../../nbs/library/paper/summaries.ipynb #check-frames
 def _check_frames(folder, precision, parts):
     "The frames of checks that are there: name to rows"
     places = dict(
@@ -148,7 +148,7 @@ def _check_frames(folder, precision, parts):
 def _passed_of(passed):
     return f'{int(passed.sum())} of {len(passed)}'
 
-
+# %% ../../nbs/library/paper/summaries.ipynb #sanity-table
 def sanity_table(
     folder: Path | str,  # of a scale, such as outputs/digits
     labels: pd.Series,  # of `run_labels`: the runs that count

@@ -217,10 +217,10 @@ def time_suite(
     rows = run_suite(model, x, y, attacks, eps=eps, run=f'at_pgd, ε = {eps:g}', cascade=cascade)
     return time.perf_counter() - begin, robust(rows)
 
-
+# %% ../../nbs/library/planning/benchmark.ipynb #time-cascade
 def time_cascade(
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    rounds: int,  # of both, in turn
+    rounds: int,  # in which both have a turn, at least 1
 ) -> pd.DataFrame:  # a row a round: network, rob in [0, 1], whole and cascade in seconds, ratio
     "The whole suite and the cascade on the same network; both find the same A_rob, or an `AssertionError`"
     data, model = train_digits(eps)
@@ -239,7 +239,7 @@ NO_PASSES = dict(forward=0, inner=0, outer=0)
 
 def pass_seconds(
     arch: str,  # see `build_model`
-    images: int,  # in a pass
+    images: int,  # in a pass, at least 1
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation
 ) -> pd.Series:  # forward, inner, outer: seconds for one image
@@ -254,11 +254,11 @@ def pass_seconds(
     with tf32(speed.precision == 'tf32'):
         return in_turn(kinds, 2, device).min() / images
 
-
+# %% ../../nbs/library/planning/benchmark.ipynb #generator-seconds
 def generator_seconds(
     method: str,  # with a generator or without
     width: int,  # of the generator; None: the method has none
-    images: int,  # in a pass
+    images: int,  # in a pass, at least 1
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation
 ) -> float:  # seconds for one image; 0 without a generator
@@ -277,7 +277,7 @@ def generator_seconds(
 def image_seconds(
     config: dict,  # of `resolve`: method with its options, arch, gen_width
     network: pd.Series,  # of `pass_seconds`, for its network
-    images: int,  # in a pass of the generator
+    images: int,  # in a pass of the generator, at least 1
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation
 ) -> tuple:  # seconds; passes through the network by kind

@@ -107,7 +107,7 @@ def judge_swept_run(
     attacks: dict,  # name to attack, see `adt_repro.attacks.suite.TABLE1_ATTACKS`
     *,
     n_train: int,  # training images of a run that took all of them
-    draws: int = 20,  # of the adversarial distribution, for each image
+    draws: int = 20,  # of the adversarial distribution of each image, at least 1
     batch: int = 256,  # images at a time
     parts: Path = None,  # folder where finished batches are kept and looked for; None: nowhere
 ) -> tuple:  # its records, columns of `SCHEMA`; and a dict, its row in frames/ablation.csv
@@ -137,13 +137,13 @@ def hinge_curves(
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames)
 
-# %% ../../nbs/library/runs/sweeps.ipynb #plan-sweeps
+# %% ../../nbs/library/runs/sweeps.ipynb #base-rule
 base_rule = Rule(
     lambda v: isinstance(v, dict),
     'a table of parameters of train.ipynb',
 )  # what the runs of all sweeps have in common
 
-
+# %% ../../nbs/library/runs/sweeps.ipynb #plan-sweeps
 def _reference(common, method, seed):
     "One run that belongs to no sweep, as a row of the plan"
     config = resolve(common | dict(method=method, seed=seed, label=f'{method}-base'))
