@@ -44,7 +44,7 @@ def state_of(name, speed):
         build_model('small_cnn', in_ch=1).train(),
         small(name),
         Recipe(batch=64, epochs=1, augment=False),
-        speed=speed,
+        settings=speed,
     )
 
 

@@ -16,9 +16,9 @@ from adt_repro.analysis.coverage import (
     clouds_of,
     coverage,
     draws_of,
-    reaching,
+    clip_delta,
     restarts_of,
-    seen_as,
+    predicted_classes,
     spread,
 )
 from ..analysis.landscape import top_curvature
@@ -42,7 +42,7 @@ def sample_clouds(
     "Draws of each image's adversarial distribution, and PGD's results from as many starts"
     draws = draws_of(adversary, model, x, y, n, ids=ids, seed=seed)
     restarts = restarts_of(pgd, model, x, y, n, eps=eps, ids=ids, seed=seed)
-    return dict(distribution=reaching(x, draws), restarts=restarts)
+    return dict(distribution=clip_delta(x, draws), restarts=restarts)
 
 # %% ../../nbs/library/evaluation/measures.ipynb #spread
 def measure_spread(
@@ -64,7 +64,7 @@ def measure_spread(
         clouds = sample_clouds(adversary, model, x[at], y[at], n, eps=eps, ids=ids, seed=seed)
         found = []
         for kind, cloud in clouds.items():
-            wrong = (seen_as(model, x[at], cloud) != y[at]).float().mean(0)
+            wrong = (predicted_classes(model, x[at], cloud) != y[at]).float().mean(0)
             found.append(spread(cloud, eps, ids=ids).assign(kind=kind, wrong=wrong.cpu().numpy()))
         return pd.concat(found)
 

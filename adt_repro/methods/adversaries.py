@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GEN_INPUTS', 'from_attack', 'worst_of_draws', 'at_mean', 'distribution_stats', 'exp_adversary', 'image_only',
-           'image_and_gradients', 'ExpAM', 'ImpAM', 'amortise']
+           'image_and_gradients', 'ExpAM', 'ImpAM', 'amortise', 'fit_exp_generator']
 
 # %% ../../nbs/library/methods/adversaries.ipynb #imports
 from functools import partial
@@ -17,8 +17,9 @@ from ..base.device import eval_mode
 from ..base.noise import example_noise, zero_noise
 from ..losses import ce, margin
 from .distributions import dirac, implicit, tanh_gaussian
+from ..models.generators import Generator, generator_width
 from ..speed.batching import draws_at_once, over_draws
-from ..speed.precision import ComputeSettings, fused_on
+from ..speed.precision import ComputeSettings, fused_on, tf32
 
 # %% ../../nbs/library/methods/adversaries.ipynb #from-attack
 def from_attack(
@@ -271,3 +272,22 @@ def amortise(
             (-objective.mean()).backward(inputs=weights)
             opt.step()
     return adversary.eval()
+
+# %% ../../nbs/library/methods/adversaries.ipynb #fit-exp-generator
+def fit_exp_generator(
+    model: torch.nn.Module,  # the network, which stays as it is
+    arch: str,  # its architecture, see `generator_width`
+    x: torch.Tensor,  # (N, C, H, W) images to learn from, in [0, 1], on the network's device
+    y: torch.Tensor,  # (N,) labels
+    *,
+    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    steps: int,  # steps of Adam, at least 1
+    seed: int = 0,  # of the generator's weights and of the noise
+) -> ExpAM:  # fitted, in evaluation mode
+    "ADT_EXP-AM's adversary for a network that was trained by any method"
+    torch.manual_seed(seed)
+    channels, *size = x.shape[1:]
+    generator = Generator(3 * channels, 2 * channels, generator_width(arch, (channels, *size)))
+    adversary = ExpAM(generator, eps).to(x.device)
+    with tf32(False):
+        return amortise(adversary, model, x, y, steps=steps)

@@ -17,9 +17,9 @@ from adt_repro.analysis.plots import (
     draw_landscape,
     draw_options,
     draw_spread,
-    said_of,
+    ablation_title,
 )
-from ..analysis.style import COLORS, MARKERS, house_style, panels
+from ..analysis.style import COLORS, MARKERS, house_style, subplot_grid
 from ..base.stats import share
 from .report import COLUMNS, VERDICTS
 
@@ -54,7 +54,7 @@ def draw_table1(
     "Accuracy under each attack with its interval, ours beside the published"
     order = rows_run(cells)
     looks = _looks(dict.fromkeys([*paper.index.drop('at_pgd_madry'), *order]))
-    fig, axes = panels(1, 2, (9, 3.6), sharey=True)
+    fig, axes = subplot_grid(1, 2, (9, 3.6), sharey=True)
     for k, (row, look) in enumerate(looks.items()):
         at = np.arange(8) + 0.5 * (k / len(looks) - 0.5)
         how = dict(lw=0.6, capsize=1.5, label=row, **look)
@@ -108,7 +108,7 @@ def draw_claims(
     units = [unit for unit in ('points', '%', 'log₁₀') if (ran.unit == unit).any()]
     heights = [(ran.unit == unit).sum() + 1 for unit in units]
     size = 8, 0.9 * len(units) + 0.32 * len(ran)
-    fig, axes = panels(len(units), 1, size, squeeze=False, height_ratios=heights)
+    fig, axes = subplot_grid(len(units), 1, size, squeeze=False, height_ratios=heights)
     for ax, unit in zip(axes[:, 0], units, strict=True):
         rows = ran[ran.unit == unit]
         for at, claim in enumerate(rows.itertuples()):
@@ -134,7 +134,7 @@ def draw_paper_figures(
 ):  # a generator of (heading, title, Figure or None)
     "The paper's figures, from recorded frames"
     sweep = frames['ablation']
-    of_sweep = said_of(sweep) if sweep is not None else ''
+    of_sweep = ablation_title(sweep) if sweep is not None else ''
     inner = _with_options(sweep, 'n_mc', 'inner_steps', 'inner_momentum', 'rho')
     plain = [
         ('Loss landscape', draw_landscape, frames['landscape'], said),

@@ -629,7 +629,7 @@ PARAMETERS = dict(
 # %% ../../nbs/library/runs/config.ipynb #check-notebook
 def check_notebook(
     notebook: str,  # its name, such as white_box
-    namespace: dict,  # `dict(globals())` right after the parameters cell, before any import
+    namespace: dict,  # `globals()` in the cell after the parameters; functions and modules are passed over
 ) -> dict:  # its parameters, in the order of the declaration, as their rules read them
     "The check of a parameters cell: stop with one clear line at the first name or value that does not fit"
     return check_params(namespace, **rules_of(PARAMETERS[notebook]))
