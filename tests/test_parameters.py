@@ -58,7 +58,6 @@ def test_a_parameters_cell_has_what_is_declared(notebook):
     assert there == declared
 
 
-@pytest.mark.xfail(reason='until the parameters cells are written from the declaration')
 @pytest.mark.parametrize('notebook', PARAMETERS)
 def test_a_parameters_cell_is_written_as_declared(notebook):
     "The comments too: the cell is what `parameters_cell` gives"

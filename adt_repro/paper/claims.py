@@ -522,6 +522,3 @@ def claim_estimates(
     "The statistic of each claim, with its interval"
     found = claim_statistics(e)
     return {key: None if values is None else _estimate(values) for key, values in found.items()}
-
-# %% ../../nbs/library/paper/claims.ipynb #old-name
-claim_estimates = claim_estimates  # the former name, until nbs/paper.ipynb and tests/test_paper.py have the new one
