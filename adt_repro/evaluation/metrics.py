@@ -24,9 +24,7 @@ def _accuracy_row(run, name, n, correct, bound=False):
 
 def accuracies(
     rows: pd.DataFrame,  # records
-) -> (
-    pd.DataFrame
-):  # for each run, attack and source: run, attack, n, correct, accuracy, lo, hi, bound, source
+) -> pd.DataFrame:  # a row for each: run, attack, n, correct, accuracy, lo, hi, bound, source
     "Each attack's accuracy with a 95 % interval; `bound`: is it only an upper bound?"
     out = []
     for (run, attack, source), group in rows.groupby(['run', 'attack', 'source'], sort=False):
@@ -64,12 +62,10 @@ def robust(
 # %% ../../nbs/library/evaluation/metrics.ipynb #unique-kills
 def unique_kills(
     rows: pd.DataFrame,  # records of whole suites
-) -> (
-    pd.DataFrame
-):  # for each run and attack: run, attack, n (images that are right when clean), felled, alone
+) -> pd.DataFrame:  # a row for each run and attack: run, attack, n, felled, alone (counts of images)
     """How many images are misclassified under each attack, and how many under it alone
 
-    A `ParameterError` for a cascade.
+    n counts the images that are classified right when clean. A `ParameterError` for a cascade.
     """
     if not rows.attacked.all():
         raise ParameterError('rows: expected whole records, this is a cascade')
