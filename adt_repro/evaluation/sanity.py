@@ -60,19 +60,18 @@ def _share(flags):
     "A share of images in words"
     return f'{100 * flags.mean():.1f} %'
 
-
+# %% ../../nbs/library/evaluation/sanity.ipynb #check-falls
 def _falls_with_eps(evidence):
     radii = list(evidence['radii'].items())
     tests = []
     for (eps, rows), (larger_eps, larger_rows) in pairwise(radii):
         before, after = _is_right(rows), _is_right(larger_rows)
         rise = f'from {_share(before)} at ε = {eps:.3g} to {_share(after)} at ε = {larger_eps:.3g}'
-        tests.append(
-            no_gain(before, after, ALPHA / (len(radii) - 1)) | dict(problem=f'accuracy rises {rise}')
-        )
+        test = no_gain(before, after, ALPHA / (len(radii) - 1))
+        tests.append(test | dict(problem=f'accuracy rises {rise}'))
     return max(tests, key=lambda test: test['value'] - test['limit'])
 
-
+# %% ../../nbs/library/evaluation/sanity.ipynb #check-chance
 def _chance_at_half(evidence):
     right = _is_right(evidence['radii'][0.5])
     label_shares = evidence['clean'].y.value_counts(normalize=True)

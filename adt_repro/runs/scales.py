@@ -25,6 +25,8 @@ from adt_repro.base.parameters import (
     whole,
     word,
 )
+
+# %% ../../nbs/library/runs/scales.ipynb #imports-config
 from adt_repro.runs.config import (
     DATASET_NAMES,
     EXPERIMENTS,

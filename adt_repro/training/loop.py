@@ -263,6 +263,10 @@ def _draw(bar, end=''):
     elif end:
         print(bar, flush=True)
 
+
+def _progress_html(progress):
+    return f'{_html_bar(progress.done, progress.epochs)} <code>{progress}</code>'
+
 # %% ../../nbs/library/training/loop.ipynb #progress
 class Progress:
     "The epochs of a run, and the time left; give it to `train_epochs` as `on_batch`, and each row to `row`"
@@ -291,9 +295,7 @@ class Progress:
         return row
 
     __repr__ = _progress_text
-
-    def _repr_html_(self):
-        return f'{_html_bar(self.done, self.epochs)} <code>{self}</code>'
+    _repr_html_ = _progress_html
 
 # %% ../../nbs/library/training/loop.ipynb #train-parts
 def _method_of(method, eps, shape, options):
