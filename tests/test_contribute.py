@@ -1,6 +1,7 @@
 "What a contributor relies on: hooks, a workflow that runs what the README says, a citation, JupyterLab"
 
 import configparser
+import importlib
 import json
 import os
 import re
@@ -137,6 +138,19 @@ def test_workflow_is_sound(job):
 
 
 # Words
+
+
+def test_changelog_maps_old_imports_to_new_ones():
+    "Every module and every name that the table leads to is there"
+    text = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+    table = text.split('| old | new |')[1].split('###')[0]
+    rows = [line for line in table.splitlines() if line.startswith('| `')]
+    assert len(rows) > 30
+    for row in rows:
+        for module, names in re.findall(r'`([\w.]+)`(?: \(([^)]*)\))?(?:;| \|)', row.split('|', 2)[2]):
+            found = importlib.import_module(f'adt_repro.{module}')
+            for name in names.split(', ') if names else []:
+                assert hasattr(found, name.split(' → ')[-1].strip('`')), f'{module}: {name}'
 
 
 def test_citation():
