@@ -26,8 +26,8 @@ def accuracies(
     rows: pd.DataFrame,  # records
 ) -> (
     pd.DataFrame
-):  # for each run, attack and source: run, attack, n, correct, accuracy, lo, hi, bound, source
-    "Each attack's accuracy with a 95 % interval; `bound`: is it only an upper bound?"
+):  # run, attack, n, correct, accuracy, lo, hi, bound, source
+    "Accuracies with 95 % intervals, for each run, attack and source; `bound`: is it only an upper bound?"
     out = []
     for (run, attack, source), group in rows.groupby(['run', 'attack', 'source'], sort=False):
         right = (group.pred == group.y) | ~group.attacked
@@ -66,7 +66,7 @@ def unique_kills(
     rows: pd.DataFrame,  # records of whole suites
 ) -> (
     pd.DataFrame
-):  # for each run and attack: run, attack, n (images that are right when clean), felled, alone
+):  # run, attack, n (images that are right when clean), felled, alone
     """How many images are misclassified under each attack, and how many under it alone
 
     A `ParameterError` for a cascade.
