@@ -24,9 +24,7 @@ def _accuracy_row(run, name, n, correct, bound=False):
 
 def accuracies(
     rows: pd.DataFrame,  # records
-) -> (
-    pd.DataFrame
-):  # run, attack, n, correct, accuracy, lo, hi, bound, source
+) -> pd.DataFrame:  # run, attack, n, correct, accuracy, lo, hi, bound, source
     "Accuracies with 95 % intervals, for each run, attack and source; `bound`: is it only an upper bound?"
     out = []
     for (run, attack, source), group in rows.groupby(['run', 'attack', 'source'], sort=False):
@@ -64,12 +62,10 @@ def robust(
 # %% ../../nbs/library/evaluation/metrics.ipynb #unique-kills
 def unique_kills(
     rows: pd.DataFrame,  # records of whole suites
-) -> (
-    pd.DataFrame
-):  # run, attack, n (images that are right when clean), felled, alone
+) -> pd.DataFrame:  # run, attack, n (images that are right when clean), felled, alone
     """How many images are misclassified under each attack, and how many under it alone
 
-    A `ParameterError` for a cascade.
+    One row for each run and attack; a `ParameterError` for a cascade.
     """
     if not rows.attacked.all():
         raise ParameterError('rows: expected whole records, this is a cascade')
