@@ -234,7 +234,7 @@ def test_compiled_networks_give_the_same_numbers():
             net(x[:7])  # only looked at
             for n in 3, 5:
                 net(x[:n].clone().requires_grad_())
-    assert fast.sizes['forward'] == {16, 3}
+    assert fast.compiled_sizes['forward'] == {16, 3}
 
     def leaves(fn):
         return (
