@@ -42,16 +42,17 @@ def mean_interval(
 # %% ../../nbs/library/base/stats.ipynb #mean-words
 def mean_words(
     values,  # (n,) numbers, at least 2, as of `mean_interval`
-    digits: str = '.2f',  # how numbers are written, a format such as .2f or +.1f
+    digits: int = 2,  # after the decimal point, at least 0
     least: float = -math.inf,  # smallest value that the quantity can have, in its own units
     most: float = math.inf,  # largest value that it can have, in its own units
+    sign: bool = False,  # show + before numbers that are not negative?
 ) -> str:  # such as "1.50 [1.20, 1.80]"; – where a value is not finite
     "A mean with its interval, in words"
     if not np.isfinite(values).all():
         return '–'
     found = mean_interval(values)
     lo, hi = max(least, found['lo']), min(most, found['hi'])
-    return f'{found["mean"]:{digits}} [{lo:{digits}}, {hi:{digits}}]'
+    return with_interval(lo, found['mean'], hi, digits, ends=True, sign=sign)
 
 # %% ../../nbs/library/base/stats.ipynb #with-interval
 def with_interval(
@@ -59,18 +60,21 @@ def with_interval(
     value: float,  # the estimate, in any units
     hi: float,  # upper end of the interval, in the estimate's units; infinite or nan: there is no interval
     digits: int = 1,  # after the decimal point, at least 0
-) -> str:  # '52.2 ± 0.9'; '0.1 [0.0, 1.1]' where the ends are not equally far; '3.0' without an interval
+    ends: bool = False,  # always show both ends?
+    sign: bool = False,  # show + before numbers that are not negative?
+) -> str:  # '52.2 ± 0.9', '0.1 [0.0, 1.1]' where the ends are not equally far, '3.0' without an interval
     """An estimate with its interval, as text
 
     The ends count as equally far from the estimate if their distances differ by less than 1.5 units of
     the last digit shown. Then the number after ± is half of the interval's width.
     """
+    form = f'+.{digits}f' if sign else f'.{digits}f'
     if not np.isfinite([lo, value, hi]).all():
-        return f'{value:.{digits}f}'
+        return f'{value:{form}}'
     asymmetry = abs((hi - value) - (value - lo))
-    if asymmetry < 1.5 * 10.0**-digits:
-        return f'{value:.{digits}f} ± {(hi - lo) / 2:.{digits}f}'
-    return f'{value:.{digits}f} [{lo:.{digits}f}, {hi:.{digits}f}]'
+    if asymmetry < 1.5 * 10.0**-digits and not ends:
+        return f'{value:{form}} ± {(hi - lo) / 2:.{digits}f}'
+    return f'{value:{form}} [{lo:{form}}, {hi:{form}}]'
 
 # %% ../../nbs/library/base/stats.ipynb #seeds-by-examples
 def seeds_by_examples(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..attacks.gradient import pgd
 from ..base.noise import example_noise
 from ..base.parameters import ParameterError, refuse
-from ..base.stats import share
+from ..base.stats import share, with_interval
 from ..data import Data
 from ..losses import margin
 from ..speed.precision import ComputeWrapper, measuring, tf32
@@ -124,9 +124,10 @@ def accuracy(
 
 def percent(
     acc: dict,  # of `accuracy`
-) -> str:  # such as "78.1 % [73.5, 82.0], n=360"
+) -> str:  # such as "78.1 [73.5, 82.0] %, n=360"
     "An accuracy in words"
-    return f'{100 * acc["accuracy"]:.1f} % [{100 * acc["lo"]:.1f}, {100 * acc["hi"]:.1f}], n={acc["n"]}'
+    lo, value, hi = (100 * acc[name] for name in ('lo', 'accuracy', 'hi'))
+    return f'{with_interval(lo, value, hi, ends=True)} %, n={acc["n"]}'
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #watch
 def watch(

@@ -11,7 +11,7 @@ import math
 import pandas as pd
 
 from ..base.parameters import ParameterError, refuse
-from ..base.stats import mcnemar, paired_gap, share
+from ..base.stats import mcnemar, paired_gap, share, with_interval
 
 # %% ../../nbs/library/evaluation/metrics.ipynb #accuracies
 def _accuracy_row(run, name, n, correct, bound=False):
@@ -120,7 +120,7 @@ def paired_attacks(
 def _percent_cell(accuracy, lo, hi, bound):
     if bound:
         return f'≤ {100 * accuracy:.1f}'
-    return f'{100 * accuracy:.1f} [{100 * lo:.1f}, {100 * hi:.1f}]'
+    return with_interval(100 * lo, 100 * accuracy, 100 * hi, ends=True)
 
 
 def percent_cells(

@@ -129,7 +129,7 @@ def time_step_and_passes(
 
     def bare():
         with tf32(speed.precision == 'tf32'):
-            bare_step(twin.fast, images, passes, adversary)
+            bare_step(twin.wrapped, images, passes, adversary)
 
     return in_turn(dict(step=step, bare=bare), rounds, device)
 
