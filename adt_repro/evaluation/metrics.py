@@ -36,10 +36,10 @@ def accuracies(
 # %% ../../nbs/library/evaluation/metrics.ipynb #robust
 def robust(
     rows: pd.DataFrame,  # records
-    attacks: list = None,  # which attacks count, besides the clean image; None: all that are in `rows`
+    attacks: list = None,  # attacks to take into account, besides the clean image; None: all in `rows`
     name: str = 'rob',  # in the column `attack`
 ) -> pd.DataFrame:  # one row for each run: run, attack, n, correct, accuracy, lo, hi, bound (False)
-    "A_rob, under attacks on the network itself; a `ParameterError` where a run misses one of them"
+    "A_rob, under attacks on the network itself; a `ParameterError` for a run without one of the attacks"
     rows = rows[rows.source == rows.run]
     attacks = list(rows.attack.unique()) if attacks is None else ['natural', *attacks]
     n_attacks = len(set(attacks))

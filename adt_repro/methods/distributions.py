@@ -23,10 +23,10 @@ def dirac(
 
 # %% ../../nbs/library/methods/distributions.ipynb #uniform
 def uniform(
-    like: torch.Tensor,  # (N, C, H, W) whose shape is wanted
+    like: torch.Tensor,  # (N, C, H, W) a tensor that gives the shape of the result
     eps: float,  # radius of the ℓ∞ ball in pixel values
 ) -> tuple:  # (delta, h): (N, C, H, W) in the ball, and (N,) the largest possible entropy
-    "All perturbations of the ball alike"
+    "Every perturbation in the ball has the same probability"
     largest = math.log(2) - 0.5 * math.log(2 * math.pi)
     return eps * rand_unit(like), like.new_full((len(like),), largest)
 
