@@ -280,7 +280,7 @@ def test_search(browser, pages, url):
     hits = WebDriverWait(browser, 10).until(lambda b: b.find_elements(By.CSS_SELECTOR, '#quarto-search a'))
     hit = next(h for h in hits if 'find_root' in h.text)
     hit.click()
-    WebDriverWait(browser, 10).until(lambda b: b.current_url.startswith(url + 'library/core.html'))
+    WebDriverWait(browser, 10).until(lambda b: b.current_url.startswith(url + 'library/base/files.html'))
 
 
 # Without a mouse, on a phone, in the dark
@@ -289,7 +289,7 @@ NAMED = [
     'index.html',
     'guides/one_image.html',
     'guides/glossary.html',
-    'library/attacks.html',
+    'library/attacks/gradient.html',
     'white_box.html',
 ]  # one of each kind
 

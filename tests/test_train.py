@@ -273,8 +273,8 @@ def test_bad_values_stop_before_any_work(params, words, tmp_path, monkeypatch):
     exec(cells['parameters'], space)
     space.update(params)
     with pytest.raises(ParameterError) as e:
-        exec(cells['check'], space)
-        exec(cells['prepare'], space)
+        for name in 'check', 'checked', 'prepare':
+            exec(cells[name], space)
     assert words in str(e.value) and '\n' not in str(e.value)
     assert [p.name for p in tmp_path.iterdir()] == ['settings.ini']  # nothing was written, not even a folder
 
