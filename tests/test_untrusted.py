@@ -35,7 +35,7 @@ LEFT_OUT = dict.fromkeys(RULES) | dict(
 
 
 def refused(e):
-    assert '\n' not in str(e) and 'llowed' in str(e), str(e)
+    assert '\n' not in str(e) and 'xpected' in str(e), str(e)
 
 
 # Parameters
