@@ -18,16 +18,26 @@ FLOORS = tomllib.loads((ROOT / 'tests' / 'floors.toml').read_text())['floors']
 FLOOR = {name: number for number, names in enumerate(FLOORS, 1) for name in names}
 FOUND = list(pkgutil.walk_packages(adt_repro.__path__, 'adt_repro.'))
 MODULES = [m.name for m in FOUND if not m.ispkg and not m.name.endswith('_modidx')]
+KNOWN = {m.name for m in FOUND}
+
+
+def module_of(node, module):
+    "The dotted name after `from`, without its dots"
+    if not node.level:
+        return node.module
+    return '.'.join([*module.split('.')[: -node.level], *filter(None, [node.module])])
 
 
 def imported(source, module):
-    "Modules of the package that a module’s source imports, within functions too"
-    parts = module.split('.')
+    "Modules and packages of the package that a module’s source imports, within functions too"
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            yield '.'.join([*parts[: -node.level], *filter(None, [node.module])])
-        elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('adt_repro.'):
-            yield node.module
+        if isinstance(node, ast.ImportFrom):
+            origin = module_of(node, module)
+            names = {f'{origin}.{alias.name}' for alias in node.names}
+            if names & KNOWN:  # from . import fit, from adt_repro import attacks
+                yield from names & KNOWN
+            elif origin.startswith('adt_repro.'):
+                yield origin
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith('adt_repro.'))
 
@@ -92,7 +102,7 @@ def test_imports_are_explicit(module):
     private = [
         f'{node.module}.{alias.name}'
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and node.level
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').startswith('adt_repro'))
         for alias in node.names
         if alias.name.startswith('_')
     ]

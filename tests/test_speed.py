@@ -169,8 +169,7 @@ def test_a_run_from_before_there_was_a_choice_is_taken_as_it_is(tmp_path):
     (folder / 'config.yaml').write_text(yaml.safe_dump(old))
     was = (folder / 'weights.safetensors').stat().st_mtime_ns
     assert (
-        fit_run(config(), tmp_path) == folder
-        and (folder / 'weights.safetensors').stat().st_mtime_ns == was
+        fit_run(config(), tmp_path) == folder and (folder / 'weights.safetensors').stat().st_mtime_ns == was
     )
 
 

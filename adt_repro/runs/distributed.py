@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import nn
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 
 from ..base.device import pick_device
@@ -207,6 +206,8 @@ def main(
     try:
         _work(args)
     except Exception as e:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
         get_error_handler().record_exception(e)  # in a file, for the process that has started torchrun
         if not isinstance(e, (ParameterError, TrainingError)):
             raise

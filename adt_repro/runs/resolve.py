@@ -84,8 +84,6 @@ def method_of(
     return make_method(config['method'], config['eps'], DATASETS[config['dataset']].shape, **options)
 
 
-
-
 def _data_of(config):
     "The images of a run, on the CPU; a `ParameterError` where there are fewer than asked for"
     data = load_data(config['dataset'], config['data_root'])

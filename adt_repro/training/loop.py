@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 
 from ..base.device import eval_mode
-from ..base.parameters import refuse
+from ..base.parameters import number, refuse, text, whole
 from ..data import Data, check_data, crop_flip
 from ..methods.objective import Method, adt_loss
-from ..methods.table import make_method
+from ..methods.table import METHODS, make_method, method_options
 from ..models.classifiers import check_model
 from ..speed.precision import ComputeSettings, channels_last, tf32
 from .state import Recipe, State, save_checkpoint
@@ -297,12 +297,29 @@ class Progress:
     __repr__ = _progress_text
     _repr_html_ = _progress_html
 
+# %% ../../nbs/library/training/loop.ipynb #check-options
+def _option_rule(default):
+    "What an option may be, by its default: a count, a number, or None of these"
+    if default is None or isinstance(default, int):
+        return whole(1)  # a count, such as n_mc; without a default, a number of images
+    return number() if isinstance(default, float) else text()
+
+
+def _check_options(method, options):
+    "A `ParameterError` for an option of a method whose value is of the wrong kind"
+    defaults = method_options(method) if method in METHODS else {}
+    for name, value in options.items():
+        rule = _option_rule(defaults[name]) if name in defaults else None
+        if rule and value is not None and not rule.ok(value):
+            refuse(name, value, rule.says)
+
 # %% ../../nbs/library/training/loop.ipynb #train-parts
 def _method_of(method, eps, shape, options):
     "A method by its name, or the one that was given, which has its own ε and options"
     if isinstance(method, str):
         if eps is None:
             refuse('eps', eps, 'a radius in (0, 1] of pixel values, since method is a name')
+        _check_options(method, options)
         return make_method(method, eps, shape, **options)
     for name, value in dict(eps=eps, **options).items():
         if value is not None:
@@ -315,6 +332,8 @@ def _recipe_of(recipe, epochs, augment):
     if recipe is None:
         recipe = Recipe(augment=False)
     if epochs is not None:
+        if not whole(1).ok(epochs):
+            refuse('epochs', epochs, whole(1).says)
         recipe = replace(recipe, epochs=epochs)
     if augment is not None:
         recipe = replace(recipe, augment=augment)
