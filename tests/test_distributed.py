@@ -156,6 +156,8 @@ def test_the_best_reason(tmp_path):
     assert reason() == "DistributedError('unexpected worker failure: KeyError: x')"
     page = 'Root Cause (first observed failure):\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)'
     assert 'process 1' in reason(page) and 'code -9' in reason(page)
+    ended = 'Failures:\n  rank      : 0 (local_rank: 0)\n  exitcode  : -15 (pid: 6)\n'  # by torchrun itself
+    assert 'process 1' in reason(ended + page) and 'process 0' in reason(ended)
     write(2, 9, 'TrainingError: the loss')
     assert reason(page) == "TrainingError('the loss')"
 

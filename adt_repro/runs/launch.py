@@ -108,9 +108,10 @@ def _first_failure(folder, printed):
     for _, name, line in sorted(failures):
         if name in _EXPECTED_ERRORS:
             return _EXPECTED_ERRORS[name](line)
-    killed = re.search(r'Root Cause.*?rank +: (\d+).*?exitcode +: (-\d+)', printed, re.S)
+    killed = re.findall(r'rank +: (\d+)[^\n]*\n *exitcode +: (-\d+)', printed)
+    killed.sort(key=lambda found: found[1] == '-15')  # last those that torchrun itself has ended
     if killed:
-        rank, code = killed.groups()
+        rank, code = killed[0]
         return DistributedError(f'process {rank} was ended from outside, with code {code}')
     if not failures:
         return DistributedError('unexpected worker failure, without a message')
