@@ -1,7 +1,6 @@
 "What the tests share: where the project is, a copy of a part of it, and a notebook run from the shell"
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-OUTPUTS = ROOT / 'outputs'
 
 
 def files_of_git():
@@ -60,9 +58,3 @@ def papermill_command(notebook, out, **params):
 def papermill(project, notebook, out='out.ipynb', **params):
     "Run a notebook of a project in a process of its own"
     return run(*papermill_command(notebook, out, **params), cwd=project)
-
-
-def environment(**variables):
-    "This process's environment with some variables set, or without those that are None"
-    changed = os.environ | {name: value for name, value in variables.items() if value is not None}
-    return {name: value for name, value in changed.items() if variables.get(name, '') is not None}
