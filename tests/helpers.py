@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import warm
+from warm import run_fork
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
@@ -56,5 +59,16 @@ def papermill_command(notebook, out, **params):
 
 
 def papermill(project, notebook, out='out.ipynb', **params):
-    "Run a notebook of a project in a process of its own"
+    "Run a notebook of a project in a fork of a process that has imported everything: what most tests need"
+    _, _, _, *args = papermill_command(notebook, out, **params)
+    return run_fork(warm.papermill, *args, cwd=project)
+
+
+def papermill_process(project, notebook, out='out.ipynb', **params):
+    "Run a notebook of a project as a user does: papermill and its kernel, two processes of their own"
     return run(*papermill_command(notebook, out, **params), cwd=project)
+
+
+def snakemake(project, *args):
+    "Run Snakemake in a folder, in a fork"
+    return run_fork(warm.snakemake, *args, cwd=project)

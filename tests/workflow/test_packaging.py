@@ -1,7 +1,7 @@
 """The package in an empty environment: built, installed, complete and without the development tools
 
-pytest -m slow tests/test_packaging.py                                       # with this Python
-ADT_PYTHONS=python3.11,python3.12,python3.13 pytest -m slow tests/test_packaging.py
+pytest -m slow tests/workflow/test_packaging.py                                       # with this Python
+ADT_PYTHONS=python3.11,python3.12,python3.13 pytest -m slow tests/workflow/test_packaging.py
 """
 
 import os

@@ -1,4 +1,4 @@
-"What each process of tests/test_distributed.py does; torchrun starts this script with the name of a function below"
+"What each process of test_distributed.py does; torchrun starts this script with the name of a function below"
 
 import os
 import signal

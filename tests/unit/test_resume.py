@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import ROOT
 
 from adt_repro.methods.table import METHODS
 from adt_repro.runs.config import RULES
@@ -19,7 +20,6 @@ from adt_repro.runs.fit import prepare_run, train_run
 from adt_repro.runs.resolve import resolve
 from adt_repro.runs.store import lock_run, resume
 
-ROOT = Path(__file__).resolve().parents[1]
 BLANK = dict.fromkeys(RULES) | dict(
     dataset='digits',
     recipe='tuned',

@@ -5,11 +5,11 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from helpers import ROOT
 
 from adt_repro.attacks.suite import TABLE1_ATTACKS
 from adt_repro.base.parameters import ParameterError
@@ -24,7 +24,6 @@ from adt_repro.runs.scales import check_scale, read_scale, scale_schema
 from adt_repro.speed.precision import COMPILES, PRECISIONS
 from adt_repro.training.state import RECIPES, Recipe
 
-ROOT = Path(__file__).resolve().parents[1]
 SCALES = sorted((ROOT / 'nbs' / 'scales').glob('*.yaml'))
 SCHEMA = json.loads((ROOT / 'nbs' / 'scales' / 'schema.json').read_text(encoding='utf-8'))
 

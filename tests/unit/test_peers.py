@@ -22,7 +22,7 @@ PYTHON = os.environ.get('ADT_PEERS') or HERE and sys.executable  # from the proj
 pytestmark = pytest.mark.skipif(
     not PYTHON,
     reason='torchattacks, Foolbox and ART are not here; to compare with them make .venv-peers '
-    'as tests/peers.py says, then: ADT_PEERS=.venv-peers/bin/python pytest tests/test_peers.py',
+    'as tests/peers.py says, then: ADT_PEERS=.venv-peers/bin/python pytest tests/unit/test_peers.py',
 )
 NAMES = ['torchattacks', 'foolbox', 'adversarial-robustness-toolbox']
 EPS = 0.15

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from helpers import ROOT
 
 from adt_repro.base.parameters import ParameterError
 from adt_repro.planning.costs import cost_table
@@ -21,7 +21,6 @@ from adt_repro.runs.resolve import resolve
 from adt_repro.runs.scales import read_scale
 from adt_repro.runs.store import run_folder
 
-ROOT = Path(__file__).resolve().parents[1]
 SCALES = [p.stem for p in sorted((ROOT / 'nbs' / 'scales').glob('*.yaml'))]
 MINI = dict(
     scale='mini',

@@ -5,13 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import torch
 import yaml
+from helpers import ROOT
 
 from adt_repro.attacks.gradient import fgsm, pgd
 from adt_repro.base.parameters import ParameterError
@@ -24,7 +24,6 @@ from adt_repro.runs.store import load_method, load_run
 from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import Recipe
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(epochs=2, n_train=128, n_test=50, seed=3)
 
 

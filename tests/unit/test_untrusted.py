@@ -7,11 +7,11 @@ import shutil
 import string
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ from adt_repro.runs.store import load_run, provenance, save_run
 from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import RECIPES, State, load_checkpoint
 
-CPU, ROOT = torch.device('cpu'), Path(__file__).resolve().parents[1]
+CPU = torch.device('cpu')
 LEFT_OUT = dict.fromkeys(RULES) | dict(
     method='at_pgd', dataset='digits', recipe='paper2020', seed=0, device='cpu', scale='tiny'
 )

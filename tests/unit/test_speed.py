@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from helpers import ROOT
 from torch import nn
 
 import adt_repro.methods.adversaries as adversaries
@@ -256,8 +257,7 @@ def test_compiled_networks_give_the_same_numbers():
 # The benchmark
 
 BENCHMARK = {
-    c['id']: ''.join(c['source'])
-    for c in json.loads((Path(__file__).parents[1] / 'nbs' / 'benchmark.ipynb').read_text())['cells']
+    c['id']: ''.join(c['source']) for c in json.loads((ROOT / 'nbs' / 'benchmark.ipynb').read_text())['cells']
 }
 
 
@@ -286,9 +286,9 @@ def test_benchmark_refuses(name, value, says):
 
 def test_readme_says_what_the_benchmark_recorded():
     "Each ratio with its range in README's table stands in a file of outputs/benchmark"
-    readme = (Path(__file__).parents[1] / 'README.md').read_text()
+    readme = (ROOT / 'README.md').read_text()
     table = readme.split('<!-- benchmark -->')[1].split('<!-- /benchmark -->')[0]
-    rows = pd.concat(map(pd.read_csv, (Path(__file__).parents[1] / 'outputs' / 'benchmark').glob('*.csv')))
+    rows = pd.concat(map(pd.read_csv, (ROOT / 'outputs' / 'benchmark').glob('*.csv')))
     known = {f'{r["median"]:.2f} [{r["least"]:.2f}, {r["most"]:.2f}]' for _, r in rows.iterrows()}
     told = re.findall(r'\d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\]', table)
     assert len(told) >= 5 and not set(told) - known

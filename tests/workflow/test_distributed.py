@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from helpers import ROOT
 
 from adt_repro.base.noise import example_noise
 from adt_repro.base.parameters import ParameterError
@@ -22,8 +23,7 @@ from adt_repro.methods.objective import adt_loss
 from adt_repro.runs.distributed import _LEFT_OUT, joined, main
 from adt_repro.runs.launch import DistributedError, _first_failure, torchrun
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / 'tests' / 'distributed_worker.py'
+SCRIPT = ROOT / 'tests' / 'workflow' / 'distributed_worker.py'
 
 
 @pytest.fixture(scope='module')
