@@ -3,8 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
+from functools import cache
 from html.parser import HTMLParser
 
 import nbformat
@@ -35,6 +34,7 @@ from adt_repro.paper.report import (
 )
 from adt_repro.paper.verdicts import judge
 
+evidence = cache(read_evidence)  # of a committed scale: nothing changes it
 SCALE = latest_scale(ROOT / 'outputs')
 OUT = ROOT / 'outputs' / SCALE
 OTHERS = [s for s in REAL if s != SCALE and (ROOT / 'outputs' / s / 'report.html').exists()]
@@ -92,7 +92,7 @@ def test_the_same_bytes_as_committed(made, scale):
 
 @pytest.mark.parametrize('scale', [SCALE, *OTHERS])
 def test_readme_and_page_say_what_the_records_say(scale):
-    e, of = read_evidence(ROOT / 'outputs' / scale), '' if scale == SCALE else f'-{scale}'
+    e, of = evidence(ROOT / 'outputs' / scale), '' if scale == SCALE else f'-{scale}'
     cells, text = table1_cells(e, published_table1(), paper_settings()), (ROOT / 'README.md').read_text()
 
     def block(name):
@@ -136,7 +136,7 @@ def test_numbers_are_counts_of_rows():
 def test_a_rob_image_by_image(scale):
     "No image that counts as robust falls to any column, and A_rob is what a loop over images finds"
     out = ROOT / 'outputs' / scale
-    e = read_evidence(out)
+    e = evidence(out)
     table = pd.read_csv(out / 'tables' / 'table1.csv').set_index(['row', 'column'])
     shares = {}
     for r in e.runs.itertuples():
@@ -163,7 +163,7 @@ def test_a_scale_that_is_not_the_papers_is_compared_with_nothing():
     assert (
         not ran.same.any()
         and set(ran.verdict) <= {'other scale', 'no published value'}
-        or read_evidence(OUT).test_set == CIFAR10_TEST
+        or evidence(OUT).test_set == CIFAR10_TEST
     )
     assert (table[~table.same & (table.verdict != 'not run')].verdict != 'reproduced').all()
 
@@ -191,7 +191,7 @@ def test_the_report_loads_nothing():
         and '@import' not in text
         and 'url(' not in text
     )
-    said = scale_line(read_evidence(OUT))
+    said = scale_line(evidence(OUT))
     for section in re.findall(r'<section>.*?</section>', text, re.S):
         if '<table' in section:
             assert said.replace('&', '&amp;') in section or 'Not run' in section, section[
@@ -202,21 +202,7 @@ def test_the_report_loads_nothing():
 def test_one_seed_and_fewer_experiments(made):
     "What the paper's own scale has; and a scale that was made smaller is judged by what is left of it"
     runs = [p.name for p in (made / 'outputs' / SCALE / 'runs').iterdir() if p.name.endswith('-s0')]
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            'nbs/paper.ipynb',
-            'one.ipynb',
-            '-y',
-            json.dumps(dict(runs=runs, parts=['white_box', 'ablation'])),
-        ],
-        cwd=made,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    done = papermill(made, 'paper', 'one.ipynb', runs=runs, parts=['white_box', 'ablation'])
     assert done.returncode == 0, done.stderr[-2000:]
     claims = pd.read_csv(made / 'outputs' / SCALE / 'tables' / 'claims.csv').set_index('key')
     assert (claims.verdict[['C6a', 'C7a']] == 'not run').all() and (
@@ -279,7 +265,7 @@ def test_what_readme_says_of_the_gpu_scale():
     checks = pd.concat(map(pd.read_csv, out.glob('frames/soundness_bf16-*.csv')))
     assert (
         checks.passed.all()
-        and len(checks) == 8 * len(read_evidence(out).runs)
+        and len(checks) == 8 * len(evidence(out).runs)
         and 'Each network passes all eight checks of the soundness panel, on 50 images' in readme
         and (checks.n == 50).all()
     )
@@ -294,7 +280,7 @@ def test_what_readme_says_of_the_gpu_scale():
 
 def test_what_readme_says_of_soundness_and_the_distribution_on_digits():
     readme, OUT = (ROOT / 'README.md').read_text(), ROOT / 'outputs' / 'digits'
-    runs = len(read_evidence(OUT).runs)
+    runs = len(evidence(OUT).runs)
     checks = pd.concat(map(pd.read_csv, OUT.glob('frames/soundness-*.csv')))
     square = checks[checks.check == 'black box: Square'].set_index('run').value.sort_values()
     assert (
@@ -354,7 +340,7 @@ def test_what_readme_says_of_the_cpu_scale():
     )
     table = pd.read_csv(out / 'tables' / 'table1.csv')
     v, seeds = table.pivot(index='row', columns='column', values='accuracy'), table.groupby('row').seeds.max()
-    claims, runs = pd.read_csv(out / 'tables' / 'claims.csv').set_index('key'), read_evidence(out).runs
+    claims, runs = pd.read_csv(out / 'tables' / 'claims.csv').set_index('key'), evidence(out).runs
     assert (
         seeds[['at_pgd', 'adt_exp']].eq(3).all()
         and seeds[['standard', 'feature_scatter']].eq(2).all()
@@ -372,7 +358,7 @@ def test_what_readme_says_of_the_cpu_scale():
         and claims.hi['C1'] > 2.3
         and -0.75 < claims.estimate['C1'] < -0.25
     )
-    paper, found = published_table1(), read_evidence(out).found
+    paper, found = published_table1(), evidence(out).found
     one, two, three = 100 * (found['adt_exp', 'rob'] - found['at_pgd', 'rob']).mean(axis=1)
     by_seed = f'{one:+.1f}, {two:+.1f} and {three:.1f}'.replace('-', '−')
     curve = (
