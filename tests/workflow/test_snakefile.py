@@ -79,8 +79,8 @@ def planned(root, scale='mini'):
     said = dry_run(root, scale=scale)
     jobs = {}
     for rule, body in re.findall(r'^(?:local)?rule (\w+):\n(.*?)(?=^\S|\Z)', said, re.M | re.S):
-        run = re.search(r'wildcards: run=(\S+)', body)
-        jobs.setdefault(rule, set()).add(run[1] if run else '')
+        found = re.search(r'wildcards: run=(\S+)', body)
+        jobs.setdefault(rule, set()).add(found[1] if found else '')
     return {rule: runs for rule, runs in jobs.items() if rule != 'all'}
 
 
@@ -145,6 +145,7 @@ def test_more_seeds_of_one_method(tmp_path):
     ],
 )
 def test_and_before_anything_starts(change, line, tmp_path):
+    "What cannot be done is said in one line"
     said = refusal(project(tmp_path, **change), 'mini')
     assert line in said
     assert 'Traceback' not in said
