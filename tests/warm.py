@@ -8,6 +8,7 @@ papermill runs there with all of its own code, but for the kernel: the cells run
 
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,12 @@ def papermill(*args):
     papermill_engines.register('same process', _engine())
     sys.path.insert(0, '')  # as for a kernel
     command_line.main([*args, '--engine', 'same process'], prog_name='papermill')
+
+
+def papermill_with_small_files(largest, *args):
+    "papermill where no file may grow beyond so many bytes"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    papermill(*args)
 
 
 def snakemake(*args):

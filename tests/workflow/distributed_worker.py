@@ -18,7 +18,7 @@ from adt_repro.methods.adversaries import ExpAM, ImpAM
 from adt_repro.methods.objective import Method
 from adt_repro.methods.table import make_method
 from adt_repro.runs.distributed import joined
-from adt_repro.runs.launch import end_with_input, torchrun
+from adt_repro.runs.launch import end_with_input
 from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import Recipe, State, load_checkpoint
 
@@ -153,15 +153,10 @@ def fails(folder, how):
 
 
 def sleeps(folder):
-    "Wait for the end of the process that called `parent`"
+    "Wait for the end of the process that called torchrun"
     end_with_input()
     leave_a_trace(folder)
     time.sleep(600)
-
-
-def parent(folder):
-    "A process that is to be killed while the others sleep"
-    torchrun(2, __file__, 'sleeps', folder)
 
 
 @record

@@ -1,10 +1,9 @@
 "Several processes train one network: the numbers of one process, what is refused, and what is left when one fails"
 
 import json
-import shutil
+import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,15 +12,16 @@ import distributed_worker as worker
 import pandas as pd
 import pytest
 import torch
+import warm
 import yaml
-from helpers import ROOT
+from helpers import ROOT, run, small_project
 
 from adt_repro.base.noise import example_noise
 from adt_repro.base.parameters import ParameterError
 from adt_repro.data import crop_flip
 from adt_repro.methods.objective import adt_loss
-from adt_repro.runs.distributed import _LEFT_OUT, joined, main
-from adt_repro.runs.launch import DistributedError, _first_failure, torchrun
+from adt_repro.runs.distributed import joined
+from adt_repro.runs.launch import DistributedError, torchrun
 
 SCRIPT = ROOT / 'tests' / 'workflow' / 'distributed_worker.py'
 
@@ -138,107 +138,53 @@ def test_one_fails(how, kind, line, tmp_path, capfd):
     assert capfd.readouterr() == ('', '')
 
 
-def test_the_best_reason(tmp_path):
-    "A parameter that is refused before an unexpected error, the earlier before the later, and no stack"
-
-    def write(rank, timestamp, message):
-        file = tmp_path / str(rank) / 'error.json'
-        file.parent.mkdir()
-        about = dict(message=message, extraInfo=dict(timestamp=str(timestamp), py_callstack='a page'))
-        file.write_text(json.dumps(dict(message=about)))
-
-    def reason(printed=''):
-        return repr(_first_failure(tmp_path, printed))
-
-    assert reason() == "DistributedError('unexpected worker failure, without a message')"
-    write(0, 3, 'RuntimeError: connection')
-    write(1, 2, 'KeyError: x')
-    assert reason() == "DistributedError('unexpected worker failure: KeyError: x')"
-    page = 'Root Cause (first observed failure):\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)'
-    assert 'process 1' in reason(page) and 'code -9' in reason(page)
-    ended = 'Failures:\n  rank      : 0 (local_rank: 0)\n  exitcode  : -15 (pid: 6)\n'  # by torchrun itself
-    assert 'process 1' in reason(ended + page) and 'process 0' in reason(ended)
-    write(2, 9, 'TrainingError: the loss')
-    assert reason(page) == "TrainingError('the loss')"
-
-
-@pytest.mark.parametrize(
-    'args, words',
-    [
-        ('', 'processes=3: expected 1, as many as were started'),
-        ('-p processes 1 -p epoch 3', "epoch=3: there is no such parameter, did you mean 'epochs'?"),
-        ('-p processes 1 -p lr [1', 'expected a file of parameters (ParserError)'),
-    ],
-)
-def test_command_line(args, words, tmp_path, monkeypatch, capsys):
-    (tmp_path / 'c.yaml').write_text('processes: 3')
-    monkeypatch.setattr('adt_repro.runs.distributed.end_with_parent', lambda parent: None)
-    assert main([str(tmp_path / 'c.yaml'), *args.split()]) == 1
-    said = capsys.readouterr().err
-    assert words in said and said.count('\n') == 1
-
-
 @pytest.mark.parametrize('sent', [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_the_parent_is_stopped(sent, tmp_path):
-    parent = subprocess.Popen([sys.executable, SCRIPT, 'parent', tmp_path], stderr=subprocess.DEVNULL)
-    while len(list(tmp_path.glob('pid-*'))) < 2 and parent.poll() is None:
+    "A process that waits for torchrun ends by a signal, and those that torchrun has started end too"
+    said = [tmp_path / 'stdout', tmp_path / 'stderr']
+    parent = warm.start_fork(torchrun, 2, SCRIPT, 'sleeps', tmp_path, cwd=tmp_path, said=said)
+    while len(list(tmp_path.glob('pid-*'))) < 2 and parent.is_alive():
         time.sleep(0.1)
-    parent.send_signal(sent)
-    assert parent.wait(30) != 0
+    os.kill(parent.pid, sent)
+    parent.join(30)
+    assert parent.exitcode not in (None, 0)
     assert all_gone(tmp_path)
 
 
 @pytest.fixture
 def project(tmp_path):
     "What train.ipynb needs of a clone, and a file of parameters"
-    (tmp_path / 'nbs').mkdir()
-    for f in 'settings.ini', 'nbs/train.ipynb':
-        shutil.copy(ROOT / f, tmp_path / f)
+    small_project(tmp_path, 'train')
     parameters = dict(method='at_pgd', epochs=2, n_train=128, n_test=50, device='cpu', processes=1)
     (tmp_path / 'c.yaml').write_text(yaml.safe_dump(parameters))
     return tmp_path
 
 
-def call(project, *args):
-    done = subprocess.run(
-        [sys.executable, '-m', *args],
-        cwd=project,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_notebook_and_shell(project):
     "A run that a notebook begins in a process of its own, torchrun goes on with, and the notebook evaluates"
-    notebook = ('papermill', 'nbs/train.ipynb', 'out.ipynb', '-f', 'c.yaml')
-    run = project / 'outputs' / 'demo' / 'runs' / 'digits-small_cnn-at_pgd-s0'
-    checkpoint = run / 'checkpoint.pt'
 
-    call(project, *notebook, '-p', 'max_minutes', '1e-6')
+    def train_notebook(*more):
+        command = ('nbs/train.ipynb', 'out.ipynb', '-f', 'c.yaml', *more)
+        done = warm.run_fork(warm.papermill, *command, cwd=project)
+        assert done.returncode == 0, done.stderr
+
+    folder = project / 'outputs' / 'demo' / 'runs' / 'digits-small_cnn-at_pgd-s0'
+    checkpoint = folder / 'checkpoint.pt'
+
+    train_notebook('-p', 'max_minutes', '1e-6')
     assert 'after step 1 of epoch 1, which is kept' in (project / 'out.ipynb').read_text()
 
     torchrun_command = ('torch.distributed.run', '--nproc-per-node', '1', '-m', 'adt_repro.runs.distributed')
-    assert 'epoch 2 of 2' in call(project, *torchrun_command, 'c.yaml')
+    done = run(sys.executable, '-m', *torchrun_command, 'c.yaml', cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert 'epoch 2 of 2' in done.stdout
     assert torch.load(checkpoint)['epoch'] == 2
     stamp = checkpoint.stat().st_mtime_ns
 
-    call(project, *notebook)
+    train_notebook()
     assert checkpoint.stat().st_mtime_ns == stamp
-    history = pd.read_csv(run / 'history.csv')
+    history = pd.read_csv(folder / 'history.csv')
     assert list(history.epoch) == [1, 2]
     assert set(history) == {'epoch', 'lr', 'loss', 'entropy', 'seconds', 'natural', 'pgd20'}
-    assert json.loads((run / 'run.json').read_text())['results'][2]['n'] == 50
-    assert yaml.safe_load((run / 'config.yaml').read_text())['processes'] == 1
-
-
-def test_left_out_is_what_the_notebook_has():
-    "The command line has the defaults of train.ipynb's parameters, so that the notebook goes on with the same run"
-    for cell in json.loads((ROOT / 'nbs' / 'train.ipynb').read_text())['cells']:
-        if 'parameters' in cell['metadata'].get('tags', []):
-            names = {}
-            exec(''.join(cell['source']), names)
-    defaults = {k: v for k, v in names.items() if k not in ('__builtins__', '__annotations__')}
-    assert defaults == _LEFT_OUT
+    assert json.loads((folder / 'run.json').read_text())['results'][2]['n'] == 50
+    assert yaml.safe_load((folder / 'config.yaml').read_text())['processes'] == 1

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, snakemake
 
 PROFILES = {
     p.parent.name: yaml.safe_load(p.read_text()) for p in sorted((ROOT / 'profiles').glob('*/config.yaml'))
@@ -32,18 +32,6 @@ MINI = dict(
 )
 
 
-def snakemake(root, *args, **env):
-    return subprocess.run(
-        [sys.executable, '-m', 'snakemake', *map(str, args)],
-        cwd=root,
-        env=os.environ | dict(OMP_NUM_THREADS='1', NO_COLOR='1') | env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def slurm(*args):
     return subprocess.run(args, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
 
@@ -54,9 +42,8 @@ def test_profiles_name_options_of_snakemake():
     assert {'default', 'slurm'} <= set(PROFILES)
     for name, options in PROFILES.items():
         assert set(options) <= known, (name, set(options) - known)
-    assert (
-        PROFILES['default'].items() <= PROFILES['slurm'].items()
-    )  # which is read instead of it, not beside it
+    # slurm is read instead of default, not beside it
+    assert PROFILES['default'].items() <= PROFILES['slurm'].items()
 
 
 def test_the_profile_that_is_named_is_the_only_one_read(tmp_path):
@@ -69,7 +56,7 @@ def test_the_profile_that_is_named_is_the_only_one_read(tmp_path):
     assert snakemake(tmp_path, '-n', '--workflow-profile', 'profiles/other').returncode == 0
 
 
-def test_cards_are_given_out_one_by_one(tmp_path):
+def test_cards_are_given_out_one_by_one(tmp_path, monkeypatch):
     "ADT_GPUS: two jobs at a time, never on the same card; a third stops and says why; without it nothing is set"
     block = re.search(r'^if cards := .*?(?=^#)', (ROOT / 'Snakefile').read_text(), re.M | re.S)[0]
     (tmp_path / 'Snakefile').write_text(
@@ -79,34 +66,34 @@ rule all:
     input: [f'{i}.txt' for i in range(5)]
 rule one:
     output: '{i}.txt'
-    shell: 'a=$(date +%s.%N); sleep 1; echo ${{CUDA_VISIBLE_DEVICES-none}} $a $(date +%s.%N) > {output}'
+    shell: 'a=$(date +%s.%N); sleep 0.5; echo ${{CUDA_VISIBLE_DEVICES-none}} $a $(date +%s.%N) > {output}'
 """
     )
 
-    def ran(n, **env):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', 'none')
+
+    def ran(n, cards):
         for f in tmp_path.glob('*.txt'):
             f.unlink()
-        done = snakemake(
-            tmp_path,
-            '--cores',
-            8,
-            '--default-resources',
-            'gpu=1',
-            '--resources',
-            f'gpu={n}',
-            CUDA_VISIBLE_DEVICES='none',
-            **env,
-        )
+        monkeypatch.setenv('ADT_GPUS', cards)
+        done = snakemake(tmp_path, '--cores', '8', '--default-resources', 'gpu=1', '--resources', f'gpu={n}')
         return done, [f.read_text().split() for f in sorted(tmp_path.glob('*.txt'))]
 
-    done, jobs = ran(2, ADT_GPUS='3 5')
-    assert done.returncode == 0 and len(jobs) == 5 and {card for card, *_ in jobs} == {'3', '5'}, done.stdout
-    spans = {card: sorted((float(a), float(b)) for c, a, b in jobs if c == card) for card in ('3', '5')}
-    assert all(b <= a for s in spans.values() for (_, b), (a, _) in pairwise(s)), spans
-    done, _ = ran(5, ADT_GPUS='3 5')
-    assert done.returncode and 'no card is free, --resources gpu=2 is missing' in done.stdout
-    done, jobs = ran(5, ADT_GPUS='')
-    assert done.returncode == 0 and [card for card, *_ in jobs] == ['none'] * 5
+    done, jobs = ran(2, '3 5')
+    assert done.returncode == 0, done.stderr
+    assert len(jobs) == 5
+    assert {card for card, *_ in jobs} == {'3', '5'}
+    for card in '3', '5':
+        spans = sorted((float(begin), float(end)) for c, begin, end in jobs if c == card)
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans)), spans
+
+    done, _ = ran(5, '3 5')
+    assert done.returncode != 0
+    assert 'no card is free, --resources gpu=2 is missing' in done.stderr
+
+    done, jobs = ran(5, '')
+    assert done.returncode == 0, done.stderr
+    assert [card for card, *_ in jobs] == ['none'] * 5
 
 
 @pytest.fixture
@@ -179,10 +166,10 @@ def test_a_scale_through_slurm(two):
     text = (root / 'said.txt').read_text()
     jobs = re.findall(r'has been submitted with SLURM jobid (\d+)', text)
     assert len(set(jobs)) == 10 and "SLURM status is: 'CANCELLED'" in text and 'Trying to restart' in text
-    done = snakemake(here, '--cores', 2, '--config', 'scale=mini')
-    assert done.returncode == 0, done.stdout[-3000:]
+    done = snakemake(here, '--cores', '2', '--config', 'scale=mini')
+    assert done.returncode == 0, done.stderr[-3000:]
     by_slurm, by_hand = results(root), results(here)
     assert list(by_slurm) == list(by_hand) and len(by_hand) == 9
     for f, a in by_slurm.items():
         assert a.equals(by_hand[f]) if isinstance(a, pd.DataFrame) else a == by_hand[f], f
-    assert 'Nothing to be done' in snakemake(root, *command[3:]).stdout
+    assert 'Nothing to be done' in snakemake(root, *command[3:]).stderr
