@@ -76,6 +76,7 @@ def references(pages, site):
 
 def broken(pages, site):
     "Local references without a file or an anchor, and whatever another host would have to deliver"
+    anchors = {page: {tag['id'] for tag in soup.select('[id]')} for page, soup in pages.items()}
     for file, url, loaded in references(pages, site):
         parts = urlsplit(url)
         if parts.netloc and loaded:
@@ -91,7 +92,7 @@ def broken(pages, site):
             target = posixpath.normpath(target + '/index.html')
         if not (site / target).is_file():
             yield f'{file}: {url} does not exist'
-        elif parts.fragment and target in pages and not pages[target].find(id=unquote(parts.fragment)):
+        elif parts.fragment and target in pages and unquote(parts.fragment) not in anchors[target]:
             yield f'{file}: {url} has no anchor'
 
 
