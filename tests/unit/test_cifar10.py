@@ -1,9 +1,6 @@
 "The real thing: CIFAR-10 under $ADT_DATA, if it is there (no test downloads anything)"
 
-import json
 import shutil
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -45,41 +42,6 @@ def test_one_flipped_byte_is_found(tmp_path):
     with pytest.raises(DataError, match='cifar-10-batches-py/data_batch_3 has another MD5 sum') as e:
         load_data('cifar10', tmp_path)
     assert '\n' not in str(e.value)
-
-
-def test_a_wide_resnet_trains_on_it(tmp_path):
-    (tmp_path / 'nbs').mkdir()
-    for f in 'settings.ini', 'nbs/train.ipynb':
-        shutil.copy(ROOT / f, tmp_path / f)
-    given = dict(
-        dataset='cifar10',
-        data_root=data_folder(),
-        arch='wrn-10-1',
-        n_train=2000,
-        epochs=1,
-        n_test=200,
-        inner_steps=2,
-        n_mc=1,
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            'nbs/train.ipynb',
-            'out.ipynb',
-            *(w for k, v in given.items() for w in ('-p', k, str(v))),
-        ],
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(
-        (tmp_path / 'outputs' / 'demo' / 'runs' / 'cifar10-wrn-10-1-adt_exp-s0' / 'run.json').read_text()
-    )
-    assert facts['eps'] == pytest.approx(8 / 255) and facts['results'][0]['n'] == 200
 
 
 def test_committed_weights_are_those_that_were_judged():
