@@ -18,8 +18,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_the_images_are_cifar10():
-    data = load_data('cifar10', download=False)
+@pytest.fixture(scope='module')
+def data():
+    return load_data('cifar10', download=False)
+
+
+def test_the_images_are_cifar10(data):
     assert data.x_train.shape == (50_000, 3, 32, 32) and data.x_test.shape == (10_000, 3, 32, 32)
     assert data.y_train.bincount().tolist() == [5000] * 10 and data.y_test.bincount().tolist() == [1000] * 10
     assert data.classes[:3] == ('airplane', 'automobile', 'bird') and (data.x_train * 255).round().div(
@@ -44,10 +48,9 @@ def test_one_flipped_byte_is_found(tmp_path):
     assert '\n' not in str(e.value)
 
 
-def test_committed_weights_are_those_that_were_judged():
+def test_committed_weights_are_those_that_were_judged(data):
     "Each network of scale cpu in plain PyTorch: clean images, and FGSM, written out here, as the records say"
-    data, out = load_data('cifar10', download=False), ROOT / 'outputs' / 'cpu'
-    x, y = data.x_test[:300], data.y_test[:300]
+    out, x, y = ROOT / 'outputs' / 'cpu', data.x_test[:300], data.y_test[:300]
     files = sorted(out.glob('records/white_box-*.parquet'))
     assert len(files) >= 10
     for f in files:
