@@ -28,7 +28,7 @@ LIMITS = dict(
     rs_fgsm=(0.6, 1),
     noise=(0, 0.4),
 )
-AFTER_FOUR_EPOCHS = dict(standard=(0, 0.25), at_pgd=(0.6, 1), adt_exp=(0.55, 1), adt_imp_am=(0.25, 1))
+AFTER_FOUR_EPOCHS = dict(standard=(0, 0.25), at_pgd=(0.62, 1), adt_exp=(0.6, 1), adt_imp_am=(0.28, 1))
 
 
 def least(share, n=360):
