@@ -1,18 +1,12 @@
 "Attacks in low precision: crafted there, judged in float32, and never mixed up with the others"
 
 import copy
-import json
-import shutil
-import subprocess
-import sys
 from functools import partial
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT
 
 from adt_repro.analysis.coverage import draws_of, predicted_classes, restarts_of
 from adt_repro.analysis.landscape import landscape_axes, loss_surface, top_curvature
@@ -23,7 +17,6 @@ from adt_repro.attacks.suite import TABLE1_ATTACKS
 from adt_repro.base.noise import example_noise
 from adt_repro.data import load_data
 from adt_repro.evaluation.evaluate import evaluate, evaluate_on
-from adt_repro.evaluation.records import load_records
 from adt_repro.evaluation.sanity import sanity_checks, zero_gradients
 from adt_repro.losses import margin
 from adt_repro.methods.adversaries import exp_adversary, worst_of_draws
@@ -145,101 +138,3 @@ def test_whatever_measures_is_exact(net):
             assert spied.said and set(spied.said) == {(False, False)}
             spied.said.clear()
         assert torch.backends.cudnn.allow_tf32
-
-
-@pytest.fixture(scope='module')
-def project(tmp_path_factory):
-    "Two tiny runs, judged in float32 and then in bfloat16; the first records have stayed what they were"
-    root = tmp_path_factory.mktemp('project')
-    (root / 'nbs').mkdir()
-    (root / 'outputs').mkdir()
-    for f in 'settings.ini', 'nbs/white_box.ipynb':
-        shutil.copy(ROOT / f, root / f)
-
-    def call(out, **params):
-        done = subprocess.run(
-            [
-                sys.executable,
-                '-m',
-                'papermill',
-                'nbs/white_box.ipynb',
-                out,
-                *(w for k, v in params.items() for w in (('-y', f'{k}: {json.dumps(v)}'))),
-            ],
-            cwd=root,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        return (
-            done.returncode,
-            done.stderr,
-            {
-                f: f.read_bytes()
-                for f in (root / 'outputs').rglob('*')
-                if f.suffix in ('.parquet', '.csv') and 'parts' not in f.parts
-            },
-        )
-
-    few = dict(n_test=20, n_targets=2, draws=2, sound=False)
-    return (
-        root,
-        call('a.ipynb', **few),
-        call('b.ipynb', **few, precision='bf16', label='low'),
-        call('c.ipynb', precision='fp8'),
-    )
-
-
-def test_white_box_keeps_them_apart(project):
-    root, (code, err, before), (code_low, err_low, after), _ = project
-    assert code == code_low == 0, err + err_low
-    assert {f: after[f] for f in before} == before and len(before)
-    new = sorted(str(f.relative_to(root / 'outputs' / 'tiny')) for f in set(after) - set(before))
-    names = ['digits-small_cnn-at_pgd-s0', 'digits-small_cnn-standard-s0']
-    assert new == sorted(
-        [
-            *(f'records/white_box_bf16-{n}.parquet' for n in names),
-            'tables/white_box_bf16-low.csv',
-            'tables/white_box_bf16_vs_fp32-low.csv',
-            'frames/distribution_bf16-low.csv',
-        ]
-    )
-    assert not any(
-        f.match(p) for f in set(after) - set(before) for p in ('white_box-*', 'soundness-*', 'distribution-*')
-    )  # what nbs/paper.ipynb looks for
-
-
-def test_white_box_sets_them_side_by_side(project):
-    "The table against counting by hand in both files of records"
-    out = project[0] / 'outputs' / 'tiny'
-    low, full = (
-        load_records(*sorted((out / 'records').glob(f'{k}-*.parquet')))
-        .set_index(['run', 'attack', 'i'])
-        .sort_index()
-        for k in ('white_box_bf16', 'white_box')
-    )
-    table = pd.read_csv(out / 'tables' / 'white_box_bf16_vs_fp32-low.csv')
-    assert (
-        set(table.attack) == {*ATTACKS, 'all'}
-        and (low.margin != full.margin).any()
-        and low.loc[(slice(None), 'natural'), :].equals(full.loc[(slice(None), 'natural'), :])
-    )
-    for r in table[table.attack != 'all'].itertuples():
-        a, b = ((k.pred == k.y).loc[r.run, r.attack] for k in (low, full))
-        assert (
-            r.n == 20
-            and r.bf16 == pytest.approx(a.mean())
-            and r.fp32 == pytest.approx(b.mean())
-            and r.gap == pytest.approx(100 * (a.mean() - b.mean()))
-        )
-        assert (r._9, r._10) == ((~a & b).sum(), (a & ~b).sum()) and r.lo <= r.gap <= r.hi
-    said = json.dumps([c.get('outputs') for c in nbformat.read(project[0] / 'b.ipynb', 4).cells])
-    assert (
-        'felled by fp32 only' in said
-        and (pd.read_csv(out / 'tables' / 'white_box_bf16-low.csv').precision == 'bf16').all()
-    )
-
-
-def test_white_box_refuses_other_precisions(project):
-    code, err, _ = project[3]
-    assert code and "precision='fp8': expected fp32, tf32, bf16" in err
