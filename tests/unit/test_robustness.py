@@ -71,6 +71,6 @@ def test_digits_become_robust(method, seed):
 
 @pytest.mark.parametrize('epochs, robust', [(5, 0.6), pytest.param(None, 0.65, marks=pytest.mark.slow)])
 def test_the_tuned_recipe(epochs, robust):
-    "Another recipe for the same method: it trains, and its average of the weights is what is evaluated"
+    "Another recipe for the same method: it trains, and its network is accurate and robust"
     nat, adv = trained('at_pgd', 0, recipe='tuned', epochs=epochs)
     assert nat >= least(0.95) and adv >= robust, (nat, adv)
