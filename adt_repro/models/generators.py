@@ -7,6 +7,7 @@ __all__ = ['Generator', 'Encoder', 'generator_width']
 
 # %% ../../nbs/library/models/generators.ipynb #imports
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -115,17 +116,22 @@ class Encoder(nn.Module):
         return self.body(t)
 
 # %% ../../nbs/library/models/generators.ipynb #generator-width
-def generator_width(
-    arch: str,  # the classifier, see `adt_repro.models.classifiers.build_model`
-    shape: tuple,  # of an image (C, H, W)
-) -> int:  # a power of two in [16, 256]
-    "The generator's width that fits a classifier"
-    channels, *size = shape
+@cache
+def _fitting_width(arch, channels, *size):
+    "See `generator_width`; counted once in a process"
     widest = 16
     with torch.device('meta'):
-        budget = 2.1 * forward_macs(build_model(arch, channels), shape)
+        budget = 2.1 * forward_macs(build_model(arch, channels), (channels, *size))
         for width in (32, 64, 128, 256):
             generator = Generator(3 * channels, 2 * channels, width)
             if forward_macs(generator, (3 * channels, *size)) <= budget:
                 widest = width
     return widest
+
+
+def generator_width(
+    arch: str,  # the classifier, see `adt_repro.models.classifiers.build_model`
+    shape: tuple,  # of an image (C, H, W)
+) -> int:  # a power of two in [16, 256]
+    "The generator's width that fits a classifier"
+    return _fitting_width(arch, *shape)
