@@ -451,11 +451,7 @@ _LANDSCAPE = (
             number(0, above=True), 10.0, 'of the landscape, in units of ε; 10 in the paper: 80/255'
         ),
         n_images=Parameter(whole(2), 5, 'the first n test images, for the coverage of attacks'),
-        n_samples=Parameter(
-            maybe(whole(2)),
-            None,
-            'draws of each distribution, and of all else; default 1000, at scale tiny 200',
-        ),
+        n_samples=Parameter(maybe(whole(2)), None, 'points of each cloud; default 1000, at scale tiny 200'),
         k=Parameter(_COUNT, 3, "neighbours that make an attack's result covered"),
         n_targets=_N_TARGETS,
         n_curvature=Parameter(whole(2), 100, 'the first n test images, for the curvature'),
