@@ -117,17 +117,21 @@ class Encoder(nn.Module):
 
 # %% ../../nbs/library/models/generators.ipynb #generator-width
 @cache
-def generator_width(
-    arch: str,  # the classifier, see `adt_repro.models.classifiers.build_model`
-    shape: tuple,  # of an image (C, H, W)
-) -> int:  # a power of two in [16, 256]
-    "The generator's width that fits a classifier"
-    channels, *size = shape
+def _fitting_width(arch, channels, *size):
+    "See `generator_width`; counted once in a process"
     widest = 16
     with torch.device('meta'):
-        budget = 2.1 * forward_macs(build_model(arch, channels), shape)
+        budget = 2.1 * forward_macs(build_model(arch, channels), (channels, *size))
         for width in (32, 64, 128, 256):
             generator = Generator(3 * channels, 2 * channels, width)
             if forward_macs(generator, (3 * channels, *size)) <= budget:
                 widest = width
     return widest
+
+
+def generator_width(
+    arch: str,  # the classifier, see `adt_repro.models.classifiers.build_model`
+    shape: tuple,  # of an image (C, H, W)
+) -> int:  # a power of two in [16, 256]
+    "The generator's width that fits a classifier"
+    return _fitting_width(arch, *shape)

@@ -234,6 +234,11 @@ def time_cascade(
 NO_PASSES = dict(forward=0, inner=0, outer=0)
 
 
+def _warm_calls(speed):
+    "Calls before two rounds: none, because the first round warms up, but one where something is compiled"
+    return 0 if speed.compile == 'none' else 1
+
+
 def pass_seconds(
     arch: str,  # see `build_model`
     images: int,  # in a pass, at least 1
@@ -249,7 +254,7 @@ def pass_seconds(
         passes = dict(network=NO_PASSES | {kind: 1}, generator=NO_PASSES)
         kinds[kind] = partial(bare_step, net, x, passes)
     with tf32(speed.precision == 'tf32'):
-        return in_turn(kinds, 2, device).min() / images
+        return in_turn(kinds, 2, device, _warm_calls(speed)).min() / images
 
 # %% ../../nbs/library/planning/benchmark.ipynb #generator-seconds
 def generator_seconds(
@@ -268,7 +273,7 @@ def generator_seconds(
     passes = dict(network=NO_PASSES, generator=NO_PASSES | dict(outer=1))
     generate = partial(bare_step, torch.nn.Flatten(), x, passes, adversary)
     with tf32(speed.precision == 'tf32'):
-        return in_turn(dict(generate=generate), 2, device).generate.min() / images
+        return in_turn(dict(generate=generate), 2, device, _warm_calls(speed)).generate.min() / images
 
 # %% ../../nbs/library/planning/benchmark.ipynb #image-seconds
 def image_seconds(

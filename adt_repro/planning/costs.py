@@ -190,7 +190,7 @@ _HESSIAN_PRODUCT = 4 * 2  # passes: four, each in double precision, which counts
 
 
 def _landscape(given, runs):
-    n, grid = given['n_samples'], given['grid']
+    n, grid = given['n_samples'] or 1000, given['grid']  # the notebook's own default, outside scale tiny
     attacks = sum(_table1_passes(name, given['n_targets']) for name in TABLE1_ATTACKS if name != 'pgd100')
     clouds = n * (attack_passes('pgd20') - 1 + 5)  # made by restarts; and five are looked at
     axes = 5  # two gradients of two passes each, and one look

@@ -451,9 +451,7 @@ _LANDSCAPE = (
             number(0, above=True), 10.0, 'of the landscape, in units of ε; 10 in the paper: 80/255'
         ),
         n_images=Parameter(whole(2), 5, 'the first n test images, for the coverage of attacks'),
-        n_samples=Parameter(
-            whole(2), 1000, 'draws of each distribution, and of everything it is compared with'
-        ),
+        n_samples=Parameter(maybe(whole(2)), None, 'points of each cloud; default 1000, at scale tiny 200'),
         k=Parameter(_COUNT, 3, "neighbours that make an attack's result covered"),
         n_targets=_N_TARGETS,
         n_curvature=Parameter(whole(2), 100, 'the first n test images, for the curvature'),
@@ -554,9 +552,9 @@ _BENCHMARK_TRAINING = dict(
     methods=Parameter(
         maybe(several(one_of(*METHOD_NAMES))), None, 'whose training steps are timed; default all'
     ),
-    batch=Parameter(whole(2), 8, 'images in a training step'),
-    batches=Parameter(_COUNTS, [8, 16], "sizes of a batch for the growth of a step's time"),
-    draws=Parameter(_COUNTS, [1, 8], 'Monte-Carlo draws of adt_exp for the growth of memory'),
+    batch=Parameter(whole(2), 4, 'images in a training step'),
+    batches=Parameter(_COUNTS, [4, 8], "sizes of a batch for the growth of a step's time"),
+    draws=Parameter(_COUNTS, [32], 'Monte-Carlo draws of adt_exp for the growth of memory'),
     precision=Parameter(
         maybe(one_of(*PRECISION_NAMES)), None, 'fp32, tf32 or bf16 inside the networks; default by device'
     ),
@@ -573,12 +571,10 @@ _BENCHMARK_TRAINING = dict(
 _BENCHMARK = _BENCHMARK_TRAINING | dict(
     attack_arch=Parameter(ARCH, 'wrn-16-1', 'network that is attacked'),
     attack_batch=Parameter(
-        maybe(_COUNT), None, 'images that are attacked; default 128, and 32 where only ours is timed'
+        maybe(_COUNT), None, 'images that are attacked; default 128, and 8 where only ours is timed'
     ),
     steps=Parameter(_COUNT, 20, 'of PGD'),
-    radii=Parameter(
-        several(EPS), [0.15, 0.25], 'ε of the networks on which the cascade is timed: digits, at_pgd'
-    ),
+    radii=Parameter(several(EPS), [0.25], 'ε of the networks on which the cascade is timed: digits, at_pgd'),
     paper_images=Parameter(_COUNT, 1, "images in a pass of the paper's networks, to project its hours"),
     threads=Parameter(maybe(_COUNT), None, "CPU threads; default PyTorch's own number"),
     device=Parameter(text(), 'cpu', 'cpu, cuda, cuda:<n> or mps'),
