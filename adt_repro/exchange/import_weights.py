@@ -143,7 +143,7 @@ def plain_names(
 def _and_more(n):
     return f' and {n} more' if n > 0 else ''
 
-
+# %% ../../nbs/library/exchange/import_weights.ipynb #infer-arch
 def infer_arch(
     found: dict,  # of `plain_names`
     name: str,  # of the file, for the message

@@ -120,6 +120,8 @@ _DECLARED = dict(
         'what was declared after the first run',
     ),
 )
+
+# %% ../../nbs/library/runs/scales.ipynb #gate-and-claim
 _GATE = dict(
     gap=Parameter(_POINTS, None, 'least FGSM − PGD-20, in points'),
     pgd20=Parameter(_POINTS, None, 'least accuracy under PGD-20, in %'),
@@ -256,7 +258,7 @@ def _check_claim(claim, scale):
         if claim['n_test'] > images:
             refuse('n_test', claim['n_test'], f'at most the {images} that white_box has for {attack}')
 
-
+# %% ../../nbs/library/runs/scales.ipynb #check-all-declared
 def _check_declared(scale):
     "What a scale declares can be found in it"
     if scale.asked['declared'] is None:
