@@ -16,7 +16,7 @@ import subprocess
 import sys
 import textwrap
 import tokenize
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +82,7 @@ def without_comments(source):
     return lines, comments
 
 
+@cache  # every page asks for every file
 def definitions(file):
     "What a module defines, methods too, by name"
     source = file.read_text(encoding='utf-8')

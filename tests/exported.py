@@ -4,7 +4,7 @@
     uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox \
         adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack
 
-tests/test_interop.py starts this file with that environment's Python, which needs nothing of this project:
+tests/unit/test_interop.py starts this file with that environment's Python, which needs nothing of this project:
 
     python tests/exported.py have                    -> the versions of what is there, as JSON
     python tests/exported.py FOLDER DEPTH WIDEN EPS  NAME.pt, NAME.json, images.safetensors

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+import warm
+from warm import run_fork, start_fork
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
@@ -44,17 +48,47 @@ def tool(name, *args, cwd=ROOT):
     return run(BIN / name, *args, cwd=cwd)
 
 
-def papermill_command(notebook, out, **params):
-    "The command line of a notebook; lists and tables go as YAML"
-    given = []
+def papermill_command(notebook, out='out.ipynb', *options, **params):
+    "The command line of a notebook; lists and tables go as YAML, `out=None` leaves the output path away"
+    given = [] if out is None else [str(out)]
+    given += [str(option) for option in options]
     for name, value in params.items():
         if isinstance(value, list | dict):
             given += ['-y', f'{name}: {json.dumps(value)}']
         else:
             given += ['-p', name, str(value)]
-    return [sys.executable, '-m', 'papermill', f'nbs/{notebook}.ipynb', str(out), *given]
+    return [sys.executable, '-m', 'papermill', f'nbs/{notebook}.ipynb', *given]
 
 
-def papermill(project, notebook, out='out.ipynb', **params):
-    "Run a notebook of a project in a process of its own"
-    return run(*papermill_command(notebook, out, **params), cwd=project)
+def papermill(project, notebook, out='out.ipynb', *options, **params):
+    "Run a notebook of a project in a fork of a process that has imported everything: what most tests need"
+    _, _, _, *args = papermill_command(notebook, out, *options, **params)
+    return run_fork(warm.papermill, *args, cwd=project)
+
+
+def papermill_begun(project, notebook, out='out.ipynb', **params):
+    "Begin what `papermill` does, in a process that the caller kills; what it says is in said.out and said.err"
+    _, _, _, *args = papermill_command(notebook, out, **params)
+    said = [f'{project}/said.out', f'{project}/said.err']
+    return start_fork(warm.papermill, *args, cwd=project, said=said)
+
+
+def papermill_process(project, notebook, out='out.ipynb', *options, **params):
+    "Run a notebook of a project as a user does: papermill and its kernel, two processes of their own"
+    return run(*papermill_command(notebook, out, *options, **params), cwd=project)
+
+
+def outputs_of(notebook):
+    "All outputs of an executed notebook, as text in JSON"
+    return json.dumps([cell.get('outputs') for cell in nbformat.read(notebook, 4).cells])
+
+
+def snakemake(project, *args):
+    "Run Snakemake in a folder, in a fork"
+    return run_fork(warm.snakemake, *args, cwd=project)
+
+
+def figures_of(scale):
+    "Names of the figures in a folder such as outputs/tiny that are there as SVG, as PNG and as numbers"
+    kinds = 'figures/*.svg', 'figures/*.png', 'frames/*.csv'
+    return set.intersection(*({file.stem for file in scale.glob(kind)} for kind in kinds))

@@ -4,7 +4,7 @@
     uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox \
         adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack
 
-tests/test_peers.py and nbs/benchmark.ipynb start this file with that environment's Python and exchange files with it:
+tests/unit/test_peers.py and nbs/benchmark.ipynb start this file with that environment's Python, and exchange files:
 
     python tests/peers.py attack FOLDER   job.json, weights.safetensors, images.safetensors
                                           -> result.json, x_adv.safetensors

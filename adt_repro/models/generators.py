@@ -7,6 +7,7 @@ __all__ = ['Generator', 'Encoder', 'generator_width']
 
 # %% ../../nbs/library/models/generators.ipynb #imports
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +116,7 @@ class Encoder(nn.Module):
         return self.body(t)
 
 # %% ../../nbs/library/models/generators.ipynb #generator-width
+@cache
 def generator_width(
     arch: str,  # the classifier, see `adt_repro.models.classifiers.build_model`
     shape: tuple,  # of an image (C, H, W)

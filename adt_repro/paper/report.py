@@ -28,7 +28,7 @@ from ..runs.config import RULES
 from ..runs.resolve import resolve
 
 # %% ../../nbs/library/paper/report.ipynb #paper-settings
-# fingerprint of CIFAR-10's 10,000 test images; tests/test_cifar10.py compares it with the data
+# fingerprint of CIFAR-10's 10,000 test images; tests/unit/test_cifar10.py compares it with the data
 CIFAR10_TEST = '72852adf2781'
 
 

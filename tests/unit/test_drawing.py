@@ -1,0 +1,108 @@
+"Pictures from the committed frames of the digits: the columns that each needs, and how it is drawn"
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from helpers import ROOT
+
+from adt_repro.analysis.plots import (
+    draw_coverage,
+    draw_curvature,
+    draw_frontier,
+    draw_hinge,
+    draw_landscape,
+    draw_options,
+    draw_spread,
+)
+from adt_repro.analysis.style import save_figure
+from adt_repro.base.parameters import ParameterError
+
+ABLATION = 'option value method seed natural robust expected_loss entropy'
+DRAWN = dict(
+    landscape=('run a b loss', draw_landscape),
+    coverage=('run i cloud attack pixels features marginal', draw_coverage),
+    curvature=('run i eigenvalue converged', draw_curvature),
+    diversity_measures=('run i kind cosine distance variance wrong', draw_spread),
+    ablation_frontier=(ABLATION, draw_frontier),
+    ablation_options=(ABLATION, draw_options),
+    ablation_hinge=('u_max seed epoch U', lambda frame, said: draw_hinge(frame, recorded('ablation'), said)),
+)
+
+
+OTHER_STYLE = {
+    'axes.labelsize': 20,
+    'ytick.labelsize': 20,
+    'lines.linewidth': 5,
+    'axes.spines.top': True,
+    'figure.dpi': 50,
+    'svg.hashsalt': None,
+}
+
+
+def recorded(name):
+    frame = pd.read_csv(ROOT / 'outputs' / 'digits' / 'frames' / f'{name}.csv')
+    if name in ('landscape', 'coverage'):
+        return frame[frame.run.isin(frame.run.unique()[-2:])]  # two of six runs, for the sake of time
+    return frame
+
+
+@pytest.mark.parametrize('name', DRAWN)
+def test_a_frame_and_its_file_give_the_same_picture(name, tmp_path):
+    frame, draw = recorded(name), DRAWN[name][1]
+    numbers = frame.select_dtypes('float')
+    finer = frame.assign(**(numbers * (1 + 1e-9)))  # as it was before it was written with six digits
+    assert not finer.equals(frame)
+    made = save_figure(draw(finer, 'said'), tmp_path / 'measured', name, finer)
+    with plt.rc_context(OTHER_STYLE):
+        read = pd.read_csv(made[2])
+        again = save_figure(draw(read, 'said'), tmp_path / 'read', name, read)
+    plt.close('all')
+    assert [f.read_bytes() for f in made] == [f.read_bytes() for f in again]
+
+
+def test_other_numbers_give_another_picture(tmp_path):
+    frame = recorded('ablation_hinge')
+    one, other = (
+        save_figure(draw_hinge(f, recorded('ablation'), 'said'), tmp_path / str(k), 'ablation_hinge', f)
+        for k, f in enumerate((frame, frame.assign(U=frame.U * 1.01)))
+    )
+    plt.close('all')
+    assert all(a.read_bytes() != b.read_bytes() for a, b in zip(one, other, strict=True))
+
+
+def test_the_whole_ablation_gives_the_pictures_of_its_parts(tmp_path):
+    for name in 'ablation_frontier', 'ablation_options':
+        whole, part = (
+            save_figure(DRAWN[name][1](recorded(f), 'said'), tmp_path / f, name, recorded(name))
+            for f in ('ablation', name)
+        )
+        assert [f.read_bytes() for f in whole] == [f.read_bytes() for f in part]
+    plt.close('all')
+
+
+@pytest.mark.parametrize('name', DRAWN)
+def test_a_frame_without_its_columns_is_refused(name):
+    (columns, draw), frame = DRAWN[name], recorded(name)
+    for column in columns.split():
+        with pytest.raises(ParameterError) as said:
+            draw(frame.drop(columns=column), '')
+        assert str(said.value).endswith(f'not there: {column}') and '\n' not in str(said.value)
+    with pytest.raises(ParameterError, match='at least one row'):
+        draw(frame[:0], '')
+    assert not plt.get_fignums()  # refused before anything is drawn
+
+
+def test_an_ablation_without_the_sweep_is_refused():
+    results, hinge = recorded('ablation'), recorded('ablation_hinge')
+    for option, draw in dict(
+        lbd=draw_frontier, u_max=lambda rows, said: draw_hinge(hinge, rows, said)
+    ).items():
+        with pytest.raises(ParameterError, match=f'one of the options {option}$'):
+            draw(results[results.option != option], '')
+    with pytest.raises(ParameterError, match='one of the options n_mc, inner_steps'):
+        draw_options(results[results.option == 'lbd'], '')
+    bare = draw_frontier(
+        results[results.option == 'lbd'], ''
+    )  # without its two ends there is still a frontier
+    assert [t.get_text() for t in bare.axes[0].get_legend().texts] == ['natural accuracy', 'robust accuracy']
+    plt.close(bare)

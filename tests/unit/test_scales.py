@@ -1,0 +1,64 @@
+"A file of a scale that asks for what cannot be done is refused in one line"
+
+import pytest
+import yaml
+
+from adt_repro.base.parameters import ParameterError
+from adt_repro.runs.scales import read_scale
+
+MINI = dict(
+    scale='mini',
+    dataset='digits',
+    arch='small_cnn',
+    epochs=3,
+    eps=0.15,
+    augment=False,
+    experiments=dict(
+        methods=['standard', 'at_pgd'],
+        seeds=[0, 1],
+        rate=0.02,
+        white_box=dict(n_test=40, n_targets=1, draws=2, sound=False, batch=10),
+        spsa=dict(methods=['at_pgd'], seeds=[0], n_test=8, samples=[4], steps=2, budget=20),
+    ),
+)
+
+
+def experiments(**change):
+    "A change of MINI: other experiments"
+    return dict(experiments=MINI['experiments'] | change)
+
+
+def test_the_scale_itself_can_be_read(tmp_path):
+    (tmp_path / 'mini.yaml').write_text(yaml.safe_dump(MINI))
+    assert read_scale(tmp_path / 'mini.yaml').name == 'mini'
+
+
+BAD_SCALES = [
+    (dict(scale='other'), "scale='other': expected the name of the file, 'mini'"),
+    (dict(arch=None), 'standard: arch is missing, expected a scale that names its dataset and arch'),
+    (dict(experiments=dict(methods=['standard'], rate=1)), 'seeds=None: expected a list of at least 1'),
+    (dict(experiments=dict(seeds=[0], rate=1)), 'methods=None: expected a list of at least 1'),
+    (
+        experiments(spsas={}),
+        "spsas={}: there is no such parameter, did you mean 'spsa'? Expected methods, seeds",
+    ),
+    (experiments(more_seeds=dict(at_pdg=[2])), "more_seeds='at_pdg': expected standard, at_pgd"),
+    (
+        experiments(more_seeds=dict(at_pgd=2)),
+        "more_seeds={'at_pgd': 2}: expected a table of methods, for each a list of seeds",
+    ),
+    (experiments(more_seeds=['at_pgd']), "more_seeds=['at_pgd']: expected a table of methods"),
+    (experiments(more_seeds=dict(at_pgd=[-2])), "more_seeds={'at_pgd': [-2]}: expected a table of methods"),
+    (experiments(spsa=dict(seeds=[7])), 'digits-small_cnn-at_pgd-s7, expected the runs of methods and seeds'),
+    (experiments(methods=['at_pdg', 'at_pgd']), "method='at_pdg'"),
+    (dict(epochs=0), 'epochs=0: expected'),
+]
+
+
+@pytest.mark.parametrize('change, line', BAD_SCALES)
+def test_what_cannot_be_done_is_said_in_one_line(change, line, tmp_path):
+    (tmp_path / 'mini.yaml').write_text(yaml.safe_dump(MINI | change))
+    with pytest.raises(ParameterError) as e:
+        read_scale(tmp_path / 'mini.yaml')
+    said = str(e.value)
+    assert said.startswith(f'{tmp_path}/mini.yaml: ') and line in said and '\n' not in said

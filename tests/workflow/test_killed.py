@@ -1,0 +1,115 @@
+"A run from the shell that ends before its time: by its budget, a kill, a lock, a stranger's file, or a full disk"
+
+import os
+import pickle
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import warm
+from helpers import papermill, papermill_command, small_project
+
+from adt_repro.runs.store import lock_run
+
+PARAMETERS = dict(method='adt_exp', epochs=3, n_train=128, n_test=20)
+
+
+class Bomb:
+    "A pickle that creates a file when it is opened"
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.fixture
+def project(tmp_path):
+    return small_project(tmp_path, 'train')
+
+
+def train(project, **params):
+    "papermill's exit status and what it said"
+    done = papermill(project, 'train', **PARAMETERS | params)
+    return done.returncode, done.stderr
+
+
+def results(run):
+    "Weights and history of a finished run"
+    history = pd.read_csv(run / 'history.csv').drop(columns='seconds')
+    return (run / 'weights.safetensors').read_bytes(), history.to_csv()
+
+
+def wait_for_lock(run):
+    "Until the kernel of a killed papermill, a process group of its own, has noticed that it is an orphan"
+    while True:
+        try:
+            lock_run(run).release()
+            return
+        except ValueError:
+            time.sleep(0.1)
+
+
+def test_killed_and_stopped(project):
+    "A whole run; then the same one stopped by its budget, killed, and finished; and what is refused on the way"
+    assert train(project)[0] == 0
+    run = project / 'outputs' / 'demo' / 'runs' / 'digits-small_cnn-adt_exp-s0'
+    checkpoint = run / 'checkpoint.pt'
+    want = results(run)
+
+    assert train(project, fresh='true', max_minutes=1e-6)[0] == 0
+    assert 'after step 1 of epoch 1' in (project / 'out.ipynb').read_text()
+    assert not (run / 'run.json').exists()
+    before = checkpoint.read_bytes()
+
+    status, said = train(project, epochs=4, lr=0.05)
+    assert status != 0
+    assert 'epochs=4, lr=0.05: digits-small_cnn-adt_exp-s0 was begun with epochs=3, lr=0.1;' in said
+    assert 'expected the same parameters and data, or fresh=true' in said
+
+    lock = lock_run(run)
+    status, said = train(project)
+    assert status != 0 and 'another process is training it' in said
+    lock.release()
+
+    checkpoint.write_bytes(pickle.dumps(Bomb(project / 'gone_off')))
+    status, said = train(project)
+    assert status != 0 and "checkpoint='checkpoint.pt': cannot be read" in said
+    assert not (project / 'gone_off').exists()
+    checkpoint.write_bytes(before)
+
+    # a real papermill and its kernel, which has to notice that papermill is gone
+    streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    call = papermill_command('train', 'out.ipynb', **PARAMETERS, checkpoint_minutes=1e-9)
+    victim = subprocess.Popen(call, cwd=project, start_new_session=True, **streams)
+    while checkpoint.read_bytes() == before and victim.poll() is None:
+        time.sleep(0.01)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    wait_for_lock(run)
+    assert train(project)[0] == 0
+    assert results(run) == want
+
+    stamp = (run / 'weights.safetensors').stat().st_mtime_ns
+    assert train(project)[0] == 0
+    assert 'finished already' in (project / 'out.ipynb').read_text()
+    assert (run / 'weights.safetensors').stat().st_mtime_ns == stamp
+
+
+def test_a_full_disk(project):
+    "No file may grow beyond 100 kB, so that the first checkpoint finds no room: one line, no run, nothing half-written"
+    given = dict(method='standard', epochs=1, n_train=64, n_test=20)
+    _, _, _, *args = papermill_command('train', 'out.ipynb', **given)
+    done = warm.run_fork(warm.papermill_with_small_files, 100_000, *args, cwd=project)
+    assert done.returncode != 0
+    assert (
+        'checkpoint.pt: cannot be written, expected a folder with room that can be written to (File too large)'
+        in done.stderr
+    ), done.stderr[-500:]
+    assert not list(project.rglob('*.part'))
+    for name in 'run.json', 'checkpoint.pt', 'weights.safetensors':
+        assert not list(project.rglob(name))

@@ -1,0 +1,72 @@
+"""The package in an empty environment: built, installed, complete and without the development tools
+
+pytest -m slow tests/workflow/test_packaging.py                                       # with this Python
+ADT_PYTHONS=python3.11,python3.12,python3.13 pytest -m slow tests/workflow/test_packaging.py
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import copy_files, files_of_git
+
+PYTHONS = os.environ.get('ADT_PYTHONS', sys.executable).split(',')
+USE = """
+import importlib.resources
+import pkgutil
+import sys
+
+import adt_repro as adt
+
+found = pkgutil.walk_packages(adt.__path__, 'adt_repro.')
+names = [m.name for m in found if not m.ispkg]
+for name in names:
+    importlib.import_module(name)
+tools = {'nbdev', 'fastcore', 'papermill', 'pytest', 'nbclient', 'pyautoattack'}
+assert len(names) >= 45 and not tools & set(sys.modules)
+assert importlib.resources.files('adt_repro').joinpath('py.typed').is_file()
+
+data = adt.load_data('digits')
+model = adt.build_model('small_cnn', in_ch=1)
+history = adt.train(model, data, method='adt_exp', eps=0.15, epochs=1)
+x, y = data.x_test[:50], data.y_test[:50]
+rows = adt.evaluate(model, x, y, adt.attacks.pgd, eps=0.15)
+assert len(history) == 1 and len(rows) == 50 and rows.linf.max() <= 0.15 + 1e-6
+print(sys.version.split()[0], len(names), 'modules')
+"""
+
+
+def run(*command, cwd=None):
+    "Run it outside this project, with nothing of this environment"
+    env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('python', PYTHONS)
+def test_in_an_empty_environment(python, tmp_path):
+    "sdist from git's files, wheel from the sdist, installed alone: complete, and the public face works"
+    copy_files(files_of_git(), tmp_path / 'clone')
+    for venv in 'build', 'empty':
+        run(python, '-m', 'venv', tmp_path / venv)
+    build, empty = (
+        tmp_path / v / ('Scripts' if os.name == 'nt' else 'bin') / 'python' for v in ('build', 'empty')
+    )
+    run(build, '-m', 'pip', 'install', '-q', 'setuptools>=77')
+    run(
+        build,
+        '-c',
+        f'import setuptools.build_meta as b; b.build_sdist({str(tmp_path / "dist")!r})',
+        cwd=tmp_path / 'clone',
+    )
+    (sdist,) = (tmp_path / 'dist').glob('*.tar.gz')
+    run(build, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', tmp_path / 'dist', sdist)
+    (wheel,) = (tmp_path / 'dist').glob('*.whl')
+    run(empty, '-m', 'pip', 'install', '-q', wheel)
+    assert 'No broken requirements found' in run(empty, '-m', 'pip', 'check')
+    assert ' modules' in run(empty, '-c', USE, cwd=tmp_path)
