@@ -74,7 +74,7 @@ def short_names(
     runs,  # names of runs, such as digits-small_cnn-adt_exp-s0
 ) -> dict:  # name to its short name
     "What a figure calls its runs: without the data set, and without the network, where all share it"
-    parts = {run: re.findall(r'wrn-[0-9]+-[0-9]+|[^-]+', run) for run in runs}
+    parts = {run: re.findall(r'(?:half_)?wrn-[0-9]+-[0-9]+|[^-]+', run) for run in runs}
     n = _n_shared([*parts.values()])
     if n == 0:
         return {run: run for run in parts}

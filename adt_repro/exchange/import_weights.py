@@ -143,7 +143,7 @@ def plain_names(
 def _and_more(n):
     return f' and {n} more' if n > 0 else ''
 
-
+# %% ../../nbs/library/exchange/import_weights.ipynb #infer-arch
 def infer_arch(
     found: dict,  # of `plain_names`
     name: str,  # of the file, for the message
@@ -158,7 +158,8 @@ def infer_arch(
     if 'block1.layer.0.conv1.weight' in found:
         blocks = {k.split('.')[2] for k in found if k.startswith('block1.layer.')}
         widen = size('block1.layer.0.conv1.weight', 0, 0) // 16
-        arch, first = f'wrn-{6 * len(blocks) + 4}-{widen}', 'conv1.weight'
+        half = 'half_' if size('conv1.weight', 2, 3) == 4 else ''
+        arch, first = f'{half}wrn-{6 * len(blocks) + 4}-{widen}', 'conv1.weight'
     elif 'layer1.0.conv1.weight' in found:
         arch, first = 'resnet18', 'conv1.weight'
     elif 'body.0.0.weight' in found:

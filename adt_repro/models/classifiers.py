@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['arch_rule', 'LinearOnFeatures', 'SmallCNN', 'CifarResNet', 'n_params', 'init_convolutions', 'WideResNet',
-           'Normalized', 'check_model', 'build_model']
+           'HalfWideResNet', 'Normalized', 'check_model', 'build_model']
 
 # %% ../../nbs/library/models/classifiers.ipynb #imports
 import math
@@ -168,6 +168,21 @@ class WideResNet(LinearOnFeatures):
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         return F.relu(self.bn1(x)).mean((2, 3))
 
+# %% ../../nbs/library/models/classifiers.ipynb #half-wrn
+class HalfWideResNet(WideResNet):
+    "Wide ResNet on maps of half the size: its first convolution is 4×4 with stride 2"
+
+    def __init__(
+        self,
+        depth: int = 10,  # layers, 6n+4, at least 10
+        widen: int = 2,  # factor of the width
+        in_ch: int = 3,  # channels of an image
+        n_classes: int = 10,  # logits
+    ):
+        super().__init__(depth, widen, in_ch, n_classes)
+        self.conv1 = nn.Conv2d(in_ch, 16, 4, 2, 1, bias=False)
+        init_convolutions(self.conv1)
+
 # %% ../../nbs/library/models/classifiers.ipynb #rescaling
 def _is_list_of(rule, values):
     return isinstance(values, (list, tuple)) and len(values) > 0 and all(rule.ok(v) for v in values)
@@ -249,13 +264,14 @@ def check_model(
 
 # %% ../../nbs/library/models/classifiers.ipynb #build
 def _wrn_size(arch):
-    "Depth and width in a name such as wrn-28-10; None where it is no such name"
-    found = re.fullmatch(r'wrn-(\d+)-(\d+)', arch)
+    "Class, depth and width in a name such as wrn-28-10 or half_wrn-10-2; None where it is no such name"
+    found = re.fullmatch(r'(half_)?wrn-(\d+)-(\d+)', arch)
     if not found:
         return None
-    depth, widen = int(found[1]), int(found[2])
+    network = HalfWideResNet if found[1] else WideResNet
+    depth, widen = int(found[2]), int(found[3])
     if 10 <= depth <= 100 and depth % 6 == 4 and 1 <= widen <= 20:
-        return depth, widen
+        return network, depth, widen
     return None
 
 
@@ -265,13 +281,13 @@ def _is_arch(name):
 
 arch_rule = Rule(
     _is_arch,
-    'small_cnn, resnet18, or wrn-<depth>-<widen> with a depth of 6n+4 up to 100 '
+    'small_cnn, resnet18, wrn-<depth>-<widen> or half_wrn-<depth>-<widen>, with a depth of 6n+4 up to 100 '
     'and a width up to 20 such as wrn-28-10',
 )
 
 # %% ../../nbs/library/models/classifiers.ipynb #build-model
 def build_model(
-    arch: str,  # small_cnn, resnet18, or wrn-<depth>-<widen>
+    arch: str,  # small_cnn, resnet18, wrn-<depth>-<widen>, or half_wrn-<depth>-<widen>
     in_ch: int = 3,  # channels of an image
     n_classes: int = 10,  # logits
 ) -> nn.Module:  # the network with fresh weights, from PyTorch's random state
@@ -282,4 +298,5 @@ def build_model(
         return SmallCNN(in_ch, n_classes)
     if arch == 'resnet18':
         return CifarResNet(in_ch, n_classes)
-    return WideResNet(*_wrn_size(arch), in_ch, n_classes)
+    network, depth, widen = _wrn_size(arch)
+    return network(depth, widen, in_ch, n_classes)

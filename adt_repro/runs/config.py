@@ -73,8 +73,8 @@ class Parameter:
 # %% ../../nbs/library/runs/config.ipynb #rules-shared
 _DEPTHS = '|'.join(str(depth) for depth in range(10, 101, 6))
 ARCH = matching(
-    f'small_cnn|resnet18|wrn-({_DEPTHS})-([1-9]|1[0-9]|20)',
-    'small_cnn, resnet18, or wrn-<depth>-<widen> with a depth of 6n+4 up to 100'
+    f'small_cnn|resnet18|(half_)?wrn-({_DEPTHS})-([1-9]|1[0-9]|20)',
+    'small_cnn, resnet18, wrn-<depth>-<widen> or half_wrn-<depth>-<widen>, with a depth of 6n+4 up to 100'
     ' and a width up to 20 such as wrn-28-10',
 )
 EPS = number(0, 1, above=True)
@@ -100,7 +100,9 @@ _DATA = dict(
     data_root=Parameter(
         maybe(text()), None, "folder of the data set's files; default: $ADT_DATA, else data/ in the project"
     ),
-    arch=Parameter(maybe(ARCH), None, 'small_cnn, resnet18 or wrn-<depth>-<widen>; default by data set'),
+    arch=Parameter(
+        maybe(ARCH), None, 'small_cnn, resnet18, wrn-<depth>-<widen> or half_wrn-...; default by data set'
+    ),
 )
 _WHAT = dict(
     method=Parameter(word(), 'adt_exp', 'a row of the table of methods, or of the parameter rows'),

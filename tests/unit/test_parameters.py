@@ -122,6 +122,7 @@ def test_networks_are_those_that_can_be_built():
         'x-wrn-28-10',
     ]
     names += [f'wrn-{depth}-{widen}' for depth in range(0, 130) for widen in range(0, 30)]
+    names += ['half_wrn-10-2', 'half_wrn-12-2', 'half_wrn-10', 'half-wrn-10-2', 'half_small_cnn']
     for name in [*names, None, 3]:
         assert config.ARCH.ok(name) == arch_rule.ok(name), name
     assert config.ARCH.says == arch_rule.says

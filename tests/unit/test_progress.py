@@ -1,0 +1,89 @@
+"A declared scale: what it says before its first run, how far it has come, and what of it is committed"
+
+import pytest
+import yaml
+from helpers import ROOT, run
+
+from adt_repro.base.parameters import ParameterError
+from adt_repro.planning.progress import main, progress_table, show_progress
+from adt_repro.runs.scales import check_scale, read_scale, scale_runs
+
+MID = ROOT / 'nbs' / 'scales' / 'mid.yaml'
+LARGEST_CHECKPOINT = 15 * 10**6
+
+
+def declared(**change):
+    "The scale mid with another claim C1"
+    content = yaml.safe_load(MID.read_text(encoding='utf-8'))
+    content['experiments']['declared']['claims']['C1'] |= change
+    return content
+
+
+def test_what_is_declared_can_be_decided():
+    "Every claim has its rows, seeds and test images among those of the scale; a run decides the first claims first"
+    scale = read_scale(MID)
+    claims = scale.asked['declared']['claims']
+    assert list(claims)[0] == 'C1' and claims['C1']['seeds'] >= 5 and claims['C1']['n_test'] == 10000
+    assert all(claim['effect'] > 0 for claim in claims.values())
+    table = progress_table(scale, root='nowhere')
+    assert set(table.run) == set(scale_runs(scale))
+    first = table.head(2 * claims['C1']['seeds'])
+    assert set(first.row) == {'adt_exp', 'at_pgd'}
+    assert list(first.seed) == [seed for seed in range(claims['C1']['seeds']) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    'change, line',
+    [
+        (dict(rows=['adt_exp', 'alp']), "rows='alp': expected at_pgd, adt_exp"),
+        (dict(rows=['adt_exp_am', 'at_pgd']), 'seeds=5: expected at most the 3 of adt_exp_am'),
+        (dict(attacks=['feature']), 'n_test=10000: expected at most the 1000 that white_box has for feature'),
+        (dict(attacks=['spsa']), 'expected a list of at least 1, each item natural, fgsm'),
+        (dict(effect=0), 'effect=0: expected a number in'),
+        (dict(margin=1), 'margin=1: there is no such parameter'),
+    ],
+)
+def test_what_cannot_be_decided_is_refused_in_one_line(change, line):
+    with pytest.raises(ParameterError) as e:
+        check_scale(declared(**change))
+    assert 'experiments: declared: claims: C1: ' in str(e.value) and line in str(e.value)
+    assert '\n' not in str(e.value)
+
+
+def test_what_is_added_later_says_when_and_why():
+    content = declared()
+    for added in {'C1': 'later'}, {'C10': '2026-12-24: asked for'}:
+        content['experiments']['declared']['added'] = added
+        with pytest.raises(ParameterError, match='declared: added='):
+            check_scale(content)
+    content['experiments']['declared']['added'] = {'C1': '2026-12-24: asked for'}
+    check_scale(content)
+
+
+def test_the_command(monkeypatch, capsys):
+    "It reads what is committed, and its last line goes on"
+    monkeypatch.chdir(ROOT)
+    assert main(['nbs/scales/mid.yaml']) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert said.err == '' and lines[0].startswith('Scale mid: ') and 'are left at this pace' in lines[1]
+    assert lines[-1].startswith('next: ')
+    assert max(map(len, lines)) < 160
+
+
+def test_one_line_on_what_is_wrong(tmp_path, capsys):
+    assert main([]) == 1 and main([str(tmp_path / 'none.yaml')]) == 1
+    folder = tmp_path / 'outputs' / 'mid' / 'runs' / next(iter(scale_runs(read_scale(MID))))
+    folder.mkdir(parents=True)
+    (folder / 'checkpoint.pt').write_bytes(b'no state of training')
+    with pytest.raises(ParameterError, match="checkpoint='checkpoint.pt': cannot be read"):
+        show_progress(MID, tmp_path)
+    assert capsys.readouterr().err.count('\n') == 2
+
+
+def test_what_is_committed_of_a_run_that_is_not_finished():
+    "Its checkpoint alone, while it is small; nothing of it is left beside a finished run"
+    for checkpoint in (ROOT / 'outputs').glob('*/runs/*/checkpoint.pt'):
+        ignored = run('git', 'check-ignore', '-q', checkpoint).returncode == 0
+        assert ignored or checkpoint.stat().st_size < LARGEST_CHECKPOINT, checkpoint
+        assert not (checkpoint.parent / 'run.json').exists(), checkpoint
