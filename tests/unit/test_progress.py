@@ -1,8 +1,10 @@
 "A declared scale: what it says before its first run, how far it has come, and what of it is committed"
 
+from pathlib import Path
+
 import pytest
 import yaml
-from helpers import ROOT, run
+from helpers import ROOT, files_of_git
 
 from adt_repro.base.parameters import ParameterError
 from adt_repro.planning.progress import main, progress_table, show_progress
@@ -81,9 +83,25 @@ def test_one_line_on_what_is_wrong(tmp_path, capsys):
     assert capsys.readouterr().err.count('\n') == 2
 
 
-def test_what_is_committed_of_a_run_that_is_not_finished():
+def offences(names, root):
+    "What is wrong with the checkpoints among files that are committed"
+    for name in names:
+        if Path(name).match('outputs/*/runs/*/checkpoint.pt'):
+            if (root / name).stat().st_size >= LARGEST_CHECKPOINT:
+                yield f'{name} is too large'
+            if (root / name).with_name('run.json').exists():
+                yield f'{name} belongs to a finished run'
+
+
+def test_what_is_committed_of_a_run_that_is_not_finished(tmp_path):
     "Its checkpoint alone, while it is small; nothing of it is left beside a finished run"
-    for checkpoint in (ROOT / 'outputs').glob('*/runs/*/checkpoint.pt'):
-        ignored = run('git', 'check-ignore', '-q', checkpoint).returncode == 0
-        assert ignored or checkpoint.stat().st_size < LARGEST_CHECKPOINT, checkpoint
-        assert not (checkpoint.parent / 'run.json').exists(), checkpoint
+    assert not list(offences(files_of_git(), ROOT))
+    names = [f'outputs/mid/runs/{run}/checkpoint.pt' for run in ('small', 'large', 'finished')]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(bytes(LARGEST_CHECKPOINT if 'large' in name else 10))
+    (tmp_path / names[2]).with_name('run.json').touch()
+    assert list(offences(names, tmp_path)) == [
+        f'{names[1]} is too large',
+        f'{names[2]} belongs to a finished run',
+    ]
