@@ -15,9 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.datasets as tv
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.utils import check_md5
 
 from .base.files import find_root
 from .base.noise import rand_unit
@@ -89,18 +87,22 @@ class DataError(ParameterError):
     "A data set whose files are missing or damaged: one line that says which files belong where"
 
 
-_CLASSES = dict(mnist=tv.MNIST, cifar10=tv.CIFAR10, cifar100=tv.CIFAR100, svhn=tv.SVHN)
+def _torchvision_class(name):
+    "torchvision's class of a data set"
+    import torchvision.datasets as tv  # here, because the import takes two seconds
+
+    return dict(mnist=tv.MNIST, cifar10=tv.CIFAR10, cifar100=tv.CIFAR100, svhn=tv.SVHN)[name]
 
 
-def _svhn_files(root):
-    known = [tv.SVHN.split_list[split] for split in ('train', 'test')]
+def _svhn_files(cls, root):
+    known = [cls.split_list[split] for split in ('train', 'test')]
     sums = {root / file: md5 for _, file, md5 in known}
     return sums, 'train_32x32.mat and test_32x32.mat'
 
 
-def _mnist_files(root):
-    sums = {root / 'MNIST' / 'raw' / file: md5 for file, md5 in tv.MNIST.resources}
-    names = ', '.join(file for file, _ in tv.MNIST.resources)
+def _mnist_files(cls, root):
+    sums = {root / 'MNIST' / 'raw' / file: md5 for file, md5 in cls.resources}
+    names = ', '.join(file for file, _ in cls.resources)
     return sums, f'the four files MNIST/raw/*-ubyte.gz ({names})'
 
 
@@ -114,22 +116,25 @@ def _cifar_files(cls, root):
 # %% ../nbs/library/data.ipynb #find-files
 def _known_files(name, root):
     "The MD5 sum of each file that torchvision knows for a data set, and what to put where, in words"
+    cls = _torchvision_class(name)
     if name == 'svhn':
-        return _svhn_files(root)
+        return _svhn_files(cls, root)
     if name == 'mnist':
-        return _mnist_files(root)
-    return _cifar_files(_CLASSES[name], root)
+        return _mnist_files(cls, root)
+    return _cifar_files(cls, root)
 
 
 def _open(name, root, download):
     "torchvision's train and test parts, or whatever torchvision raises"
-    cls = _CLASSES[name]
+    cls = _torchvision_class(name)
     if name == 'svhn':
         return [cls(str(root), split=split, download=download) for split in ('train', 'test')]
     return [cls(str(root), train=train, download=download) for train in (True, False)]
 
 
 def _check_sums(name, root, sums, words):
+    from torchvision.datasets.utils import check_md5
+
     for path, md5 in sums.items():
         if path.exists() and not check_md5(path, md5):
             raise DataError(

@@ -13,7 +13,6 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from ..base.device import eval_mode
 from ..base.parameters import ParameterError, Rule, number, refuse, shown
@@ -63,7 +62,7 @@ class SmallCNN(LinearOnFeatures):
         return self.body(x)
 
 # %% ../../nbs/library/models/classifiers.ipynb #resnet
-class CifarResNet(LinearOnFeatures, ResNet):
+class CifarResNet(LinearOnFeatures):
     "torchvision's ResNet with basic blocks and a 3×3 stem without pooling"
 
     def __init__(
@@ -72,7 +71,11 @@ class CifarResNet(LinearOnFeatures, ResNet):
         n_classes: int = 10,  # logits
         blocks: tuple = (2, 2, 2, 2),  # basic blocks in each of the four stages; these are ResNet-18
     ):
-        super().__init__(BasicBlock, list(blocks), num_classes=n_classes)
+        from torchvision.models.resnet import BasicBlock, ResNet  # here, because the import takes two seconds
+
+        super().__init__()
+        for name, module in ResNet(BasicBlock, list(blocks), num_classes=n_classes).named_children():
+            self.add_module(name, module)
         self.conv1 = nn.Conv2d(in_ch, 64, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
         self.maxpool = nn.Identity()

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy
 import pandas as pd
 import torch
-import torchvision
 import yaml
 from filelock import FileLock, Timeout
 
@@ -60,6 +59,8 @@ def provenance(
     device: torch.device,  # that the run used
 ) -> dict:  # git_commit ("+": files were changed; None: no git), versions, device, platform
     "What a result depends on besides its parameters"
+    import torchvision  # here, because the import takes two seconds
+
     commit = _git('rev-parse', 'HEAD')
     if commit and _git('status', '--porcelain', '-uno'):
         commit += '+'
