@@ -33,7 +33,7 @@ def scripts(job):
 
 def test_workflow_runs_the_readme():
     jobs = workflow()['jobs']
-    command = re.search(r'pip install uv && uv run nbdev_test .*', README)[0]
+    command = re.search(r'pip install uv && .*nbdev_test .*', README)[0]
     assert any(s.strip() == command for s in scripts(jobs['test']))
     pythons = jobs['test']['strategy']['matrix']['python']
     assert pythons == ['3.11', '3.12', '3.13']

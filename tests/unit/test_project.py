@@ -110,7 +110,7 @@ def test_readme_says_the_two_commands():
     blocks = re.findall(r'```\w*\n(.*?)```', first_screen, re.S)
     assert [b.strip() for b in blocks] == [
         'pip install uv && uv run papermill nbs/train.ipynb outputs/demo/adt_exp.ipynb -p method adt_exp',
-        'pip install uv && uv run nbdev_test && uv run pytest',
+        'pip install uv && OMP_NUM_THREADS=1 uv run nbdev_test && uv run pytest',
     ]
     assert (ROOT / 'outputs' / 'demo').is_dir()
 
