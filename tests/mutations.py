@@ -6,7 +6,7 @@ Takes about a minute a fault:
 
 A fault goes into the notebook's cell and from there into the package, as a contributor's would. Then two checks
 are run, each up to its first failure: the library notebooks that reach the module, its own first, and the tests
-that reach it, the quick ones first. A fault counts as found where a check fails.
+that import the module or run a notebook that does. A fault counts as found where a check fails.
 """
 
 import argparse
@@ -146,22 +146,24 @@ def notebooks_that_reach(module, project, graph):
     return [own, *(nb for nb in others if nb != own and name in reached(imports(code_of(nb)), graph))]
 
 
-def tests_that_reach(module, project, graph):
-    "Files of tests: those that import the module, or name a notebook that does"
-    name, found = f'adt_repro.{module}', []
-    experiments = {nb.stem: reached(imports(code_of(nb)), graph) for nb in (project / 'nbs').glob('*.ipynb')}
+def tests_that_name(modules, project):
+    "Files of tests that import one of some modules themselves, or name a notebook that does; the quick ones first"
+    found = []
+    experiments = [nb.stem for nb in (project / 'nbs').glob('*.ipynb') if modules & set(imports(code_of(nb)))]
     for file in sorted((project / 'tests').rglob('test_*.py')):
-        if file.stem.removeprefix('test_') in FORM:
-            continue
         source = file.read_text()
-        first = list(imports(source))
-        runs_one = any(
-            name in modules and re.search(rf"['/]{nb}\b", source) for nb, modules in experiments.items()
-        )
-        if runs_one or 'adt_repro' in first or name in reached(first, graph):
+        runs_one = any(re.search(rf"['/]{nb}\b", source) for nb in experiments)
+        if file.stem.removeprefix('test_') not in FORM and (runs_one or modules & set(imports(source))):
             found.append(file)
-    order = ['unit', 'notebooks', 'paper', 'workflow', 'tests']
+    order = ['unit', 'notebooks', 'paper', 'workflow', 'tests', 'site']
     return sorted(found, key=lambda file: order.index(file.parent.name))
+
+
+def tests_that_reach(module, project, graph):
+    "Files of tests that name the module; if there are none, those that name a module which imports it"
+    name = f'adt_repro.{module}'
+    users = {user for user, imported in graph.items() if name in imported}
+    return tests_that_name({name}, project) or tests_that_name(users, project)
 
 
 # The two checks
