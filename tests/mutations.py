@@ -5,8 +5,8 @@ Takes about a minute a fault:
     python tests/mutations.py [NAME ...]
 
 A fault goes into the notebook's cell and from there into the package, as a contributor's would. Then two checks
-are run, each up to its first failure: the library notebooks that reach the module, its own first, and the tests
-that import the module or run a notebook that does. A fault counts as found where a check fails.
+are run, each up to its first failure: the module's own notebook and those that import it, and the tests that
+import it or run a notebook that does. A fault counts as found where a check fails.
 """
 
 import argparse
@@ -128,22 +128,11 @@ def graph_of(project):
     return graph
 
 
-def reached(first, graph):
-    "What is imported from there, directly or not"
-    found, todo = set(), list(first)
-    while todo:
-        module = todo.pop()
-        if module not in found:
-            found.add(module)
-            todo += graph.get(module, [])
-    return found
-
-
-def notebooks_that_reach(module, project, graph):
-    "Library notebooks, the module's own first"
+def notebooks_that_reach(module, project):
+    "Library notebooks that import the module, its own first"
     own, name = notebook_of(project, module), f'adt_repro.{module}'
     others = sorted((project / 'nbs' / 'library').rglob('*.ipynb'))
-    return [own, *(nb for nb in others if nb != own and name in reached(imports(code_of(nb)), graph))]
+    return [own, *(nb for nb in others if nb != own and name in imports(code_of(nb)))]
 
 
 def tests_that_name(modules, project):
@@ -184,7 +173,7 @@ def first_failure(command, project):
 
 def by_notebooks(module, project, graph):
     total = 0
-    for notebook in notebooks_that_reach(module, project, graph):
+    for notebook in notebooks_that_reach(module, project):
         failed, seconds = first_failure([BIN / 'nbdev_test', '--path', notebook], project)
         total += seconds
         if failed:
