@@ -1,4 +1,4 @@
-"What all tests share: one thread a process, files of tests in an order that shows a mistake early, small trained runs"
+"What all tests share: one thread a process, and small trained runs; pyproject.toml has the order of the folders"
 
 import os
 import shutil

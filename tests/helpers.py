@@ -48,8 +48,8 @@ def tool(name, *args, cwd=ROOT):
     return run(BIN / name, *args, cwd=cwd)
 
 
-def papermill_command(notebook, out='out.ipynb', *options, **params):
-    "The command line of a notebook; lists and tables go as YAML, `out=None` leaves the output path away"
+def papermill_arguments(notebook, out='out.ipynb', *options, **params):
+    "What papermill is given to run a notebook; lists and tables go as YAML, `out=None` leaves the output path away"
     given = [] if out is None else [str(out)]
     given += [str(option) for option in options]
     for name, value in params.items():
@@ -57,18 +57,23 @@ def papermill_command(notebook, out='out.ipynb', *options, **params):
             given += ['-y', f'{name}: {json.dumps(value)}']
         else:
             given += ['-p', name, str(value)]
-    return [sys.executable, '-m', 'papermill', f'nbs/{notebook}.ipynb', *given]
+    return [f'nbs/{notebook}.ipynb', *given]
+
+
+def papermill_command(notebook, out='out.ipynb', *options, **params):
+    "The same as a command line"
+    return [sys.executable, '-m', 'papermill', *papermill_arguments(notebook, out, *options, **params)]
 
 
 def papermill(project, notebook, out='out.ipynb', *options, **params):
     "Run a notebook of a project in a fork of a process that has imported everything: what most tests need"
-    _, _, _, *args = papermill_command(notebook, out, *options, **params)
+    args = papermill_arguments(notebook, out, *options, **params)
     return run_fork(warm.papermill, *args, cwd=project)
 
 
 def papermill_begun(project, notebook, out='out.ipynb', **params):
     "Begin what `papermill` does, in a process that the caller kills; what it says is in said.out and said.err"
-    _, _, _, *args = papermill_command(notebook, out, **params)
+    args = papermill_arguments(notebook, out, **params)
     said = [f'{project}/said.out', f'{project}/said.err']
     return start_fork(warm.papermill, *args, cwd=project, said=said)
 

@@ -33,11 +33,14 @@ def start_fork(command, *args, cwd, said):
 
 
 def run_fork(command, *args, cwd):
-    "The exit status of `command(*args)` in a fork, and what it printed"
+    "The exit status of `command(*args)` in a fork, and what it printed; killed after ten minutes"
     with tempfile.TemporaryDirectory() as folder:
         said = [f'{folder}/stdout', f'{folder}/stderr']
         call = start_fork(command, *args, cwd=cwd, said=said)
-        call.join()
+        call.join(600)
+        if call.is_alive():
+            call.kill()
+            call.join()
         status = call.exitcode
         printed = [Path(file).read_text() for file in said]
         call.close()

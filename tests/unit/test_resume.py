@@ -49,7 +49,7 @@ def test_stopped_after_every_step(method, tmp_path):
     whole = attempt(config, tmp_path / 'whole')
 
     attempts, finished = 0, False
-    while not finished:
+    while not finished and attempts < 10:
         pieces = attempt(config, tmp_path / 'pieces', max_minutes=1e-9)
         attempts, finished = attempts + 1, pieces.is_trained
     assert attempts == 6

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import warm
-from helpers import papermill, papermill_command, small_project
+from helpers import papermill, papermill_arguments, papermill_command, small_project
 
 from adt_repro.runs.store import lock_run
 
@@ -46,12 +46,14 @@ def results(run):
 
 def wait_for_lock(run):
     "Until the kernel of a killed papermill, a process group of its own, has noticed that it is an orphan"
-    while True:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
         try:
             lock_run(run).release()
             return
         except ValueError:
             time.sleep(0.1)
+    pytest.fail('the kernel still holds the lock')
 
 
 def test_killed_and_stopped(project):
@@ -92,6 +94,7 @@ def test_killed_and_stopped(project):
     victim.wait()
     wait_for_lock(run)
     assert train(project)[0] == 0
+    assert 'going on after' in (project / 'out.ipynb').read_text()  # not from the start, with the same bits
     assert results(run) == want
 
     stamp = (run / 'weights.safetensors').stat().st_mtime_ns
@@ -103,7 +106,7 @@ def test_killed_and_stopped(project):
 def test_a_full_disk(project):
     "No file may grow beyond 100 kB, so that the first checkpoint finds no room: one line, no run, nothing half-written"
     given = dict(method='standard', epochs=1, n_train=64, n_test=20)
-    _, _, _, *args = papermill_command('train', 'out.ipynb', **given)
+    args = papermill_arguments('train', 'out.ipynb', **given)
     done = warm.run_fork(warm.papermill_with_small_files, 100_000, *args, cwd=project)
     assert done.returncode != 0
     assert (
