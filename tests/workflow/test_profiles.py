@@ -42,8 +42,10 @@ def test_profiles_name_options_of_snakemake():
     assert {'default', 'slurm'} <= set(PROFILES)
     for name, options in PROFILES.items():
         assert set(options) <= known, (name, set(options) - known)
-    # slurm is read instead of default, not beside it
-    assert PROFILES['default'].items() <= PROFILES['slurm'].items()
+    # slurm is read instead of default, not beside it; it has more retries
+    repeated = {name: value for name, value in PROFILES['default'].items() if name != 'retries'}
+    assert repeated.items() <= PROFILES['slurm'].items()
+    assert PROFILES['default']['retries'] < PROFILES['slurm']['retries']
 
 
 def test_the_profile_that_is_named_is_the_only_one_read(tmp_path):
