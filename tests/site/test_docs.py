@@ -189,7 +189,9 @@ def test_reference_is_complete(module, pages):
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'  # a connection for each file would take thousands of ports from the other tests
+    protocol_version = (
+        'HTTP/1.1'  # a connection for each file would take thousands of ports from the other tests
+    )
 
     def log_message(self, *args):
         pass
