@@ -14,6 +14,29 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 
+# A scale of two runs that takes a minute, and changes of it
+MINI = dict(
+    scale='mini',
+    dataset='digits',
+    arch='small_cnn',
+    epochs=3,
+    eps=0.15,
+    augment=False,
+    experiments=dict(
+        methods=['standard', 'at_pgd'],
+        seeds=[0],
+        rate=0.02,
+        white_box=dict(n_test=40, n_targets=1, draws=2, sound=False, batch=10),
+        spsa=dict(methods=['at_pgd'], seeds=[0], n_test=8, samples=[4], steps=2, budget=20),
+    ),
+)
+
+
+def experiments(**change):
+    "A change of MINI: other experiments"
+    return dict(experiments=MINI['experiments'] | change)
+
+
 def files_of_git():
     "The files that git would put into a fresh clone, relative to the root"
     command = ['git', 'ls-files', '-co', '--exclude-standard']

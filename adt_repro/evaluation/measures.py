@@ -25,6 +25,7 @@ from adt_repro.analysis.coverage import (
 from ..analysis.landscape import top_curvature
 from ..attacks.gradient import fgsm, pgd
 from ..base.noise import example_noise
+from ..base.parameters import refuse
 from .cache import in_parts
 from ..losses import ce
 from ..speed.precision import measuring, tf32
@@ -182,8 +183,14 @@ def gain_share(
     rows: pd.DataFrame,  # of `measure_gain`
     column: str = 'expected',  # whose gain it is: expected, or fgsm
 ) -> dict:  # share of PGD-20's gain, lo, hi (95 %, for new images), n
-    "The mean gain in loss over clean images, as a share of PGD-20's"
+    "The mean gain in loss as a share of PGD-20's; a `ParameterError` where PGD-20 gains nothing, or for one image"
     gain, most = rows[column] - rows.clean, rows.pgd20 - rows.clean
+    if len(rows) < 2 or not most.mean() > 0:
+        refuse(
+            'rows',
+            f'{len(rows)} images, mean gain {most.mean():.3g}',
+            'two or more on which PGD-20 gains loss',
+        )
     share = float(gain.mean() / most.mean())
     # a ratio of means: what each image adds to it, to first order
     half = 1.96 * float((gain - share * most).std()) / float(most.mean()) / math.sqrt(len(rows))

@@ -2,30 +2,10 @@
 
 import pytest
 import yaml
+from helpers import MINI, experiments
 
 from adt_repro.base.parameters import ParameterError
 from adt_repro.runs.scales import read_scale
-
-MINI = dict(
-    scale='mini',
-    dataset='digits',
-    arch='small_cnn',
-    epochs=3,
-    eps=0.15,
-    augment=False,
-    experiments=dict(
-        methods=['standard', 'at_pgd'],
-        seeds=[0, 1],
-        rate=0.02,
-        white_box=dict(n_test=40, n_targets=1, draws=2, sound=False, batch=10),
-        spsa=dict(methods=['at_pgd'], seeds=[0], n_test=8, samples=[4], steps=2, budget=20),
-    ),
-)
-
-
-def experiments(**change):
-    "A change of MINI: other experiments"
-    return dict(experiments=MINI['experiments'] | change)
 
 
 def test_the_scale_itself_can_be_read(tmp_path):

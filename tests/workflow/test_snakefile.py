@@ -12,7 +12,7 @@ import time
 import pandas as pd
 import pytest
 import yaml
-from helpers import ROOT, run, snakemake
+from helpers import MINI, ROOT, experiments, run, snakemake
 
 from adt_repro.planning.costs import cost_table
 from adt_repro.runs.config import PARAMETERS, RULES
@@ -20,30 +20,8 @@ from adt_repro.runs.resolve import resolve
 from adt_repro.runs.store import run_folder
 
 SCALES = [p.stem for p in sorted((ROOT / 'nbs' / 'scales').glob('*.yaml'))]
-MINI = dict(
-    scale='mini',
-    dataset='digits',
-    arch='small_cnn',
-    epochs=3,
-    eps=0.15,
-    augment=False,
-    experiments=dict(
-        methods=['standard', 'at_pgd'],
-        seeds=[0],
-        rate=0.02,
-        white_box=dict(n_test=40, n_targets=1, draws=2, sound=False, batch=10),
-        spsa=dict(methods=['at_pgd'], seeds=[0], n_test=8, samples=[4], steps=2, budget=20),
-    ),
-)
-
-
 MINI_RUNS = {'digits-small_cnn-standard-s0', 'digits-small_cnn-at_pgd-s0'}
 SCALE = ['--cores', '2', '--config', 'scale=mini']
-
-
-def experiments(**change):
-    "A change of MINI: other experiments"
-    return dict(experiments=MINI['experiments'] | change)
 
 
 def project(root, **scale):
