@@ -120,3 +120,13 @@ def figures_of(scale):
     "Names of the figures in a folder such as outputs/tiny that are there as SVG, as PNG and as numbers"
     kinds = 'figures/*.svg', 'figures/*.png', 'frames/*.csv'
     return set.intersection(*({file.stem for file in scale.glob(kind)} for kind in kinds))
+
+
+def refusal(call, *args, **options):
+    "The line of the `ParameterError` that a call raises; of another error its type and text; else what it gave"
+    try:
+        return f'gave {call(*args, **options)!r}'
+    except ParameterError as error:
+        return str(error)
+    except Exception as error:  # whatever a library raises
+        return f'{type(error).__name__}: {error}'
