@@ -10,6 +10,8 @@ import nbformat
 import warm
 from warm import run_fork, start_fork
 
+from adt_repro.base.parameters import ParameterError
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
