@@ -173,7 +173,8 @@ def changed(place, value):
 BAD = [
     ('epoch', 3),
     ('epochs', 0),
-    ('epochs', '3'),
+    ('epochs', 'three'),
+    ('eps', '8:255'),
     ('eps', 1.5),
     ('arch', 'wrn-27-10'),
     ('augment', 'no'),
@@ -219,6 +220,18 @@ def test_what_does_not_fit_is_refused_by_both(place, value):
     assert '\n' not in said and name in said and re.search('xpected', said)
     for table in place.split('.')[:-1]:
         assert f'{table}: ' in said
+
+
+NUMBERS_IN_TEXT = [('eps', '8/255'), ('lr', '1e-3'), ('epochs', '1e1'), ('experiments.rate', '2e12')]
+
+
+@pytest.mark.parametrize('place, value', NUMBERS_IN_TEXT, ids=lambda v: v)
+def test_a_number_in_text_fits_both(place, value):
+    "YAML reads 1e-3 and 8/255 as text"
+    content = changed(place, value)
+    assert isinstance(yaml.safe_load(value), str)
+    assert not complaints(content)
+    check_scale(content)
 
 
 def test_a_scale_without_its_name_or_its_experiments():
