@@ -1,0 +1,189 @@
+"Kept rows are used again only where nothing has changed that they can reach"
+
+import importlib
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import adt_repro.evaluation.suite as suite
+from adt_repro.data import load_data
+from adt_repro.evaluation.cache import digest, in_parts
+from adt_repro.evaluation.suite import run_suite
+
+OWN = """
+import torch
+from torch import nn
+import {helpers}
+from adt_repro.attacks.gradient import pgd
+from adt_repro.models.trained import trained_network
+
+STEPS = {steps}
+
+class Own(nn.Module):
+    def __init__(self, slope=1.0):
+        super().__init__()
+        self.net, self.slope = trained_network('standard'), slope
+
+    def forward(self, x):
+        return {forward}
+
+def move(model, x, y, eps):
+    return {move}
+
+def attack(model, x, y, *, eps):
+    return move(model, x, y, eps)
+"""
+USUAL = dict(forward='self.net(x) * self.slope', move='pgd(model, x, y, eps=eps, steps=STEPS)', steps=10)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "Writes a user's modules, and imports them as a new process would"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    helpers = f'helpers_{tmp_path.name}'
+
+    def write(helper='VALUE = 1', **change):
+        (tmp_path / f'{helpers}.py').write_text(helper)
+        (tmp_path / f'own_{tmp_path.name}.py').write_text(OWN.format(**USUAL | change, helpers=helpers))
+        importlib.invalidate_caches()
+        for name in f'own_{tmp_path.name}', helpers:
+            sys.modules.pop(name, None)
+        module = importlib.import_module(f'own_{tmp_path.name}')
+        module.helpers = sys.modules[helpers]
+        return module
+
+    return write
+
+
+@pytest.fixture(scope='module')
+def images():
+    data = load_data('digits')
+    return data.x_test[:40], data.y_test[:40]
+
+
+def right_after(module, images, parts, slope=1.0):
+    "Right images under the module's attack on its network"
+    torch.manual_seed(0)
+    rows = run_suite(module.Own(slope), *images, dict(own=module.attack), eps=0.15, run='a', parts=parts)
+    return int((rows.pred == rows.y)[rows.attack == 'own'].sum())
+
+
+CHANGES = {
+    'forward repaired': (dict(forward='self.net(x.detach()) + 0 * x.sum()'), {}),
+    'an attribute': ({}, dict(slope=-1.0)),
+    'the helper of an attack': (dict(move='x'), {}),
+    'a global': (dict(steps=1), {}),
+    "a helper module's value": (dict(move='pgd(model, x, y, eps=eps * HELPERS.VALUE)', helper='VALUE = 0.1'), {}),
+}
+
+
+@pytest.mark.parametrize('what', CHANGES)
+def test_kept_rows_follow_what_they_reach(own, images, tmp_path, what):
+    "The value that is kept is the one that a fresh evaluation gives, before the change and after it"
+    text, settings = CHANGES[what]
+    helper = text.get('helper')
+    text = {k: v.replace('HELPERS', f'helpers_{tmp_path.name}') if isinstance(v, str) else v for k, v in text.items()}
+    before = own(**text)
+    stale = right_after(before, images, tmp_path / 'parts', **settings)
+    assert stale == right_after(before, images, None, **settings)
+    after = own(**text | dict(helper='VALUE = 1')) if helper else own()
+    fresh = right_after(after, images, None)
+    assert stale != fresh  # or nothing would be shown
+    assert right_after(after, images, tmp_path / 'parts') == fresh
+
+
+def test_nothing_changed_and_nothing_is_computed_again(own, images, tmp_path, monkeypatch):
+    "The control: in this process, after a new import, and in another process with another order of sets"
+    right = right_after(own(), images, tmp_path / 'parts')
+    kept = sorted(file.name for file in (tmp_path / 'parts').iterdir())
+    monkeypatch.setattr(suite, 'evaluate', None)  # what would compute
+    assert right_after(own(), images, tmp_path / 'parts') == right
+
+    code = f"""
+import sys
+sys.path[:0] = [{str(tmp_path)!r}, {os.path.dirname(__file__)!r}]
+import adt_repro.evaluation.suite as suite
+suite.evaluate = None
+import own_{tmp_path.name} as module
+from adt_repro.data import load_data
+from test_reachable import right_after
+data = load_data('digits')
+print(right_after(module, (data.x_test[:40], data.y_test[:40]), {str(tmp_path / 'parts')!r}))
+"""
+    environment = dict(os.environ, PYTHONHASHSEED='5')
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(right)], done.stderr
+    assert sorted(file.name for file in (tmp_path / 'parts').iterdir()) == kept
+
+
+def varied(kind):
+    "Two versions of a value that differ in one thing that no printed form or state dict shows"
+
+    def hooked(hook):
+        net = torch.nn.Linear(2, 2)
+        if hook:
+            net.register_forward_hook(lambda net, args, out: -out)
+        return net
+
+    def buffered(value):
+        net = torch.nn.Linear(2, 2)
+        net.register_buffer('shift', torch.full((1,), value), persistent=False)
+        return net
+
+    class Called:
+        def __init__(self, value):
+            self.value = value
+
+        def __call__(self, model, x, y, *, eps):
+            return x * self.value
+
+        def method(self, model, x, y, *, eps):
+            return x + self.value
+
+    makers = {
+        'hook': hooked,
+        'buffer that is not saved': buffered,
+        'callable object': Called,
+        'bound method': lambda value: Called(value).method,
+        'set in a list': lambda value: [{value, 7.0}],
+        'generator of random numbers': lambda value: torch.Generator().manual_seed(int(value)),
+    }
+    torch.manual_seed(0)
+    first = makers[kind](0.0)
+    torch.manual_seed(0)
+    return first, makers[kind](1.0), makers[kind]
+
+
+@pytest.mark.parametrize(
+    'kind',
+    ['hook', 'buffer that is not saved', 'callable object', 'bound method', 'set in a list', 'generator of random numbers'],
+)
+def test_what_a_name_must_tell_apart(kind):
+    first, second, make = varied(kind)
+    names = {digest(value=first), digest(value=second)}
+    torch.manual_seed(0)
+    assert (len(names), digest(value=make(0.0)) in names) == (2, True)
+
+
+def test_what_cannot_be_described_is_not_kept(tmp_path):
+    "A lock and an open file: the rows are computed each time, no file is written, one line says why"
+    import pandas as pd
+
+    calls = []
+
+    def make(ids):
+        calls.append(len(ids))
+        return pd.DataFrame(dict(i=ids.numpy()))
+
+    folder = tmp_path / 'parts'
+    for thing in threading.Lock(), open(os.devnull):
+        calls.clear()
+        with pytest.warns(UserWarning) if hasattr(suite, 'PartsWarning') else open(os.devnull) as caught:
+            for _ in range(2):
+                in_parts(make, range(4), batch=2, folder=folder, attack=[thing])
+        assert (calls, list(tmp_path.glob('parts/*'))) == ([2, 2, 2, 2], [])
