@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
+import pandas as pd
 import pytest
 import torch
 
@@ -78,7 +80,10 @@ CHANGES = {
     'an attribute': ({}, dict(slope=-1.0)),
     'the helper of an attack': (dict(move='x'), {}),
     'a global': (dict(steps=1), {}),
-    "a helper module's value": (dict(move='pgd(model, x, y, eps=eps * HELPERS.VALUE)', helper='VALUE = 0.1'), {}),
+    "a helper module's value": (
+        dict(move='pgd(model, x, y, eps=eps * HELPERS.VALUE)', helper='VALUE = 0.1'),
+        {},
+    ),
 }
 
 
@@ -87,7 +92,10 @@ def test_kept_rows_follow_what_they_reach(own, images, tmp_path, what):
     "The value that is kept is the one that a fresh evaluation gives, before the change and after it"
     text, settings = CHANGES[what]
     helper = text.get('helper')
-    text = {k: v.replace('HELPERS', f'helpers_{tmp_path.name}') if isinstance(v, str) else v for k, v in text.items()}
+    text = {
+        k: v.replace('HELPERS', f'helpers_{tmp_path.name}') if isinstance(v, str) else v
+        for k, v in text.items()
+    }
     before = own(**text)
     stale = right_after(before, images, tmp_path / 'parts', **settings)
     assert stale == right_after(before, images, None, **settings)
@@ -121,8 +129,8 @@ print(right_after(module, (data.x_test[:40], data.y_test[:40]), {str(tmp_path / 
     assert sorted(file.name for file in (tmp_path / 'parts').iterdir()) == kept
 
 
-def varied(kind):
-    "Two versions of a value that differ in one thing that no printed form or state dict shows"
+def makers():
+    "By name: a function that makes a value, which differs in one thing that no printed form or state dict shows"
 
     def hooked(hook):
         net = torch.nn.Linear(2, 2)
@@ -145,7 +153,7 @@ def varied(kind):
         def method(self, model, x, y, *, eps):
             return x + self.value
 
-    makers = {
+    return {
         'hook': hooked,
         'buffer that is not saved': buffered,
         'callable object': Called,
@@ -153,37 +161,34 @@ def varied(kind):
         'set in a list': lambda value: [{value, 7.0}],
         'generator of random numbers': lambda value: torch.Generator().manual_seed(int(value)),
     }
-    torch.manual_seed(0)
-    first = makers[kind](0.0)
-    torch.manual_seed(0)
-    return first, makers[kind](1.0), makers[kind]
 
 
-@pytest.mark.parametrize(
-    'kind',
-    ['hook', 'buffer that is not saved', 'callable object', 'bound method', 'set in a list', 'generator of random numbers'],
-)
+@pytest.mark.parametrize('kind', makers())
 def test_what_a_name_must_tell_apart(kind):
-    first, second, make = varied(kind)
-    names = {digest(value=first), digest(value=second)}
-    torch.manual_seed(0)
-    assert (len(names), digest(value=make(0.0)) in names) == (2, True)
+    "Another value has another name; the same value, made once more, the same"
+
+    def name(value):
+        torch.manual_seed(0)
+        return digest(value=makers()[kind](value))
+
+    assert (name(1.0) != name(0.0), name(0.0) == name(0.0)) == (True, True)
 
 
-def test_what_cannot_be_described_is_not_kept(tmp_path):
-    "A lock and an open file: the rows are computed each time, no file is written, one line says why"
-    import pandas as pd
-
+@pytest.mark.parametrize('thing', [threading.Lock, lambda: open(os.devnull)], ids=['lock', 'open file'])
+def test_what_cannot_be_described_is_not_kept(tmp_path, thing):
+    "The rows are computed each time, no file is written, and one line says why"
     calls = []
 
     def make(ids):
         calls.append(len(ids))
         return pd.DataFrame(dict(i=ids.numpy()))
 
-    folder = tmp_path / 'parts'
-    for thing in threading.Lock(), open(os.devnull):
-        calls.clear()
-        with pytest.warns(UserWarning) if hasattr(suite, 'PartsWarning') else open(os.devnull) as caught:
-            for _ in range(2):
-                in_parts(make, range(4), batch=2, folder=folder, attack=[thing])
-        assert (calls, list(tmp_path.glob('parts/*'))) == ([2, 2, 2, 2], [])
+    thing = thing()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        for _ in range(2):
+            in_parts(make, range(4), batch=2, folder=tmp_path / 'parts', attack=[thing])
+    assert (calls, list(tmp_path.iterdir())) == ([2, 2, 2, 2], [])
+    lines = [str(warning.message) for warning in caught]
+    assert len(lines) == 2 and 'neither kept nor looked for' in lines[0]
+    assert f'attack > [0] ({type(thing).__name__})' in lines[0] and '\n' not in lines[0]
