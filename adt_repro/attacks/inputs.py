@@ -21,20 +21,20 @@ TOLERANCE = 1e-6  # how far a pixel may be outside [0, 1], in pixel values; it i
 
 def _refuse_other_type(name, value, expected):
     "Raise the line on something that is not a tensor"
-    kind = type(value).__name__
-    if kind != 'ndarray':
-        advice = f'torch.as_tensor({name}) makes one of a list'
-    elif str(value.dtype) == 'uint8' and expected == 'images':
-        advice = f'torch.from_numpy({name}).float() / 255 makes one'
-    else:
-        advice = f'torch.from_numpy({name}) makes one'
-    raise ParameterError(f'{name}: expected {expected} as a tensor, this is of type {kind}; {advice}')
+    kind, advice = type(value).__name__, ''
+    if kind in ('list', 'tuple'):
+        advice = f'; torch.as_tensor({name}) makes one'
+    elif kind == 'ndarray':
+        bytes_of_images = expected == 'images' and str(value.dtype) == 'uint8'
+        to_floats = '.float() / 255' if bytes_of_images else ''
+        advice = f'; torch.from_numpy({name}){to_floats} makes one'
+    raise ParameterError(f'{name}: expected {expected} as a tensor, this is of type {kind}{advice}')
 
 
 def _advice_on_range(lo, hi, name):
     "What to do about pixels from `lo` to `hi`"
     if lo < -TOLERANCE:
-        return '; normalise within the network, not before it'
+        return '; the network itself has to normalise them'
     if 1.5 < hi <= 255:
         return f'; {name} / 255 makes them'
     return ''
@@ -84,7 +84,8 @@ def _complaint_on_labels(y, x, name):
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         return f'{name}: expected whole numbers, the indices of classes, not {y.dtype}; use {name}.long()'
     if y.device != x.device:
-        return f'{name}: expected labels on {x.device}, where the images are, not on {y.device}; use {name}.to(x.device)'
+        here = f'{name}: expected labels on {x.device}, where the images are, not on {y.device}'
+        return f'{here}; use {name}.to(x.device)'
     if n and y.min() < 0:
         return f'{name}: expected the indices of classes, at least 0, the smallest is {y.min()}'
     return None
