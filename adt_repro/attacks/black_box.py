@@ -14,6 +14,7 @@ import torch
 
 from .gradient import linf_ball
 from .inputs import checked
+from ..base.network import as_network, user_network_of
 from ..base.noise import example_noise, rand_unit
 from ..base.parameters import ParameterError, checked_value, even, maybe, number, whole
 from ..base.stats import share
@@ -30,7 +31,7 @@ def _draw_ids(x):
 
 def _margin_oracle(model, y):
     "A function of points and of the example that each belongs to; it gives the margins there, in float32"
-    net = unwrap(model)
+    net = as_network(unwrap(model), y)
 
     def margins_at(points, labels):
         return margin(net(points), labels)
@@ -92,10 +93,12 @@ def images_in(
         if isinstance(output, torch.Tensor):
             largest = max(largest, output.nbytes)
 
-    hooks = [m.register_forward_hook(record_size) for m in model.modules()]
+    network = user_network_of(model)
+    modules = network.modules() if isinstance(network, torch.nn.Module) else []
+    hooks = [m.register_forward_hook(record_size) for m in modules]
     try:
         with measuring(model), torch.no_grad():
-            unwrap(model)(x[:1])
+            as_network(unwrap(model))(x[:1])
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from .gradient import linf_ball, sign_ascent
 from .inputs import check_images, check_labels, checked
 from ..base.device import eval_mode
+from ..base.network import user_network_of
 from ..base.noise import rand_unit
 from ..base.parameters import ParameterError, checked_value, number, whole
 from ..losses import margin
@@ -92,7 +93,7 @@ def _target_features(model, x, y, pool, n):
 def _check_has_features(model):
     if not (hasattr(model, 'features') and hasattr(model, 'fc')):
         raise ParameterError(
-            f'model={type(model).__name__}: FeaAttack needs a network with features(x), '
+            f'model={type(user_network_of(model)).__name__}: FeaAttack needs a network with features(x), '
             'the input of its last layer, and that layer as fc'
         )
 
