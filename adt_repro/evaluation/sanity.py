@@ -15,8 +15,10 @@ import torch
 
 from ..attacks.black_box import square
 from ..attacks.gradient import fgsm, pgd
-from ..base.parameters import ParameterError, number, refuse, whole
-from .evaluate import evaluate
+from ..attacks.inputs import check_images, check_labels
+from ..base.network import as_network
+from ..base.parameters import ParameterError, checked_value, number, whole
+from .evaluate import attack_and_judge, unsteady_answers
 from ..losses import ce
 from ..speed.precision import measuring
 
@@ -50,6 +52,24 @@ def no_gain(
     differ = gained + lost
     limit = 2 * int(binom.isf(alpha, differ, 0.5)) - differ
     return dict(value=(gained - lost) / n, limit=max(limit / n, SLACK), n=n)
+
+# %% ../../nbs/library/evaluation/sanity.ipynb #check-answers
+def _same_twice(evidence):
+    again = evidence['again']
+    problem = (
+        f'{_share(again)} of the images get other logits when the network is asked again: each accuracy is one '
+        'draw; attack and judge the mean over draws'
+    )
+    return at_most(again) | dict(problem=problem)
+
+
+def _same_elsewhere(evidence):
+    elsewhere = evidence['elsewhere']
+    problem = (
+        f'{_share(elsewhere)} of the images get other logits in another batch: accuracies depend on the batch; '
+        'batch normalisation needs running statistics'
+    )
+    return at_most(elsewhere) | dict(problem=problem)
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #check-radii
 def _is_right(rows):
@@ -115,6 +135,16 @@ def _few_lucky_starts(evidence):
     return at_most(lucky) | dict(problem=problem)
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #zero-gradients
+def _clean_gradients(model, x, y, batch):
+    "Gradients of the cross-entropy at clean images, (n, D) for each batch"
+    network = as_network(model, y)
+    with measuring(model):
+        for xb, yb in zip(x.split(batch), y.split(batch), strict=True):
+            xb = xb.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(ce(network, xb, yb)(xb).sum(), xb)
+            yield gradient.flatten(1)
+
+
 def zero_gradients(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
@@ -122,19 +152,22 @@ def zero_gradients(
     batch: int = 256,  # images at a time
 ) -> torch.Tensor:  # (N,) bool, on the CPU
     "Which images have a cross-entropy gradient without a single entry other than zero"
-    is_zero = []
-    with measuring(model):
-        for xb, yb in zip(x.split(batch), y.split(batch), strict=True):
-            xb = xb.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(ce(model, xb, yb)(xb).sum(), xb)
-            is_zero.append(~(gradient.abs() > 0).flatten(1).any(1).cpu())
-    return torch.cat(is_zero)
+    return torch.cat([~(g.abs() > 0).any(1).cpu() for g in _clean_gradients(model, x, y, batch)])
 
-
+# %% ../../nbs/library/evaluation/sanity.ipynb #few-flawed-gradients
 def _few_zero_gradients(evidence):
     zero = evidence['zero']
     problem = f'{_share(zero)} of the images have a gradient of zero, which no step can follow'
     return at_most(zero) | dict(problem=problem)
+
+
+def _finite_gradients(evidence):
+    nonfinite = evidence['nonfinite']
+    problem = (
+        f'{_share(nonfinite)} of the images have a gradient with entries that are NaN or infinite, as of a root or '
+        'a logarithm at 0, which attacks count as 0; give the network a slope there'
+    )
+    return at_most(nonfinite) | dict(problem=problem)
 
 
 def _loss_increases(evidence):
@@ -145,16 +178,33 @@ def _loss_increases(evidence):
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #checks
 CHECKS = {
+    'same images twice': _same_twice,
+    'same images in another batch': _same_elsewhere,
     'falls with ε': _falls_with_eps,
     'chance at ε = 0.5': _chance_at_half,
     'many steps against one': partial(_not_weaker, 'FGSM', 'PGD-20'),
     'more steps': partial(_not_weaker, 'PGD-20', 'PGD-100'),
     'restarts': _few_lucky_starts,
     'zero gradients': _few_zero_gradients,
+    'finite gradients': _finite_gradients,
     'loss increase': _loss_increases,
 }
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #gather
+def _gradient_evidence(model, x, y, batch, along_pgd):
+    "Images without a gradient, and images with entries that are not finite, also along PGD-20"
+    zero, at_clean = [], []
+    for gradient in _clean_gradients(model, x, y, batch):
+        zero.append(~(gradient.abs() > 0).any(1).cpu())
+        at_clean.append(~gradient.isfinite().all(1).cpu())
+    nonfinite = torch.cat(at_clean) | along_pgd
+    return dict(zero=pd.Series(torch.cat(zero).numpy()), nonfinite=pd.Series(nonfinite.numpy()))
+
+
+def _rows_of(model, x, y, attack=None, **options):
+    return attack_and_judge({'': model}, model, x, y, attack, **options)
+
+
 def collect_evidence(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
@@ -165,10 +215,13 @@ def collect_evidence(
     seed: int,  # of the noise; start i has `seed + i`
     batch: int,  # images at a time
     black_box: dict,  # name to attack
-) -> dict:  # `evaluate`'s rows by attack; and starts, a list of rows; radii, rows by ε; zero, (N,) bool
+) -> (
+    dict
+):  # rows by attack; starts, a list of rows; radii, rows by ε; again, elsewhere, zero, nonfinite: (N,) bool
     "All that the checks look at"
-    attacked = partial(evaluate, model, x, y, batch=batch)
-    evidence = {'clean': attacked()}
+    attacked = partial(_rows_of, model, x, y, batch=batch)
+    evidence = {name: pd.Series(found.numpy()) for name, found in unsteady_answers(model, x, batch).items()}
+    evidence['clean'] = attacked()
     starts = [attacked(pgd, eps=eps, seed=seed + i) for i in range(n_restarts)]
     evidence |= {'starts': starts, 'PGD-20': starts[0], _ALL_STARTS: _worst_rows(starts)}
     evidence['FGSM'] = attacked(fgsm, eps=eps)
@@ -177,7 +230,7 @@ def collect_evidence(
     for radius in sorted({eps / 2, eps, min(2 * eps, 1.0), 0.5}):
         same = radius == eps
         evidence['radii'][radius] = starts[0] if same else attacked(pgd, eps=radius, seed=seed)
-    evidence['zero'] = pd.Series(zero_gradients(model, x, y, batch).numpy())
+    evidence |= _gradient_evidence(model, x, y, batch, torch.as_tensor(starts[0].nonfinite.to_numpy() > 0))
     for name, attack in black_box.items():
         evidence[_BLACK_BOX + name] = attacked(attack, eps=eps, seed=seed)
     return evidence
@@ -206,9 +259,11 @@ def sanity_checks(
     black_box: dict = None,  # name to attack without the network's gradients, besides Square
 ) -> pd.DataFrame:  # check, value and limit in shares of the images, passed (value ≤ limit), reason, n
     "Is the evaluation of this network sound? A `ParameterError` where a setting is out of range"
-    for name, given, rule in ('eps', eps, number(0, 1, above=True)), ('n_restarts', n_restarts, whole(2)):
-        if not rule.ok(given):
-            refuse(name, given, rule.says)
+    x = check_images(x)
+    y = check_labels(y, x)
+    eps = checked_value('eps', eps, number(0, 1, above=True))
+    n_restarts = checked_value('n_restarts', n_restarts, whole(2))
+    batch = checked_value('batch', batch, whole())
     black_box = {'Square': partial(square, budget=500)} | (black_box or {})
     options = dict(eps=eps, n_restarts=n_restarts, seed=seed, batch=batch)
     evidence = collect_evidence(model, x, y, **options, black_box=black_box)

@@ -16,7 +16,7 @@ import torch
 
 from ..data import fingerprint
 from .cache import in_parts
-from .evaluate import evaluate, evaluate_on
+from .evaluate import attack_and_judge, warn_of_answers, warn_of_gradients
 from .records import SCHEMA
 
 # %% ../../nbs/library/evaluation/suite.ipynb #meet-attacks
@@ -39,7 +39,9 @@ def _meet_attacks(judge, y, attacks, seed, cascaded, limits, on_attack):
             on_attack(name, int(met.sum()))
         rows = _rows_before(y[: len(met)], seed)
         if met.any():
-            rows.loc[met] = judge(attack, met.nonzero()[0])[rows.columns].values
+            judged = judge(attack, met.nonzero()[0])
+            warn_of_gradients(name, judged)
+            rows.loc[met] = judged[rows.columns].values
         still_right[: len(met)] &= ~met | (rows.pred == rows.y).values
         done.append(rows.assign(attack=name, attacked=met))
     return pd.concat(done, ignore_index=True)
@@ -48,8 +50,10 @@ def _meet_attacks(judge, y, attacks, seed, cascaded, limits, on_attack):
 def _judge_in_parts(attack, ids, *, model, x, y, seen, eps, seed, test_set, batch, parts):
     "Rows of some images under one attack, kept batch by batch where there is a folder for parts"
 
+    source = model if seen is None else seen
+
     def make(ids):
-        return evaluate(model, x, y, attack, seen=seen, eps=eps, batch=batch, seed=seed, ids=ids)
+        return attack_and_judge({'': model}, source, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)
 
     facts = dict(model=model, seen=seen, attack=attack, eps=eps, seed=seed, test_set=test_set)
     return in_parts(make, ids, batch=batch, folder=parts, **facts)
@@ -71,7 +75,8 @@ def run_suite(
     parts: Path = None,  # folder where finished batches are kept and looked for; None: nowhere
     on_attack=None,  # called with (attack name, images that it will meet)
 ) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for `natural` and each attack, fewer where `limits` says so
-    "Judge a network on the clean images and under each attack"
+    "Judge a network on the clean images and under each attack; see `evaluate` for what it warns of"
+    warn_of_answers([model], x)
     facts = dict(model=model, seen=seen, eps=eps, seed=seed, test_set=fingerprint(x, y))
     judge = partial(_judge_in_parts, x=x, y=y, batch=batch, parts=parts, **facts)
     if isinstance(cascade, bool):
@@ -95,16 +100,18 @@ def run_transfer(
     parts: Path = None,  # folder where finished batches are kept and looked for; None: nowhere
 ) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for each target and attack
     "Attack one network and judge what comes out on several"
+    warn_of_answers([model, *targets.values()], x)
     test_set = fingerprint(x, y)
     done = []
     for name, attack in attacks.items():
         make = partial(_judge_on, targets, model, x, y, attack, eps, batch, seed)
         facts = dict(targets=targets, model=model, attack=attack, eps=eps, seed=seed, test_set=test_set)
         rows = in_parts(make, range(len(x)), batch=batch, folder=parts, **facts)
+        warn_of_gradients(name, rows)
         done.append(rows.assign(attack=name))
     rows = pd.concat(done, ignore_index=True).assign(source=source, attacked=True, eps=eps, test_set=test_set)
     return rows[list(SCHEMA)].astype(SCHEMA)
 
 
 def _judge_on(targets, model, x, y, attack, eps, batch, seed, ids):
-    return evaluate_on(targets, model, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)
+    return attack_and_judge(targets, model, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)
