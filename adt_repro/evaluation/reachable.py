@@ -25,6 +25,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 
+from ..base.network import Network
 from ..base.parameters import ParameterError
 from ..speed.precision import ComputeWrapper
 
@@ -373,6 +374,7 @@ def _by_parts(*names):
 _DESCRIPTORS = types.MemberDescriptorType | types.GetSetDescriptorType | types.ClassMethodDescriptorType
 _DESCRIPTORS |= types.WrapperDescriptorType | types.MethodDescriptorType
 _KINDS = {
+    Network: _by_parts('user_network'),
     types.FunctionType: _function,
     types.MethodType: _by_parts('__func__', '__self__'),
     types.BuiltinFunctionType | types.MethodWrapperType | np.ufunc: _c_function,
