@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from .gradient import linf_ball, sign_ascent
 from .inputs import check_images, check_labels, checked
 from ..base.device import eval_mode
-from ..base.network import user_network_of
+from ..base.network import as_network, user_network_of
 from ..base.noise import rand_unit
 from ..base.parameters import ParameterError, checked_value, number, whole
 from ..losses import margin
@@ -47,7 +47,7 @@ def _approach(model, x, y, goal, start, eps, step_size, steps):
 
     def keep_best(x_adv, features):
         nonlocal best, least
-        margins = margin(model.fc(features), y)
+        margins = margin(model.logits_by(lambda images: model.fc(features), x_adv), y)
         smaller = (margins < least).view(-1, *[1] * (x.ndim - 1))
         best = torch.where(smaller, x_adv, best)
         least = torch.minimum(margins, least)
@@ -131,8 +131,8 @@ def fea_attack(
     group: int = 20,  # targets at a time, each a copy of every image; a matter of memory, not of results
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "FeaAttack; a `ParameterError` where the network has no features, or the pool only the image's own class"
+    model, pool = as_network(model, y), _checked_pool(pool)
     _check_has_features(model)
-    pool = _checked_pool(pool)
     eps, size, steps, n_targets, group = _checked_settings(eps, step_size, steps, n_targets, group)
     approach = partial(_approach, model, eps=eps, step_size=size, steps=steps)
     worst, least = x.clone(), x.new_full((len(x),), math.inf)
