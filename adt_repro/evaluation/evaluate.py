@@ -213,9 +213,7 @@ def attack_and_judge(
     batch: int = 256,  # images at a time
     seed: int = 0,  # of the attack's noise
     ids=None,  # which images, as indices; None: all
-) -> (
-    pd.DataFrame
-):  # as of `evaluate_on`, and two shares in [0, 1]: zero and nonfinite, see `warn_of_gradients`
+) -> pd.DataFrame:  # as of `evaluate_on`, with zero and nonfinite: shares in [0, 1]
     "`evaluate_on` without a warning, for callers that ask often and warn once"
     x, y, eps, batch, ids = _checked_inputs(x, y, attack, eps, batch, ids)
     networks = {run: as_network(model, y) for run, model in targets.items()}

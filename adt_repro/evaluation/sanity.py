@@ -215,10 +215,8 @@ def collect_evidence(
     seed: int,  # of the noise; start i has `seed + i`
     batch: int,  # images at a time
     black_box: dict,  # name to attack
-) -> (
-    dict
-):  # rows by attack; starts, a list of rows; radii, rows by ε; again, elsewhere, zero, nonfinite: (N,) bool
-    "All that the checks look at"
+) -> dict:  # rows by attack; starts, a list of rows; radii, rows by ε; four of (N,) bool, by name
+    "All that the checks look at; of images: again, elsewhere, zero and nonfinite"
     attacked = partial(_rows_of, model, x, y, batch=batch)
     evidence = {name: pd.Series(found.numpy()) for name, found in unsteady_answers(model, x, batch).items()}
     evidence['clean'] = attacked()

@@ -36,7 +36,7 @@ def test_what_cannot_be_judged():
     data, net = load_data('digits').head(10, 10), build_model('small_cnn', in_ch=1)
     with pytest.raises(ParameterError, match=r'x: expected pixels in \[0, 1\], these go from 0 to 255'):
         evaluate(net, 255 * data.x_test, data.y_test)
-    with pytest.raises(ParameterError, match='these go from nan to nan'):
+    with pytest.raises(ParameterError, match='expected finite pixels in .*, 640 of 640 are NaN'):
         evaluate(net, data.x_test * float('nan'), data.y_test)
     torch.nn.init.constant_(net.fc.weight, float('nan'))
     with pytest.raises(
