@@ -86,7 +86,7 @@ def in_parts(
     folder: Path = None,  # where parts are kept; None: nowhere
     **facts,  # what `make` depends on, see `digest`
 ) -> pd.DataFrame:  # all rows, in the order of `ids`
-    "Rows made a few images at a time, and kept as soon as they are there; a `PartsWarning` where they cannot be"
+    "Rows made a few images at a time, and kept as soon as they are there; else a `PartsWarning` says why"
     parts = torch.as_tensor(ids).split(batch)
     name = _name_of_parts(folder, facts) if folder else None
     if name is None:

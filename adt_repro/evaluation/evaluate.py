@@ -93,7 +93,7 @@ def _checked_ids(ids, n):
 
 
 def _checked_inputs(x, y, attack, eps, batch, ids):
-    "Images, labels, radius, batch and indices, where there is something to evaluate and all is as it should be"
+    "Images, labels, radius, batch and indices; a `ParameterError` for what cannot be evaluated"
     x = check_images(x)
     if len(x) == 0:
         raise ParameterError('x: there are no images to evaluate on, expected at least one')
@@ -161,14 +161,15 @@ def warn_of_answers(
         counts = {kind: int(images.sum()) for kind, images in unsteady.items()}
         if counts['again']:
             _warn(
-                f'model={name}: gives other logits when asked again, for {counts["again"]} of {len(x)} images, so '
-                'each accuracy is one draw; expected the same answer each time: attack and judge its mean over draws'
+                f'model={name}: gives other logits when asked again, for {counts["again"]} of {len(x)} images, '
+                'so each accuracy is one draw; expected the same answer each time: attack and judge its mean '
+                'over draws'
             )
         elif counts['elsewhere']:
             _warn(
-                f'model={name}: gives other logits in another batch, for {counts["elsewhere"]} of {len(x)} images, '
-                'so accuracies depend on `batch`; expected an answer for each image alone: batch normalisation '
-                'needs running statistics'
+                f'model={name}: gives other logits in another batch, for {counts["elsewhere"]} of {len(x)} '
+                'images, so accuracies depend on `batch`; expected an answer for each image alone: batch '
+                'normalisation needs running statistics'
             )
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #gradient-flaws
@@ -197,8 +198,8 @@ def warn_of_gradients(
     found = [f'{rows[k].mean():.0%} {text}' for k, text in says.items() if rows[k].mean() > 0.05]
     if found:
         _warn(
-            f'attack={name}: of the gradients of {rows.i.nunique()} images, {" and ".join(found)}; the attack cannot '
-            'follow them, so the accuracy may be far too high'
+            f'attack={name}: of the gradients of {rows.i.nunique()} images, {" and ".join(found)}; '
+            'the attack cannot follow them, so the accuracy may be far too high'
         )
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #attack-and-judge
@@ -247,7 +248,7 @@ def evaluate_on(
 ) -> pd.DataFrame:  # N rows for each target: run (its name), and the columns of `evaluate`
     """Attack one network, judge on several
 
-    A `ValueError` where the attack leaves the ball or [0, 1]; an `EvaluationWarning` where the numbers are in doubt.
+    A `ValueError` where the attack leaves the ball or [0, 1]; an `EvaluationWarning` where numbers are in doubt.
     """
     x, y, eps, batch, ids = _checked_inputs(x, y, attack, eps, batch, ids)
     warn_of_answers([source, *targets.values()], x)

@@ -57,8 +57,8 @@ def no_gain(
 def _same_twice(evidence):
     again = evidence['again']
     problem = (
-        f'{_share(again)} of the images get other logits when the network is asked again: each accuracy is one '
-        'draw; attack and judge the mean over draws'
+        f'{_share(again)} of the images get other logits when the network is asked again: '
+        'each accuracy is one draw; attack and judge the mean over draws'
     )
     return at_most(again) | dict(problem=problem)
 
@@ -66,8 +66,8 @@ def _same_twice(evidence):
 def _same_elsewhere(evidence):
     elsewhere = evidence['elsewhere']
     problem = (
-        f'{_share(elsewhere)} of the images get other logits in another batch: accuracies depend on the batch; '
-        'batch normalisation needs running statistics'
+        f'{_share(elsewhere)} of the images get other logits in another batch: '
+        'accuracies depend on the batch; batch normalisation needs running statistics'
     )
     return at_most(elsewhere) | dict(problem=problem)
 
@@ -164,8 +164,8 @@ def _few_zero_gradients(evidence):
 def _finite_gradients(evidence):
     nonfinite = evidence['nonfinite']
     problem = (
-        f'{_share(nonfinite)} of the images have a gradient with entries that are NaN or infinite, as of a root or '
-        'a logarithm at 0, which attacks count as 0; give the network a slope there'
+        f'{_share(nonfinite)} of the images have a gradient with entries that are NaN or infinite, '
+        'as of a root or a logarithm at 0, which attacks count as 0; give the network a slope there'
     )
     return at_most(nonfinite) | dict(problem=problem)
 
