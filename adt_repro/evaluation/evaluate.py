@@ -135,10 +135,7 @@ def unsteady_answers(
     elsewhere = _differs(first, torch.cat(others), 0.03) & ~again
     return dict(again=again.cpu(), elsewhere=elsewhere.cpu())
 
-# %% ../../nbs/library/evaluation/evaluate.ipynb #warn-of-answers
-FEW_IMAGES = 8  # that show, before an attack, whether a network answers the same each time
-
-
+# %% ../../nbs/library/evaluation/evaluate.ipynb #warn
 def _warn(line):
     "An `EvaluationWarning` at the line that called this package"
     level, frame = 2, sys._getframe(1)
@@ -146,6 +143,26 @@ def _warn(line):
         level, frame = level + 1, frame.f_back
     text = f'{line}; see adt_repro.evaluation.sanity.sanity_checks'
     warnings.warn(text, EvaluationWarning, stacklevel=level)
+
+
+def _doubt_on_answers(network, x):
+    "What is wrong with a network's answers, in words; None where nothing is"
+    counts = {kind: int(images.sum()) for kind, images in unsteady_answers(network, x).items()}
+    if counts['again']:
+        return (
+            f'gives other logits when asked again, for {counts["again"]} of {len(x)} images, so each accuracy is '
+            'one draw; expected the same answer each time: attack and judge its mean over draws'
+        )
+    if counts['elsewhere']:
+        return (
+            f'gives other logits in another batch, for {counts["elsewhere"]} of {len(x)} images, so accuracies '
+            'depend on `batch`; expected an answer for each image alone: batch normalisation needs running '
+            'statistics'
+        )
+    return None
+
+# %% ../../nbs/library/evaluation/evaluate.ipynb #warn-of-answers
+FEW_IMAGES = 8  # that show, before an attack, whether a network answers the same each time
 
 
 def warn_of_answers(
@@ -157,20 +174,9 @@ def warn_of_answers(
     for network in {id(network): network for network in map(user_network_of, networks)}.values():
         if isinstance(network, ComputeWrapper):  # a faster view of one that is judged
             continue
-        name, unsteady = type(network).__name__, unsteady_answers(network, x)
-        counts = {kind: int(images.sum()) for kind, images in unsteady.items()}
-        if counts['again']:
-            _warn(
-                f'model={name}: gives other logits when asked again, for {counts["again"]} of {len(x)} images, '
-                'so each accuracy is one draw; expected the same answer each time: attack and judge its mean '
-                'over draws'
-            )
-        elif counts['elsewhere']:
-            _warn(
-                f'model={name}: gives other logits in another batch, for {counts["elsewhere"]} of {len(x)} '
-                'images, so accuracies depend on `batch`; expected an answer for each image alone: batch '
-                'normalisation needs running statistics'
-            )
+        doubt = _doubt_on_answers(network, x)
+        if doubt:
+            _warn(f'model={type(network).__name__}: {doubt}')
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #gradient-flaws
 def _gradient_flaws(log, rows):

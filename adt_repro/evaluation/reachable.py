@@ -214,7 +214,7 @@ def _code(code, see):
     ]
     return [code.co_code.hex(), code.co_exceptiontable.hex(), numbers, names, constants]
 
-
+# %% ../../nbs/library/evaluation/reachable.ipynb #function
 def _cell(cell, see, name):
     "A variable of a closure"
     try:
@@ -271,7 +271,7 @@ def _attributes(value):
                 found[name] = getattr(value, name)
     return sorted(found.items())
 
-
+# %% ../../nbs/library/evaluation/reachable.ipynb #pickled
 def _pickled(value, see):
     "What `pickle` would keep of an object"
     try:
@@ -395,7 +395,7 @@ _KINDS = {
     weakref.ref: lambda reference, see: see(reference()),
 }
 
-
+# %% ../../nbs/library/evaluation/reachable.ipynb #line
 def _line(value, see):
     "The description of one object"
     if _by_name(value):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-import adt_repro.evaluation.suite as suite
+import adt_repro.evaluation.cache as cache
 from adt_repro.data import load_data
 from adt_repro.evaluation.cache import digest, in_parts
 from adt_repro.evaluation.suite import run_suite
@@ -109,14 +109,14 @@ def test_nothing_changed_and_nothing_is_computed_again(own, images, tmp_path, mo
     "The control: in this process, after a new import, and in another process with another order of sets"
     right = right_after(own(), images, tmp_path / 'parts')
     kept = sorted(file.name for file in (tmp_path / 'parts').iterdir())
-    monkeypatch.setattr(suite, 'evaluate', None)  # what would compute
+    monkeypatch.setattr(cache, 'write_rows', None)  # which follows what is computed
     assert right_after(own(), images, tmp_path / 'parts') == right
 
     code = f"""
 import sys
 sys.path[:0] = [{str(tmp_path)!r}, {os.path.dirname(__file__)!r}]
-import adt_repro.evaluation.suite as suite
-suite.evaluate = None
+import adt_repro.evaluation.cache as cache
+cache.write_rows = None
 import own_{tmp_path.name} as module
 from adt_repro.data import load_data
 from test_reachable import right_after
