@@ -200,11 +200,11 @@ def _gradient_evidence(model, x, y, batch, along_pgd):
     nonfinite = torch.cat(at_clean) | along_pgd
     return dict(zero=pd.Series(torch.cat(zero).numpy()), nonfinite=pd.Series(nonfinite.numpy()))
 
-# %% ../../nbs/library/evaluation/sanity.ipynb #collect-evidence
+
 def _rows_of(model, x, y, attack=None, **options):
     return attack_and_judge({'': model}, model, x, y, attack, **options)
 
-
+# %% ../../nbs/library/evaluation/sanity.ipynb #collect-evidence
 def collect_evidence(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
