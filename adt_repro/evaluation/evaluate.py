@@ -147,7 +147,10 @@ def _warn(line):
 
 def _doubt_on_answers(network, x):
     "What is wrong with a network's answers, in words; None where nothing is"
-    counts = {kind: int(images.sum()) for kind, images in unsteady_answers(network, x).items()}
+    try:
+        counts = {kind: int(images.sum()) for kind, images in unsteady_answers(network, x).items()}
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        return None  # it takes batches of one size alone; what else is wrong with it shows when it is judged
     if counts['again']:
         return (
             f'gives other logits when asked again, for {counts["again"]} of {len(x)} images, so each accuracy is '

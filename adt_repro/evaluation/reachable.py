@@ -332,7 +332,7 @@ def _tensor(tensor, see):
     "A tensor, a parameter or a buffer"
     try:
         return [see(type(tensor)), *_content(tensor)]
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise Undescribable(f'its numbers cannot be read ({type(error).__name__})') from None
 
 

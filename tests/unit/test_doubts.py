@@ -155,6 +155,15 @@ def test_evaluate_warns_of_one_image():
     assert [line.split(',')[1] for line in lines] == [' for 1 of 1 images']
 
 
+def test_a_network_for_one_batch_size_is_evaluated():
+    "It cannot be asked in another batch, and that is no reason to refuse it"
+
+    def of_twenty(z):
+        return z.reshape(20, 10)
+
+    assert lines_of(evaluate, Changed(after=of_twenty), X, Y, batch=20) == []
+
+
 def scaled(factor):
     return Changed(after=lambda z: factor * z)
 
