@@ -8,7 +8,7 @@ __all__ = ['GROUP_PIXELS', 'group_size', 'in_groups', 'draws_at_once', 'over_dra
 # %% ../../nbs/library/speed/batching.ipynb #imports
 import torch
 
-from .precision import channels_last
+from ..base.network import channels_last
 
 # %% ../../nbs/library/speed/batching.ipynb #groups
 # pixels of the images whose gradients are taken at a time

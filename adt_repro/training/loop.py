@@ -17,12 +17,13 @@ import pandas as pd
 import torch
 
 from ..base.device import eval_mode
+from ..base.network import channels_last
 from ..base.parameters import number, refuse, text, whole
 from ..data import Data, check_data, crop_flip
 from ..methods.objective import Method, adt_loss
 from ..methods.table import METHODS, make_method, method_options
 from ..models.classifiers import check_model
-from ..speed.precision import ComputeSettings, channels_last, tf32
+from ..speed.precision import ComputeSettings, tf32
 from .state import Recipe, State, save_checkpoint
 
 # %% ../../nbs/library/training/loop.ipynb #train-step
