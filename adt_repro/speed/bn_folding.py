@@ -13,7 +13,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.network import HOOKS, is_known
+from ..base.network import HOOKS, classes_of, is_known
 
 # %% ../../nbs/library/speed/bn_folding.ipynb #still
 @torch.no_grad()
@@ -123,17 +123,6 @@ def folded(
     return graph if found and same else None
 
 # %% ../../nbs/library/speed/bn_folding.ipynb #snapshot
-def _classes_of(net):
-    "The classes whose code a network runs, up to PyTorch's `Module`"
-    classes = {}
-    for module in net.modules():
-        for kind in type(module).__mro__:
-            if kind is nn.Module:
-                break
-            classes[kind] = True
-    return list(classes)
-
-
 class _Snapshot:
     "What a network consisted of at one moment"
 
@@ -142,7 +131,7 @@ class _Snapshot:
         for module in net.modules():
             tables += [vars(module), module._modules, *(getattr(module, name) for name in HOOKS)]
             tensors += [module._parameters, module._buffers]
-        tables += [vars(kind) for kind in _classes_of(net)]
+        tables += [vars(kind) for kind in classes_of(net)]
         self.tables = [(table, dict(table)) for table in tables]
         self.tensors = [(table, list(table.values())) for table in tensors if table]
 
