@@ -127,16 +127,19 @@ class _Snapshot:
     "What a network consisted of at one moment"
 
     def __init__(self, net):
-        tables, tensors = [], []
-        for module in net.modules():
+        tables, tensors, modules = [], [], list(net.modules())
+        for module in modules:
             tables += [vars(module), module._modules, *(getattr(module, name) for name in HOOKS)]
             tensors += [module._parameters, module._buffers]
         tables += [vars(kind) for kind in classes_of(net)]
         self.tables = [(table, dict(table)) for table in tables]
         self.tensors = [(table, list(table.values())) for table in tensors if table]
+        self.modules, self.kinds = modules, list(map(type, modules))
 
     def holds(self):
         "Does the network still consist of the same?"
+        if list(map(type, self.modules)) != self.kinds:
+            return False
         try:
             if not all(now == before for now, before in self.tables):
                 return False
