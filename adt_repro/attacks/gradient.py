@@ -116,7 +116,7 @@ def gradient_log():  # a context whose value is a `GradientLog`
     finally:
         _logs.reset(token)
 
-
+# %% ../../nbs/library/attacks/gradient.ipynb #notes
 class _Notes:
     "What the gradients of one climb were like, for those who listen"
 
