@@ -10,13 +10,14 @@ __all__ = ['PRECISIONS', 'COMPILES', 'tf32', 'measuring', 'fused_on', 'ComputeSe
 import copy
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from ..base.device import eval_mode
-from ..base.network import channels_last, user_network_of
+from ..base.network import Network, channels_last, is_known, user_network_of
 from ..base.parameters import refuse
-from .bn_folding import folded
+from .bn_folding import Folding, recheck
 
 # %% ../../nbs/library/speed/precision.ipynb #names
 PRECISIONS = ('fp32', 'tf32', 'bf16')
@@ -120,13 +121,15 @@ def frozen(
             p.requires_grad_()
 
 # %% ../../nbs/library/speed/precision.ipynb #folded-or-not
+def _may_be_folded(wrapper, x):
+    return x.device.type == 'cpu' and wrapper.settings == ComputeSettings()
+
+
 def _evaluation_network(wrapper, x):
     "The network for evaluation mode: on a CPU in plain float32 the folded one, if it can be folded"
-    if x.device.type != 'cpu' or wrapper.settings != ComputeSettings():
+    if not _may_be_folded(wrapper, x):
         return wrapper.net
-    if not wrapper.folded:
-        wrapper.folded.append(folded(wrapper.net, channels_last(x)) or wrapper.net)
-    return wrapper.folded[0]
+    return wrapper.folding.network_for(channels_last(x))
 
 
 def _is_for_compiled(wrapper, part, x):
@@ -146,8 +149,9 @@ def _run_compiled(wrapper, part, x):
     if part not in wrapper.compiled:
         options = _compile_options(wrapper.settings.compile)
         wrapper.compiled[part] = torch.compile(getattr(wrapper.net, part), **options)
+    ask = wrapper.network.logits_by if part == 'forward' else wrapper.network.part_by
     with nullcontext() if wrapper.training else frozen(wrapper.net):
-        return wrapper.settings.run(wrapper.compiled[part], x)
+        return wrapper.settings.run(partial(ask, wrapper.compiled[part]), x)
 
 # %% ../../nbs/library/speed/precision.ipynb #last-layer
 class _LastLayer(torch.nn.Module):
@@ -158,7 +162,7 @@ class _LastLayer(torch.nn.Module):
         self,
     ):  # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError if the network has none
         "What the network's last layer sees"
-        not_compiled = self.net.features
+        not_compiled = self.network.features
 
         def features(x):
             if _is_for_compiled(self, 'features', x):
@@ -176,18 +180,21 @@ class _LastLayer(torch.nn.Module):
 class ComputeWrapper(_LastLayer):
     "A network with its layout, precision and compilation; logits come back in the images' own precision"
 
+    looks_after_layout = True  # see `adt_repro.base.network`
+
     def __init__(
         self,
-        net: torch.nn.Module,  # images (N, C, H, W) to logits, on its device; its layout changes, in place
+        net: torch.nn.Module,  # images (N, C, H, W) to logits, on its device; it stays as it is
         settings: ComputeSettings = ComputeSettings(),  # precision and compilation
     ):
         super().__init__()
-        self.net = channels_last(net, settings.precision != 'fp32')
+        self.net = user_network_of(net)
+        self.network = Network(self.net)  # not a module: its weights would count twice
         self.settings = settings
-        self.folded = []  # the folded network, once it is known; in a list, or its weights would count twice
+        self.folding = Folding(self.net)
         self.compiled = {}  # 'forward' or 'features' to what torch.compile made of it
         self.compiled_sizes = dict(forward=set(), features=set())  # batch sizes that are compiled
-        self.train(net.training)
+        self.training = self.net.training  # parts of the network keep their own mode
 
     def forward(
         self,
@@ -196,7 +203,17 @@ class ComputeWrapper(_LastLayer):
         "Images to logits"
         if _is_for_compiled(self, 'forward', x):
             return _run_compiled(self, 'forward', x)
-        return self.settings.run(self.net if self.training else _evaluation_network(self, x), x)
+        net = self.net if self.training else _evaluation_network(self, x)
+        return self.settings.run(partial(self.network.logits_by, net), x)
+
+    def recheck(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images in [0, 1], of which up to eight are used
+    ):
+        "See that evaluation mode still computes the network itself; else warn, and fold it no more"
+        if _may_be_folded(self, x):
+            with eval_mode(self.net):
+                recheck(self.folding, channels_last(x))
 
     def extra_repr(self):
         return f'{self.settings.precision}, {self.settings.compile}'  # so that `digest` tells them apart
@@ -214,7 +231,10 @@ def attack_view(
     from torch.utils._triton import has_triton
 
     on_gpu = next(net.parameters()).device.type == 'cuda' and has_triton()
-    return ComputeWrapper(copy.deepcopy(net), ComputeSettings(precision, 'inductor' if on_gpu else 'none'))
+    own = copy.deepcopy(user_network_of(net))
+    if is_known(own):
+        channels_last(own, tensor_cores=True)
+    return ComputeWrapper(own, ComputeSettings(precision, 'inductor' if on_gpu else 'none'))
 
 
 def unwrap(

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from ..base.device import eval_mode
-from ..base.network import channels_last
+from ..base.network import as_network, channels_last, laid_out
 from ..base.parameters import number, refuse, text, whole
 from ..data import Data, check_data, crop_flip
 from ..methods.objective import Method, adt_loss
@@ -58,7 +58,7 @@ def _is_finite(state, x):
     "Are all weights finite, and all logits on the images `x`?"
     nets = state.model, state.result
     with eval_mode(*nets), torch.no_grad():
-        if not all(net(x).isfinite().all() for net in nets):
+        if not all(as_network(net)(x).isfinite().all() for net in nets):
             return False
     tensors = [v for net in (*nets, state.adversary) for v in net.state_dict().values()]
     return all(v.isfinite().all() for v in tensors if v.is_floating_point())
@@ -145,6 +145,7 @@ def _end_epoch(state, start):
 def _train_epoch(state, data, keeper, on_batch):
     "The rest of the current epoch: its row of history, or None where the time is over"
     start = time.perf_counter() - state.seconds
+    state.wrapped.recheck(data.x_train[:8])
     state.wrapped.train()
     state.adversary.train()
     if state.step == 0:
@@ -198,9 +199,17 @@ def train_epochs(
         refuse('state', f'{len(state.order)} images', f'{len(data.x_train)} images, as in the data')
     keeper = _Keeper(state, checkpoint, minutes, until)
     adopt_average(state)
-    yield from _remaining_epochs(state, data, keeper, monitor, on_batch)
+    with _laid_out(state, data.x_train):
+        yield from _remaining_epochs(state, data, keeper, monitor, on_batch)
 
 # %% ../../nbs/library/training/loop.ipynb #remaining
+def _laid_out(state, x):
+    "The networks of a training in the layout in which convolutions are fastest, see `laid_out`"
+    nets = {id(net): net for net in (state.model, state.result)}.values()
+    on_tensor_cores = state.wrapped.settings.precision != 'fp32'
+    return laid_out(x, *nets, optimizers=state.opts, tensor_cores=on_tensor_cores)
+
+
 def _remaining_epochs(state, data, keeper, monitor, on_batch):
     "A row of history for each epoch that is left, until the time is over"
     while state.epoch < state.recipe.epochs:
