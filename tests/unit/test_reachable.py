@@ -87,6 +87,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.filterwarnings('ignore::UserWarning')  # the broken network has no gradients
 @pytest.mark.parametrize('what', CHANGES)
 def test_kept_rows_follow_what_they_reach(own, images, tmp_path, what):
     "The value that is kept is the one that a fresh evaluation gives, before the change and after it"
