@@ -338,6 +338,40 @@ def test_the_trial_is_not_seen():
     assert torch.equal(after, torch.get_rng_state())
 
 
+class InPlace(nn.Module):
+    "A network that rescales its images in place, as many do"
+
+    def __init__(self):
+        super().__init__()
+        self.net = Flattening()
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5).div_(0.25))
+
+
+def test_images_stay_as_they_are():
+    "Also where the first layer of a known network changes them; the logits are those of a copy of the images"
+    torch.manual_seed(0)
+    for net in InPlace().eval(), nn.Sequential(nn.Threshold(0.5, 2.0, inplace=True), Flattening()).eval():
+        images, expected = X.clone(), net(X.clone())
+        for _ in range(2):
+            assert torch.equal(ComputeWrapper(net)(images), expected)
+            assert torch.equal(images, X)
+    data = replace(COLOUR, x_train=COLOUR.x_train.clone())
+    assert refusal(lambda: len(history(InPlace(), 'at_pgd', data))) == 'gave 1'
+    assert torch.equal(data.x_train, COLOUR.x_train)
+
+
+def test_a_network_without_parameters_is_not_trained():
+    line = 'expected a network with parameters that are trained, here are none'
+    assert refusal(history, nn.Flatten(), 'at_pgd') == f'model=Flatten: {line}'
+
+
+def test_a_network_without_gradients_is_not_trained():
+    line = refusal(history, Giving(torch.Tensor.detach), 'at_pgd')
+    assert line.startswith('model=Giving: its logits have no gradient')
+
+
 class Late(nn.Module):
     "A network that takes any layout until a switch is thrown"
 
