@@ -90,7 +90,7 @@ def _logits_and_gradient(net, images):
     images = images.detach().clone().requires_grad_()
     devices = [images.device] if images.device.type == 'cuda' else []
     with torch.random.fork_rng(devices):
-        logits = tensor_of(net(images))
+        logits = tensor_of(net(images.clone()))
         (gradient,) = torch.autograd.grad(logits.square().sum(), images)
     return logits.detach(), gradient
 
@@ -233,19 +233,38 @@ def _check_label_range(net, labels, n_classes):
         f'for the {n_classes} classes of {_network_name(net)}{advice}'
     )
 
+# %% ../../nbs/library/base/network.ipynb #network-keeps
+_keeps_images = WeakKeyDictionary()  # network to what its first call showed
+
+
+def _changes(t):
+    "How often a tensor was changed in place; in inference mode this is not counted"
+    return None if t.is_inference() else t._version
+
+
+def _call(net, f, x):
+    "What `f` gives; the images stay as they are"
+    if _keeps_images.get(net):
+        return f(x)
+    images = x.clone()
+    before = _changes(images)
+    answer = f(images)
+    _keeps_images[net] = before is not None and _changes(images) == before
+    return answer
+
 # %% ../../nbs/library/base/network.ipynb #network-answer
 def _answer(net, f, x):
     "What `f`, the network or a part of it, gives: in another layout only where the network takes it"
     if x.is_contiguous():
-        return f(x)
+        return _call(net, f, x)
     if not takes_channels_last(net, x):
-        return f(x.contiguous())
+        return _call(net, f, x.contiguous())
     try:
-        return f(x)
+        return _call(net, f, x)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
-        answer = f(x.contiguous())
+        answer = _call(net, f, x.contiguous())
         if isinstance(net, nn.Module):
             _takes_channels_last[net] = False
         return answer
@@ -277,10 +296,19 @@ class Network:
         "The same by another way; a `ParameterError` where it fails at its first images"
         output = tensor_of(self.part_by(f, x))
         _check_logits(self.user_network, output, x)
-        if not self.has_answered and self.labels is not None:
-            _check_label_range(self.user_network, self.labels, output.shape[1])
+        if not self.has_answered:
+            self._check_first(output, x)
         self.has_answered = True
         return output
+
+    def _check_first(self, logits, x):
+        if self.labels is not None:
+            _check_label_range(self.user_network, self.labels, logits.shape[1])
+        if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
+            raise ParameterError(
+                f'{_network_name(self.user_network)}: its logits have no gradient, '
+                'expected a forward without torch.no_grad() and detach()'
+            )
 
     def part_by(
         self,

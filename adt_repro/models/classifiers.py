@@ -242,18 +242,24 @@ class Normalized(_Rescaling):
         return self.net.fc
 
 # %% ../../nbs/library/models/classifiers.ipynb #check-model
+def _other_devices(x):
+    return [x.device] if x.device.type == 'cuda' else []
+
+
 def check_model(
     model: nn.Module,  # as it is about to be trained
     x: torch.Tensor,  # (N, C, H, W) some of its images, on its device
     n_classes: int,  # number of classes, at least 1
 ) -> nn.Module:  # the same
     "Stop with one line where a network does not take these images to logits"
-    two = x[:2]
-    with eval_mode(model), torch.no_grad():
+    name, two = f'model={type(model).__name__}', x[:2].clone().requires_grad_(x.is_floating_point())
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ParameterError(f'{name}: expected a network with parameters that are trained, here are none')
+    with eval_mode(model), torch.enable_grad(), torch.random.fork_rng(_other_devices(x)):
         logits = as_network(model)(two)
     if logits.shape[1] < n_classes:
         raise ParameterError(
-            f'model={type(model).__name__}: gives {tuple(logits.shape)} for {len(two)} images, '
+            f'{name}: gives {tuple(logits.shape)} for {len(two)} images, '
             f'expected logits (N, classes), at least {n_classes} classes'
         )
     return model

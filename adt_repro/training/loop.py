@@ -191,10 +191,10 @@ def train_epochs(
     settings: ComputeSettings = None,  # of a new state: precision and compilation
 ):  # a generator of dicts, one an epoch: epoch (from 1), lr, loss, entropy, seconds, the monitor's columns
     "Train, one row of history after each epoch; a `TrainingError` where the loss is not finite"
+    check_model(model, check_data(data).x_train, len(data.classes))
     if state is None:
         torch.manual_seed(seed)
         state = State(model, method, recipe, settings=settings)
-    check_model(model, check_data(data).x_train, len(data.classes))
     if state.step and len(state.order) != len(data.x_train):
         refuse('state', f'{len(state.order)} images', f'{len(data.x_train)} images, as in the data')
     keeper = _Keeper(state, checkpoint, minutes, until)

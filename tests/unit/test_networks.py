@@ -154,7 +154,8 @@ def trains_as(net, twin, name):
 def test_logits_and_gradients_as_of_the_twin(kind):
     "Also where images come with their channels side by side; the network itself can be called afterwards"
     own, twin = twins(FLATTENINGS[kind])
-    own.eval(), twin.eval()
+    own.eval()
+    twin.eval()
     before = facts(own)
 
     def logits_and_gradient(net, images):
@@ -294,15 +295,12 @@ def test_a_wrapper_changes_nothing():
     for build in partial(build_model, 'small_cnn', 3), Flattening, partial(Flattening, by_view):
         net = build().train()
         for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+            module.training = not isinstance(module, nn.BatchNorm2d)
         before = facts(net)
-        refusal(ComputeWrapper(net), X)
-        refusal(ComputeWrapper(net).eval(), X)
-        net.train()
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        wrapper = ComputeWrapper(net)
+        refusal(wrapper, X)
+        with eval_mode(wrapper):
+            refusal(wrapper, X)
         assert facts(net) == before
 
 
@@ -336,6 +334,40 @@ def test_the_trial_is_not_seen():
     torch.rand(1)
     assert net.seen.item() == len(X)
     assert torch.equal(after, torch.get_rng_state())
+
+
+class InPlace(nn.Module):
+    "A network that rescales its images in place, as many do"
+
+    def __init__(self):
+        super().__init__()
+        self.net = Flattening()
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5).div_(0.25))
+
+
+def test_images_stay_as_they_are():
+    "Also where the first layer of a known network changes them; the logits are those of a copy of the images"
+    torch.manual_seed(0)
+    for net in InPlace().eval(), nn.Sequential(nn.Threshold(0.5, 2.0, inplace=True), Flattening()).eval():
+        images, expected = X.clone(), net(X.clone())
+        for _ in range(2):
+            assert torch.equal(ComputeWrapper(net)(images), expected)
+            assert torch.equal(images, X)
+    data = replace(COLOUR, x_train=COLOUR.x_train.clone())
+    assert refusal(lambda: len(history(InPlace(), 'at_pgd', data))) == 'gave 1'
+    assert torch.equal(data.x_train, COLOUR.x_train)
+
+
+def test_a_network_without_parameters_is_not_trained():
+    line = 'expected a network with parameters that are trained, here are none'
+    assert refusal(history, nn.Flatten(), 'at_pgd') == f'model=Flatten: {line}'
+
+
+def test_a_network_without_gradients_is_not_trained():
+    line = refusal(history, Giving(torch.Tensor.detach), 'at_pgd')
+    assert line.startswith('model=Giving: its logits have no gradient')
 
 
 class Late(nn.Module):
@@ -521,9 +553,7 @@ def test_a_route_is_attacked_as_it_is():
 
 
 def _replace_head(net):
-    net.fc.weight.requires_grad_(False)  # the optimiser keeps the old one
-    head = nn.Linear(net.fc.in_features, 10)
-    net.fc = head
+    net.fc = nn.Linear(net.fc.in_features, 10)
 
 
 def _hook_a_norm(net):
@@ -603,8 +633,7 @@ def test_a_copy_is_a_network_of_its_own():
     wrapper = ComputeWrapper(trained_network().eval())
     wrapper(DIGITS.x_test)
     other = copy.deepcopy(wrapper)
-    nn.init.zeros_(other.net.fc.weight)
-    other.net.fc = nn.Linear(48, 10) if other.net.fc.in_features == 48 else nn.Linear(64, 10)
+    other.net.fc = nn.Linear(other.net.fc.in_features, 10)
     assert torch.allclose(other(DIGITS.x_test), other.net(DIGITS.x_test), atol=1e-3)
 
 
