@@ -350,6 +350,12 @@ def as_network(
         if labels is None or labels is model.labels:
             return model
         model = model.user_network
+    if isinstance(model, nn.Module) and any(map(nn.parameter.is_lazy, model.parameters())):
+        refuse(
+            'model',
+            type(model).__name__,
+            'weights with values: call it once, model(x), so that lazy layers get theirs',
+        )
     if isinstance(model, type):
         refuse('model', model, f'a network, not its class: use {model.__name__}(…)')
     if not callable(model):

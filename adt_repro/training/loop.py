@@ -363,7 +363,7 @@ def train(
     progress: bool = True,  # show a bar?
     **options,  # of the method, where it is given by name, see `method_options`
 ) -> pd.DataFrame:  # a row an epoch: epoch (from 1), lr, loss, entropy, seconds
-    "Train a network, left in evaluation mode; a `ParameterError` or `TrainingError` says why it cannot be"
+    "Train a network, left in the mode that it was in; a `ParameterError` or `TrainingError` says why it cannot be"
     device, recipe = next(model.parameters()).device, _recipe_of(recipe, epochs, augment)
     if data.x_train.device != device:
         refuse('data', f'on {data.x_train.device}', f'on {device}, like the network: data.to(...)')
@@ -375,5 +375,4 @@ def train(
         rows.append(row)
         if bar:
             bar.row(row)
-    model.eval()
     return pd.DataFrame(rows)
