@@ -179,7 +179,12 @@ def _check_logits(net, output, x):
     "A `ParameterError` where a network's output is not (N, classes) numbers"
     if isinstance(output, torch.Tensor):
         if output.ndim == 2 and len(output) == len(x) and output.is_floating_point():
-            return
+            if output.shape[1] > 1:
+                return
+            raise ParameterError(
+                f'{_network_name(net)}: gives one logit an image, expected those of at least two classes; '
+                'for a single score z give torch.cat([0 * z, z], 1)'
+            )
         given = f'{tuple(output.shape)}'
         if not output.is_floating_point():
             given += f' of {_dtype_name(output)}'
