@@ -47,7 +47,7 @@ def _approach(model, x, y, goal, start, eps, step_size, steps):
 
     def keep_best(x_adv, features):
         nonlocal best, least
-        margins = margin(model.logits_by(lambda images: model.fc(features), x_adv), y)
+        margins = margin(model(x_adv, by=lambda images: model.fc(features)), y)
         smaller = (margins < least).view(-1, *[1] * (x.ndim - 1))
         best = torch.where(smaller, x_adv, best)
         least = torch.minimum(margins, least)

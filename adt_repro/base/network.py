@@ -84,7 +84,7 @@ def _bare_copy(net):
             getattr(module, hooks).clear()
     return bare
 
-
+# %% ../../nbs/library/base/network.ipynb #trial-result
 def _logits_and_gradient(net, images):
     "Of one pass forward and back; the random state is afterwards as it was"
     images = images.detach().clone().requires_grad_()
@@ -116,7 +116,7 @@ def _trial_passes(net, x):
     images = side_by_side, contiguous
     return all(_agree(_logits_and_gradient(bare, each), expected) for each in images)
 
-
+# %% ../../nbs/library/base/network.ipynb #takes-channels-last
 _takes_channels_last = WeakKeyDictionary()  # network to what its trial showed
 
 
@@ -132,6 +132,17 @@ def _is_compiled(net):
     return False
 
 
+def _try_layouts(net, x):
+    if _is_compiled(net) or x.ndim != 4 or not len(x):
+        return False
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+            warnings.simplefilter('ignore')
+            return _trial_passes(net, x)
+    except Exception:  # a user's code raises almost anything
+        return False
+
+# %% ../../nbs/library/base/network.ipynb #ask-for-layout
 def takes_channels_last(
     net,  # the user's network
     x: torch.Tensor,  # (N, C, H, W) images of which two are tried
@@ -142,17 +153,6 @@ def takes_channels_last(
     if net not in _takes_channels_last:
         _takes_channels_last[net] = _is_wrapper(net) or is_known(net) or _try_layouts(net, x)
     return _takes_channels_last[net]
-
-
-def _try_layouts(net, x):
-    if _is_compiled(net) or x.ndim != 4 or not len(x):
-        return False
-    try:
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
-            warnings.simplefilter('ignore')
-            return _trial_passes(net, x)
-    except Exception:  # a user's code raises almost anything
-        return False
 
 # %% ../../nbs/library/base/network.ipynb #output
 def _network_name(net):
@@ -175,21 +175,25 @@ def _dtype_name(t):
     return str(t.dtype).removeprefix('torch.')
 
 
+def _are_numbers_by_class(output, x):
+    is_tensor = isinstance(output, torch.Tensor)
+    return is_tensor and output.ndim == 2 and len(output) == len(x) and output.is_floating_point()
+
+# %% ../../nbs/library/base/network.ipynb #check-logits
 def _check_logits(net, output, x):
     "A `ParameterError` where a network's output is not (N, classes) numbers"
+    if _are_numbers_by_class(output, x):
+        if output.shape[1] > 1:
+            return
+        raise ParameterError(
+            f'{_network_name(net)}: gives one logit an image, expected those of at least two classes; '
+            'for a single score z give torch.cat([0 * z, z], 1)'
+        )
+    given = f'a {type(output).__name__}'
     if isinstance(output, torch.Tensor):
-        if output.ndim == 2 and len(output) == len(x) and output.is_floating_point():
-            if output.shape[1] > 1:
-                return
-            raise ParameterError(
-                f'{_network_name(net)}: gives one logit an image, expected those of at least two classes; '
-                'for a single score z give torch.cat([0 * z, z], 1)'
-            )
         given = f'{tuple(output.shape)}'
         if not output.is_floating_point():
             given += f' of {_dtype_name(output)}'
-    else:
-        given = f'a {type(output).__name__}'
     raise ParameterError(
         f'{_network_name(net)}: gives {given} for {len(x)} images, expected logits (N, classes) as a tensor '
         'or as `logits` of the output; wrap it in a module whose forward gives the logits alone'
@@ -212,7 +216,7 @@ def _hint(net, x):
         return f'. The network is in {own}, the images are in {given}: use x.to(torch.{own})'
     return ''
 
-
+# %% ../../nbs/library/base/network.ipynb #failed
 _FAILURES = RuntimeError, ValueError, TypeError, LookupError, AttributeError
 
 
@@ -274,46 +278,34 @@ def _answer(net, f, x):
             _takes_channels_last[net] = False
         return answer
 
-# %% ../../nbs/library/base/network.ipynb #network
-class Network:
-    "A user's network as this package calls it: images to logits, as a tensor"
+# %% ../../nbs/library/base/network.ipynb #ask
+def _ask(network, f, x):
+    "What `f`, the network or a part of it, gives; a `ParameterError` where it fails at its first images"
+    if network.has_answered:
+        return _answer(network.user_network, f, x)
+    if not isinstance(x, torch.Tensor):
+        refuse('x', x, 'images (N, C, H, W) as a tensor: use torch.as_tensor(x)')
+    try:
+        return _answer(network.user_network, f, x)
+    except (ParameterError, torch.OutOfMemoryError):
+        raise
+    except _FAILURES as error:
+        raise _failed(network.user_network, x, error) from error
 
-    def __init__(
-        self,
-        user_network,  # images (N, C, H, W) to logits; it is never changed
-        labels: torch.Tensor = None,  # (N,) compared with the first logits: 0 to classes − 1; None: not
-    ):
-        self.user_network, self.labels = user_network, labels
-        self.has_answered = False
 
-    def __call__(
-        self,
-        x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
-    ) -> torch.Tensor:  # (N, classes) logits
-        "Images to logits; a `ParameterError` where the network fails at its first images"
-        return self.logits_by(self.user_network, x)
+def _check_first(network, logits, x):
+    "See that the first logits go with the labels, and that they have a gradient where one is wanted"
+    if network.labels is not None:
+        _check_label_range(network.user_network, network.labels, logits.shape[1])
+    if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
+        raise ParameterError(
+            f'{_network_name(network.user_network)}: its logits have no gradient, '
+            'expected a forward without torch.no_grad() and detach()'
+        )
 
-    def logits_by(
-        self,
-        f,  # another way to compute the same network, such as a compiled one
-        x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
-    ) -> torch.Tensor:  # (N, classes) logits
-        "The same by another way; a `ParameterError` where it fails at its first images"
-        output = tensor_of(self.part_by(f, x))
-        _check_logits(self.user_network, output, x)
-        if not self.has_answered:
-            self._check_first(output, x)
-        self.has_answered = True
-        return output
-
-    def _check_first(self, logits, x):
-        if self.labels is not None:
-            _check_label_range(self.user_network, self.labels, logits.shape[1])
-        if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
-            raise ParameterError(
-                f'{_network_name(self.user_network)}: its logits have no gradient, '
-                'expected a forward without torch.no_grad() and detach()'
-            )
+# %% ../../nbs/library/base/network.ipynb #network-parts
+class _Parts:
+    "What a `Network` has besides its logits: parts that take images, and all that the user's network has"
 
     def part_by(
         self,
@@ -321,16 +313,7 @@ class Network:
         x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
     ):  # what it gives
         "What a part of it gives, in a layout that it takes; a `ParameterError` if it fails at its first images"
-        if self.has_answered:
-            return _answer(self.user_network, f, x)
-        if not isinstance(x, torch.Tensor):
-            refuse('x', x, 'images (N, C, H, W) as a tensor: use torch.as_tensor(x)')
-        try:
-            return _answer(self.user_network, f, x)
-        except (ParameterError, torch.OutOfMemoryError):
-            raise
-        except _FAILURES as error:
-            raise _failed(self.user_network, x, error) from error
+        return _ask(self, f, x)
 
     @property
     def features(self):  # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError if there is none
@@ -344,6 +327,31 @@ class Network:
 
     def __repr__(self):
         return f'Network({self.user_network!r})'
+
+# %% ../../nbs/library/base/network.ipynb #network
+class Network(_Parts):
+    "A user's network as this package calls it: images to logits, as a tensor"
+
+    def __init__(
+        self,
+        user_network,  # images (N, C, H, W) to logits; it is never changed
+        labels: torch.Tensor = None,  # (N,) compared with the first logits: 0 to classes − 1; None: not
+    ):
+        self.user_network, self.labels = user_network, labels
+        self.has_answered = False
+
+    def __call__(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
+        by=None,  # another way to compute the same network, such as a compiled one
+    ) -> torch.Tensor:  # (N, classes) logits
+        "Images to logits; a `ParameterError` where the network fails at its first images"
+        output = tensor_of(_ask(self, by or self.user_network, x))
+        _check_logits(self.user_network, output, x)
+        if not self.has_answered:
+            _check_first(self, output, x)
+        self.has_answered = True
+        return output
 
 # %% ../../nbs/library/base/network.ipynb #as-network
 def as_network(

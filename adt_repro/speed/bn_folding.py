@@ -154,6 +154,16 @@ class _Snapshot:
 _MAX_FOLDINGS = 10  # of one network; if it has then changed again, it stays as it is
 
 
+def _fold_again(folding, x):
+    "Make a new folded form where that may be"
+    if folding.foldings == _MAX_FOLDINGS or not is_known(folding.net):
+        folding.stop()
+        return
+    folding.foldings += 1
+    folding.snapshot = _Snapshot(folding.net)
+    folding.graph = folded(folding.net, x)
+
+# %% ../../nbs/library/speed/bn_folding.ipynb #folding-class
 class Folding:
     "A network and, for as long as both are known to be the same, its folded form"
 
@@ -173,16 +183,8 @@ class Folding:
     ) -> nn.Module:  # the folded form, or the network itself
         "What to call in evaluation mode"
         if self.may_fold and (self.snapshot is None or not self.snapshot.holds()):
-            self._fold(x)
+            _fold_again(self, x)
         return self.net if self.graph is None else self.graph
-
-    def _fold(self, x):
-        if self.foldings == _MAX_FOLDINGS or not is_known(self.net):
-            self.stop()
-            return
-        self.foldings += 1
-        self.snapshot = _Snapshot(self.net)
-        self.graph = folded(self.net, x)
 
     def stop(self):
         "Fold no more"

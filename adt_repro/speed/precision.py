@@ -131,7 +131,7 @@ def _evaluation_network(wrapper, x):
         return wrapper.net
     return wrapper.folding.network_for(channels_last(x))
 
-
+# %% ../../nbs/library/speed/precision.ipynb #compiled-or-not
 def _is_for_compiled(wrapper, part, x):
     "Does this batch go through the compiled network? It does if it needs gradients and has a compiled size"
     if wrapper.settings.compile == 'none':
@@ -149,18 +149,19 @@ def _run_compiled(wrapper, part, x):
     if part not in wrapper.compiled:
         options = _compile_options(wrapper.settings.compile)
         wrapper.compiled[part] = torch.compile(getattr(wrapper.net, part), **options)
-    ask = wrapper.network.logits_by if part == 'forward' else wrapper.network.part_by
+    compiled = wrapper.compiled[part]
+    ask = partial(wrapper.network.part_by, compiled)
+    if part == 'forward':
+        ask = partial(wrapper.network, by=compiled)
     with nullcontext() if wrapper.training else frozen(wrapper.net):
-        return wrapper.settings.run(partial(ask, wrapper.compiled[part]), x)
+        return wrapper.settings.run(ask, x)
 
 # %% ../../nbs/library/speed/precision.ipynb #last-layer
-class _LastLayer(torch.nn.Module):
-    "What an attack on features asks of a wrapped network"
+class _Parts(torch.nn.Module):
+    "What a wrapped network has besides its logits: its last layer, and a look at the folded form"
 
     @property
-    def features(
-        self,
-    ):  # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError if the network has none
+    def features(self):  # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError if there is none
         "What the network's last layer sees"
         not_compiled = self.network.features
 
@@ -176,8 +177,20 @@ class _LastLayer(torch.nn.Module):
         "The network's last layer"
         return self.net.fc
 
+    def extra_repr(self):
+        return f'{self.settings.precision}, {self.settings.compile}'  # so that `digest` tells them apart
+
+    def recheck(
+        self,
+        x: torch.Tensor,  # (N, C, H, W) images in [0, 1], of which up to eight are used
+    ):
+        "See that evaluation mode still computes the network itself; else warn, and fold it no more"
+        if _may_be_folded(self, x):
+            with eval_mode(self.net):
+                recheck(self.folding, channels_last(x))
+
 # %% ../../nbs/library/speed/precision.ipynb #fast
-class ComputeWrapper(_LastLayer):
+class ComputeWrapper(_Parts):
     "A network with its layout, precision and compilation; logits come back in the images' own precision"
 
     looks_after_layout = True  # see `adt_repro.base.network`
@@ -204,19 +217,7 @@ class ComputeWrapper(_LastLayer):
         if _is_for_compiled(self, 'forward', x):
             return _run_compiled(self, 'forward', x)
         net = self.net if self.training else _evaluation_network(self, x)
-        return self.settings.run(partial(self.network.logits_by, net), x)
-
-    def recheck(
-        self,
-        x: torch.Tensor,  # (N, C, H, W) images in [0, 1], of which up to eight are used
-    ):
-        "See that evaluation mode still computes the network itself; else warn, and fold it no more"
-        if _may_be_folded(self, x):
-            with eval_mode(self.net):
-                recheck(self.folding, channels_last(x))
-
-    def extra_repr(self):
-        return f'{self.settings.precision}, {self.settings.compile}'  # so that `digest` tells them apart
+        return self.settings.run(partial(self.network, by=net), x)
 
 # %% ../../nbs/library/speed/precision.ipynb #seen
 def attack_view(
