@@ -71,7 +71,7 @@ def test_killed_and_stopped(project):
     status, said = train(project, epochs=4, lr=0.05)
     assert status != 0
     assert 'epochs=4, lr=0.05: digits-small_cnn-adt_exp-s0 was begun with epochs=3, lr=0.1;' in said
-    assert 'expected the same parameters and data, or fresh=true' in said
+    assert 'expected the same parameters and data, or a label of its own to keep both runs' in said
 
     lock = lock_run(run)
     status, said = train(project)
