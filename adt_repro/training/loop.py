@@ -9,6 +9,7 @@ __all__ = ['TrainingError', 'train_step', 'adopt_average', 'trains_when_iterated
 import copy
 import functools
 import math
+import os
 import shutil
 import sys
 import time
@@ -107,12 +108,18 @@ class _Keeper(_Guard):
         super().__init__(state, path)
         self.minutes, self.until, self.saved_at = minutes, until, time.monotonic()
         self.signals = StopSignals()
+        self.parent = os.getppid()
         self.was_read_back = False
+
+    def is_orphan(self):
+        "Has this process lost its parent since the last question? A kernel then has about a second to live"
+        before, self.parent = self.parent, os.getppid()
+        return self.parent != before
 
     def due(self):
         "Three answers of all processes: is the time over, is a checkpoint due, has a signal come?"
         now = time.monotonic()
-        save_now = now - self.saved_at >= 60 * self.minutes
+        save_now = now - self.saved_at >= 60 * self.minutes or self.is_orphan()
         noted = [self.signals.noted == number for number in STOP_SIGNALS]
         time_is_over, save_now, *noted = self.state.group.any(now >= self.until, save_now, *noted)
         for number, is_noted in zip(STOP_SIGNALS, noted, strict=True):

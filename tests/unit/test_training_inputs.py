@@ -457,6 +457,21 @@ def test_no_handler_stays_between_epochs(digits, tmp_path):
     assert seen == [False] * 3 + [True] * 3
 
 
+def test_a_process_without_its_parent_keeps_the_state(digits, tmp_path, monkeypatch):
+    "A kernel whose papermill was ended gets no signal, and has a second to live"
+    places, file = [], tmp_path / 'c.pt'
+
+    def look(epoch, done, total):
+        places.append(read_checkpoint(file)['step'] if file.exists() else None)
+        if done == 1 and epoch == 0:
+            monkeypatch.setattr(os, 'getppid', lambda: 1)
+
+    list(
+        train_epochs(network(), digits, make_method('standard', 0.15), SHORT, checkpoint=file, on_batch=look)
+    )
+    assert places == [None, 1, 1, 0, 0, 0]
+
+
 # ADT_EXP with TRADES' loss, as the authors' loop has it
 
 
