@@ -1,9 +1,10 @@
-"""Attacks, (model, x, y, eps=...) to x_adv: in the modules gradient, feature, black_box, autoattack and suite."""
+"""Attacks, (model, x, y, eps=...) to x_adv: gradient, feature, black_box, autoattack, suite; and inputs, their door."""
 
 from importlib import import_module
 
 _MODULES = dict(
-    gradient=['sign_ascent', 'fgsm', 'pgd', 'mim', 'worst_of', 'targeted'],
+    inputs=['checked'],
+    gradient=['sign_ascent', 'gradient_log', 'fgsm', 'pgd', 'mim', 'cw', 'worst_of', 'targeted'],
     feature=['fea_attack'],
     black_box=['spsa', 'square'],
     autoattack=['auto_attack'],

@@ -10,9 +10,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .gradient import linf_ball
+from .gradient import count_classes, linf_ball
+from .inputs import checked
 from ..base.device import eval_mode
-from ..base.parameters import ParameterError
+from adt_repro.base.parameters import (
+    ParameterError,
+    checked_value,
+    maybe,
+    number,
+    one_of,
+    refuse,
+    several,
+    whole,
+)
 
 # %% ../../nbs/library/attacks/autoattack.ipynb #version
 def autoattack_version() -> str:  # of the installed package
@@ -21,29 +31,62 @@ def autoattack_version() -> str:  # of the installed package
         return version('pyautoattack')
     except PackageNotFoundError:
         raise ParameterError(
-            "autoattack=True: expected pyautoattack to be installed: pip install 'adt_repro[autoattack]'"
+            "autoattack=True: expected pyautoattack to be installed: uv pip install 'pyautoattack>=0.2,<0.3'"
         ) from None
 
+# %% ../../nbs/library/attacks/autoattack.ipynb #settings
+_STANDARD = 'apgd-ce', 'apgd-t', 'fab-t', 'square'
+_CLASSES_NEEDED = {'apgd-t': 4, 'apgd-dlr': 3}  # of the others 2
+_attacks = maybe(several(one_of(*_STANDARD, 'apgd-dlr', 'fab'), least=1))
+
+
+def _check_classes(attacks, classes):
+    "A `ParameterError` where the network has too few classes for one of the attacks"
+    for name in attacks or _STANDARD:
+        needed = _CLASSES_NEEDED.get(name, 2)
+        if classes < needed:
+            possible = [n for n in attacks or _STANDARD if _CLASSES_NEEDED.get(n, 2) <= classes]
+            advice = f', such as {possible}' if possible else ''
+            refuse(
+                'attacks', attacks, f'attacks for {classes} classes{advice}; {name} needs at least {needed}'
+            )
+
+
+def _check_precision(x):
+    if x.dtype != torch.float32:
+        raise ParameterError(f'x: expected float32, in which AutoAttack computes, not {x.dtype}')
+
+# %% ../../nbs/library/attacks/autoattack.ipynb #run-package
+def _run_package(model, x, y, eps, attacks, seed, n_targets):
+    "What the package makes of a batch"
+    from pyautoattack import AutoAttack
+
+    which = dict(version='custom', attacks=attacks) if attacks else dict(version='standard')
+    judge = AutoAttack(model, eps=eps, seed=seed, device=x.device, **which)
+    judge.apgd_targeted.n_target_classes = n_targets
+    judge.fab.n_target_classes = n_targets
+    judge.verbose = False
+    x_adv, _ = judge.run_standard_evaluation(x, y, batch_size=len(x))
+    return x_adv
+
 # %% ../../nbs/library/attacks/autoattack.ipynb #auto-attack
+@checked
 def auto_attack(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes), at least 4; seen in evaluation mode
-    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
+    x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], float32
     y: torch.Tensor,  # (N,) labels
     *,
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     attacks: list = None,  # of apgd-ce, apgd-t, apgd-dlr, fab-t, fab, square; None: the standard four
-    seed: int = 0,  # of its noise
+    seed: int = 0,  # of its noise, at least 0
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
-    "AutoAttack by the package pyautoattack; a `ParameterError` says what to install where it is missing"
+    "AutoAttack by the package pyautoattack; a `ParameterError` says what is missing: it, or enough classes"
     autoattack_version()
-    from pyautoattack import AutoAttack
-
-    if attacks:
-        which = dict(version='custom', attacks=attacks)
-    else:
-        which = dict(version='standard')
+    eps = checked_value('eps', eps, number(0, 1, above=True))
+    attacks, seed = checked_value('attacks', attacks, _attacks), checked_value('seed', seed, whole(0))
+    _check_precision(x)
+    classes = count_classes(model, x)
+    _check_classes(attacks, classes)
     with eval_mode(model), torch.random.fork_rng():
-        judge = AutoAttack(model, eps=eps, seed=seed, device=x.device, **which)
-        judge.verbose = False
-        x_adv, _ = judge.run_standard_evaluation(x, y, batch_size=len(x))
+        x_adv = _run_package(model, x, y, eps, attacks, seed, n_targets=min(9, classes - 1))
     return linf_ball(x, eps)(x_adv.detach())

@@ -13,8 +13,10 @@ import pandas as pd
 import torch
 
 from .gradient import linf_ball
+from .inputs import checked
+from ..base.network import as_network, user_network_of
 from ..base.noise import example_noise, rand_unit
-from ..base.parameters import ParameterError, even, number, refuse, whole
+from ..base.parameters import ParameterError, checked_value, even, maybe, number, whole
 from ..base.stats import share
 from ..losses import margin
 from ..speed.batching import in_groups
@@ -29,7 +31,7 @@ def _draw_ids(x):
 
 def _margin_oracle(model, y):
     "A function of points and of the example that each belongs to; it gives the margins there, in float32"
-    net = unwrap(model)
+    net = as_network(unwrap(model), y)
 
     def margins_at(points, labels):
         return margin(net(points), labels)
@@ -72,7 +74,8 @@ def spsa_gradient(
         points = torch.cat([z + sigma * signs, z - sigma * signs])
         values = f(points.flatten(0, 1), example.repeat(2 * k))
         up, down = values.view(2, k, len(z))
-        difference = (up - down).view(k, len(z), *[1] * (z.ndim - 1))
+        difference = (up - down).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        difference = difference.view(k, len(z), *[1] * (z.ndim - 1))
         total += (difference * signs).sum(0)
     return total / (2 * sigma * pairs)
 
@@ -90,10 +93,12 @@ def images_in(
         if isinstance(output, torch.Tensor):
             largest = max(largest, output.nbytes)
 
-    hooks = [m.register_forward_hook(record_size) for m in model.modules()]
+    network = user_network_of(model)
+    modules = network.modules() if isinstance(network, torch.nn.Module) else []
+    hooks = [m.register_forward_hook(record_size) for m in modules]
     try:
         with measuring(model), torch.no_grad():
-            unwrap(model)(x[:1])
+            as_network(unwrap(model))(x[:1])
     finally:
         for hook in hooks:
             hook.remove()
@@ -111,17 +116,50 @@ _rules = dict(
     steps=whole(1),
     budget=whole(1),
     first=_share,
+    lr=maybe(_above_zero),
     sigma=_above_zero,
     memory=_above_zero,
 )
 
 
-def _check(**settings):
-    for name, value in settings.items():
-        if not _rules[name].ok(value):
-            refuse(name, value, _rules[name].says)
+def _checked_settings(**settings):
+    "The values of settings, in their order, as numbers"
+    return [checked_value(name, value, _rules[name]) for name, value in settings.items()]
+
+# %% ../../nbs/library/attacks/black_box.ipynb #ask-inside
+def _asking_inside(oracle, more_queries):
+    """The same oracle, asked again where its answer is not finite, at the nearest point in [0, 1]
+
+    `more_queries` (N,) counts these questions for each example."""
+
+    def answers(points, example):
+        values = oracle(points, example)
+        again = ~values.isfinite()
+        if again.any():
+            values[again] = oracle(points[again].clamp(0, 1), example[again])
+            more_queries.index_add_(0, example[again], torch.ones_like(example[again]))
+        return values
+
+    return answers
+
+# %% ../../nbs/library/attacks/black_box.ipynb #adam-step
+def _adam_steps(oracle, gradient_at, x, eps, lr):
+    "A step for `_until_misclassified`: Adam on the perturbation of all images, then the margins of those moved"
+    project, delta = linf_ball(x, eps), torch.zeros_like(x)
+    adam = torch.optim.Adam([delta], lr=lr)
+
+    def step(t, live, points, margins):
+        gradient = gradient_at(points, live)
+        delta.grad = torch.zeros_like(x).index_copy_(0, live, -gradient)
+        adam.step()
+        delta.copy_(project(x + delta) - x)
+        moved = project(x + delta)[live]
+        return moved, oracle(moved, live)
+
+    return step
 
 # %% ../../nbs/library/attacks/black_box.ipynb #spsa
+@checked
 def spsa(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); in evaluation mode, no gradient
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
@@ -130,53 +168,67 @@ def spsa(
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     samples: int = 2048,  # queries for one gradient, an even number, at least 2
     steps: int = 100,  # steps of Adam, at most; at least 1
-    lr: float = None,  # Adam's, in pixel values; None: 0.01 at ε = 8/255, and in proportion
+    lr: float = None,  # Adam's, in pixel values, above 0; None: 0.01 at ε = 8/255, and in proportion
     sigma: float = 1e-3,  # distance of a query from the current point in each pixel, in pixel values, above 0
     memory: float = 256,  # MiB for the images in the network at a time, see `images_in`; no matter of results
 ) -> tuple:  # x_adv (N, C, H, W) in the ball and in [0, 1]; queries (N,) int64
     "SPSA: Adam along estimated gradients until misclassified; a `ParameterError` for settings out of range"
-    _check(eps=eps, samples=samples, steps=steps, sigma=sigma, memory=memory)
-    oracle, project, delta = _margin_oracle(model, y), linf_ball(x, eps), torch.zeros_like(x)
-    adam = torch.optim.Adam([delta], lr=0.01 * eps * 255 / 8 if lr is None else lr)
+    eps, samples, steps = _checked_settings(eps=eps, samples=samples, steps=steps)
+    lr, sigma, memory = _checked_settings(lr=lr, sigma=sigma, memory=memory)
+    oracle, more_queries = _margin_oracle(model, y), torch.zeros_like(y)
+    margins_at = _asking_inside(oracle, more_queries)
     estimate = partial(spsa_gradient, pairs=samples // 2, sigma=sigma, at_once=images_in(model, x, memory))
 
-    def step(t, live, points, margins):
-        gradient = estimate(lambda p, example: -oracle(p, live[example]), points)
-        delta.grad = torch.zeros_like(x).index_copy_(0, live, -gradient)
-        adam.step()
-        delta.copy_(project(x + delta) - x)
-        moved = project(x + delta)[live]
-        return moved, oracle(moved, live)
+    def gradient_at(points, live):
+        return estimate(lambda p, example: -margins_at(p, live[example]), points)
 
-    return _until_misclassified(model, x, y, steps, samples + 1, step)
+    step = _adam_steps(oracle, gradient_at, x, eps, 0.01 * eps * 255 / 8 if lr is None else lr)
+    x_adv, queries = _until_misclassified(model, x, y, steps, samples + 1, step)
+    return x_adv, queries + more_queries
 
 # %% ../../nbs/library/attacks/black_box.ipynb #square-patch
 _HALVED_AT = 0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8
 
 
-def _square_side(x, first, spent):
-    "Side of the square in pixels after a share `spent` of the budget; `first`: the first square's share"
-    share_of_pixels = first / 2 ** bisect(_HALVED_AT, spent)
-    return max(1, round(min(x.shape[2:]) * share_of_pixels**0.5))
+def _patch_size(height, width, share_of_pixels):
+    "Height and width in pixels of the square with this share of an image, of a rectangle where none fits"
+    side = max(1, round((height * width) ** 0.5 * share_of_pixels**0.5))
+    if side <= min(height, width):
+        return side, side
+    short = min(height, width)
+    long = min(max(height, width), round(share_of_pixels * height * width / short))
+    return (short, long) if height < width else (long, short)
 
 
-def _random_interval(u, size, side):
-    "bool (N, size): is a pixel in an interval of `side` pixels, at the place that `u` (N,) in (-1, 1) says"
-    places = size - side + 1
+def _random_interval(u, size, length):
+    "bool (N, size): is a pixel in an interval of `length` pixels, at the place that `u` (N,) in (-1, 1) says"
+    places = size - length + 1
     first = ((u + 1) / 2 * places).long().clamp(max=places - 1)[:, None]
     pixel = torch.arange(size, device=u.device)
-    return (first <= pixel) & (pixel < first + side)
+    return (first <= pixel) & (pixel < first + length)
 
 
-def _random_squares(x, side):
-    "For each image a square, bool (N, 1, H, W), and a sign for each channel, (N, C, 1, 1), both random"
+def _random_patches(x, height, width):
+    "For each image a patch, bool (N, 1, H, W), and a sign for each channel, (N, C, 1, 1), both random"
     u = rand_unit(x.new_empty(len(x), 2 + x.shape[1]))
-    rows = _random_interval(u[:, 0], x.shape[2], side)
-    columns = _random_interval(u[:, 1], x.shape[3], side)
+    rows = _random_interval(u[:, 0], x.shape[2], height)
+    columns = _random_interval(u[:, 1], x.shape[3], width)
     signs = u[:, 2:].sign()[:, :, None, None]
     return rows[:, None, :, None] & columns[:, None, None, :], signs
 
+# %% ../../nbs/library/attacks/black_box.ipynb #patch-of-square
+def _next_patch(x, first, spent):
+    "A random patch for each image after a share `spent` of the budget; `first`: the first patch's share"
+    share_of_pixels = first / 2 ** bisect(_HALVED_AT, spent)
+    return _random_patches(x, *_patch_size(*x.shape[2:], share_of_pixels))
+
+
+def _check_is_image(x):
+    if x.ndim != 4:
+        raise ParameterError(f'x: expected images (N, C, H, W), here {tuple(x.shape)}')
+
 # %% ../../nbs/library/attacks/black_box.ipynb #square
+@checked
 def square(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); in evaluation mode, no gradient
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
@@ -184,10 +236,11 @@ def square(
     *,
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     budget: int = 5000,  # perturbed images that are tried for each image at most, at least 1
-    first: float = 0.8,  # share of the pixels in the first square, in (0, 1]
+    first: float = 0.8,  # share of the pixels in the first patch, in (0, 1]
 ) -> tuple:  # x_adv (N, C, H, W) in the ball and in [0, 1], clean where nothing helped; queries (N,) int64
     "Square: random squares of ±ε until misclassified; a `ParameterError` where a setting is out of range"
-    _check(eps=eps, budget=budget, first=first)
+    eps, budget, first = _checked_settings(eps=eps, budget=budget, first=first)
+    _check_is_image(x)
     oracle = _margin_oracle(model, y)
 
     def step(t, live, best, least):
@@ -196,7 +249,7 @@ def square(
             stripes = rand_unit(images[:, :, :1]).sign()
             tried = images + eps * stripes
         else:
-            inside, signs = _random_squares(images, _square_side(images, first, t / budget))
+            inside, signs = _next_patch(images, first, t / budget)
             tried = torch.where(inside, images + eps * signs, best)
         tried = linf_ball(images, eps)(tried)
         margins = oracle(tried, live)

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from .gradient import linf_ball, sign_ascent
+from .inputs import check_images, check_labels, checked
 from ..base.device import eval_mode
+from ..base.network import as_network, user_network_of
 from ..base.noise import rand_unit
-from ..base.parameters import ParameterError
+from ..base.parameters import ParameterError, checked_value, number, whole
 from ..losses import margin
 from ..speed.batching import in_groups
 
@@ -45,8 +47,8 @@ def _approach(model, x, y, goal, start, eps, step_size, steps):
 
     def keep_best(x_adv, features):
         nonlocal best, least
-        margins = margin(model.fc(features), y)
-        smaller = (margins < least).view(-1, 1, 1, 1)
+        margins = margin(model.logits_by(lambda images: model.fc(features), x_adv), y)
+        smaller = (margins < least).view(-1, *[1] * (x.ndim - 1))
         best = torch.where(smaller, x_adv, best)
         least = torch.minimum(margins, least)
 
@@ -91,11 +93,31 @@ def _target_features(model, x, y, pool, n):
 def _check_has_features(model):
     if not (hasattr(model, 'features') and hasattr(model, 'fc')):
         raise ParameterError(
-            f'model={type(model).__name__}: FeaAttack needs a network with features(x), '
+            f'model={type(user_network_of(model)).__name__}: FeaAttack needs a network with features(x), '
             'the input of its last layer, and that layer as fc'
         )
 
+# %% ../../nbs/library/attacks/feature.ipynb #settings
+def _checked_pool(pool):
+    "Images and labels from which targets are drawn"
+    if not (isinstance(pool, tuple | list) and len(pool) == 2):
+        raise ParameterError('pool: expected a pair of images and labels')
+    images = check_images(pool[0], 'pool[0]')
+    return images, check_labels(pool[1], images, 'pool[1]')
+
+
+def _checked_settings(eps, step_size, steps, n_targets, group):
+    "Radius, size of a step, steps, targets and targets at a time"
+    eps = checked_value('eps', eps, number(0, 1))
+    if step_size is None:
+        step_size = eps / 8
+    else:
+        step_size = checked_value('step_size', step_size, number(0, above=True))
+    counts = dict(steps=steps, n_targets=n_targets, group=group)
+    return eps, step_size, *[checked_value(name, n, whole(1)) for name, n in counts.items()]
+
 # %% ../../nbs/library/attacks/feature.ipynb #feature
+@checked
 def fea_attack(
     model: torch.nn.Module,  # images to logits, with `features` and `fc`; seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
@@ -104,13 +126,14 @@ def fea_attack(
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     pool: tuple,  # (images, labels) from which targets are drawn
     n_targets: int = 200,  # targets for each image, at least 1
-    steps: int = 50,  # gradient steps
+    steps: int = 50,  # gradient steps, at least 1
     step_size: float = None,  # size of a step in pixel values; None: eps/8
     group: int = 20,  # targets at a time, each a copy of every image; a matter of memory, not of results
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "FeaAttack; a `ParameterError` where the network has no features, or the pool only the image's own class"
+    model, pool = as_network(model, y), _checked_pool(pool)
     _check_has_features(model)
-    size = eps / 8 if step_size is None else step_size
+    eps, size, steps, n_targets, group = _checked_settings(eps, step_size, steps, n_targets, group)
     approach = partial(_approach, model, eps=eps, step_size=size, steps=steps)
     worst, least = x.clone(), x.new_full((len(x),), math.inf)
     with eval_mode(model):

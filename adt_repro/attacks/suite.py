@@ -9,15 +9,14 @@ __all__ = ['TABLE1_ATTACKS']
 from functools import partial
 
 from .feature import fea_attack
-from .gradient import fgsm, mim, pgd
-from ..losses import cw
+from .gradient import cw, fgsm, mim, pgd
 
 # %% ../../nbs/library/attacks/suite.ipynb #suite
 TABLE1_ATTACKS = dict(
     fgsm=fgsm,
     pgd20=pgd,
     mim=mim,
-    cw=partial(pgd, loss=cw, steps=30),
+    cw=cw,
     pgd100=partial(pgd, steps=100),
     feature=fea_attack,
 )

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
+from .network import user_network_of
 from .parameters import refuse
 
 # %% ../../nbs/library/base/device.ipynb #pick-device
@@ -50,11 +51,11 @@ def set_deterministic(
 # %% ../../nbs/library/base/device.ipynb #eval-mode
 @contextmanager
 def eval_mode(
-    *nets,  # networks; anything else, such as an adversary without weights, is left alone
+    *nets,  # networks, also as `Network`; anything else, such as an adversary without weights, is left alone
 ):  # a context in which every submodule of `nets` is in evaluation mode
     "Evaluation mode inside, the mode that each submodule had before outside"
     modes = []
-    for net in nets:
+    for net in map(user_network_of, nets):
         if isinstance(net, torch.nn.Module):
             modes += [(module, module.training) for module in net.modules()]
     for module, _ in modes:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..base.device import eval_mode
+
 # %% ../../nbs/library/models/flops.ipynb #forward-macs
 def forward_macs(
     net: nn.Module,  # built on the device `meta`
@@ -19,8 +21,8 @@ def forward_macs(
 ) -> int:  # multiply-accumulates of one example
     "The cost of a forward pass"
     inputs = [torch.empty(1, *shape, device='meta') for shape in shapes]
-    with FlopCounterMode(display=False) as counter:
-        net.eval()(*inputs)
+    with FlopCounterMode(display=False) as counter, eval_mode(net):
+        net(*inputs)
     return counter.get_total_flops() // 2
 
 # %% ../../nbs/library/models/flops.ipynb #count-passes

@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 from ..attacks.suite import TABLE1_ATTACKS
+from ..base.network import channels_last
 from ..data import Data, crop_flip
 from ..evaluation.metrics import robust
 from ..evaluation.suite import run_suite
@@ -30,7 +31,7 @@ from ..models.generators import generator_width
 from .timing import bare_step, in_turn, peak_growth, plain_adt_exp_step, step_passes
 from ..runs.config import RULES
 from ..runs.resolve import resolve, start_run
-from ..speed.precision import ComputeSettings, ComputeWrapper, channels_last, tf32
+from ..speed.precision import ComputeSettings, ComputeWrapper, tf32
 from ..training.loop import train_epochs, train_step
 from ..training.state import Recipe, State
 
@@ -98,6 +99,7 @@ def training_step(
     model = build_model(arch).to(device)
     if 'gen_width' in method_options(method):
         options['gen_width'] = generator_width(arch, (3, 32, 32))
+    model = channels_last(model, speed.precision != 'fp32')
     state = State(model, make_method(method, 8 / 255, **options), Recipe(lr=0.01), settings=speed)
     state.wrapped.train()
     state.adversary.train()
@@ -247,7 +249,8 @@ def pass_seconds(
 ) -> pd.Series:  # forward, inner, outer: seconds for one image
     "What a pass of each kind takes, the faster of two rounds"
     torch.manual_seed(0)
-    net = ComputeWrapper(build_model(arch).to(device), speed)
+    net = channels_last(build_model(arch).to(device), speed.precision != 'fp32')
+    net = ComputeWrapper(net, speed)
     x = channels_last(torch.rand(images, 3, 32, 32, device=device), speed.precision != 'fp32')
     kinds = {}
     for kind in NO_PASSES:

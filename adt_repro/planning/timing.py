@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 import adt_repro
 from ..base.device import eval_mode
+from ..base.network import channels_last
 from ..base.parameters import refuse
 from ..methods.objective import adt_loss
 from ..methods.table import make_method, method_options
@@ -178,7 +179,7 @@ def _peak_memory():
 def _growth_of_this_process(arch, batch, n_mc, group):
     "By how much the peak of this process rises in a step of ADT_EXP, in MiB; meant for a process of its own"
     torch.manual_seed(0)
-    net = ComputeWrapper(build_model(arch).train())
+    net = ComputeWrapper(channels_last(build_model(arch).train()))
     x, y = torch.rand(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.int64)
     before = _peak_memory()
     method = make_method('adt_exp', 8 / 255, inner_steps=1, n_mc=n_mc, group=group)

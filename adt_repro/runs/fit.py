@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock
 
 from ..base.device import pick_device
+from ..base.network import channels_last
 from ..data import Data
 from .launch import check_processes, torchrun
 from .resolve import decide, start_run
@@ -67,6 +68,7 @@ def prepare_run(
     held = lock_run(folder) if lock else None
     torch.manual_seed(config['seed'])
     settings = ComputeSettings(config['precision'], config['compile'])
+    model = channels_last(model, settings.precision != 'fp32')
     state = State(model, method, recipe, run_facts(config, data), settings, group)
     return Run(config, device, folder, data, state, held, group)
 

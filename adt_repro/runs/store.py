@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 import adt_repro
 from ..base.files import find_root, replacing
+from ..base.network import channels_last
 from ..base.parameters import ParameterError, check_params, refuse, shown
 from ..data import DATASETS, Data, fingerprint
 from ..methods.objective import Method
@@ -27,7 +28,6 @@ from ..models.classifiers import Normalized, build_model
 from ..models.weights import load_weights, save_weights
 from .config import IMPORTED, IMPORTED_RULES, RULES, run_name
 from .resolve import method_of, resolve
-from ..speed.precision import channels_last
 from ..training.state import State, load_checkpoint, plain_value, read_checkpoint
 
 # %% ../../nbs/library/runs/store.ipynb #run-folder

@@ -8,7 +8,7 @@ __all__ = ['GROUP_PIXELS', 'group_size', 'in_groups', 'draws_at_once', 'over_dra
 # %% ../../nbs/library/speed/batching.ipynb #imports
 import torch
 
-from .precision import channels_last
+from ..base.network import as_network, channels_last
 
 # %% ../../nbs/library/speed/batching.ipynb #groups
 # pixels of the images whose gradients are taken at a time
@@ -112,7 +112,7 @@ def over_draws(
 ):  # a function: x_adv (m·N, C, H, W), m draws of all images one after the other, to (N,) sums over the draws
     "A loss that takes several draws at a time; it can be differentiated once"
     size = group_size(x, group)
-    groups = []
+    model, groups = as_network(model), []
     for start in range(0, len(x), size):
         rows = slice(start, start + size)
         cached = _CachedLogits(model)

@@ -21,13 +21,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from ..attacks.inputs import already_checked
 from ..base.device import eval_mode
+from ..base.network import as_network, channels_last, laid_out
 from ..base.parameters import ParameterError, refuse
 from ..data import Data, check_data, crop_flip
 from ..methods.objective import Method, adt_loss
 from ..methods.table import make_method
 from ..models.classifiers import check_model
-from ..speed.precision import ComputeSettings, ComputeWrapper, channels_last, tf32
+from ..speed.precision import ComputeSettings, ComputeWrapper, tf32
 from .signals import STOP_SIGNALS, StopSignals
 from adt_repro.training.state import (
     Recipe,
@@ -71,7 +73,7 @@ def _is_finite(state, x):
     "Are all weights finite, and all logits on the images `x`?"
     nets = state.model, state.result
     with eval_mode(*nets), torch.no_grad():
-        if not all(net(x).isfinite().all() for net in nets):
+        if not all(as_network(net)(x).isfinite().all() for net in nets):
             return False
     tensors = [v for net in (*nets, state.adversary) for v in net.state_dict().values()]
     return all(v.isfinite().all() for v in tensors if v.is_floating_point())
@@ -157,7 +159,8 @@ def _train_batch(state, x, y, mine, i, n_steps):
     for settings in state.opts[0].param_groups:
         settings['lr'] = state.recipe.lr_at(state.epoch + (i + 0.5) / n_steps)
     use_tf32 = state.wrapped.settings.precision == 'tf32'
-    with state.group.noise(mine, state.epoch * n_steps + i), tf32(use_tf32):
+    noise = state.group.noise(mine, state.epoch * n_steps + i)
+    with noise, tf32(use_tf32), already_checked():
         if state.recipe.augment:
             x = crop_flip(x)
         return train_step(state, x, y)
@@ -181,6 +184,7 @@ def _end_epoch(state, start):
 def _train_epoch(state, data, keeper, on_batch):
     "The rest of the current epoch: its row of history; None where the time is over or a signal has come"
     start = time.perf_counter() - state.seconds
+    state.wrapped.recheck(data.x_train[:8])
     state.wrapped.train()
     state.adversary.train()
     if state.step == 0:
@@ -245,7 +249,7 @@ def trains_when_iterated(
 
 # %% ../../nbs/library/training/loop.ipynb #first-step
 def _failure_of_a_step(state, x, y):
-    "What PyTorch says where a step on these images fails, one line; None where it does not"
+    "The error of a step on these images, made on copies; None where there is none"
     try:
         net, adversary = copy.deepcopy((state.model, state.adversary))
     except Exception:  # some networks cannot be copied; they are trained as they are
@@ -255,11 +259,15 @@ def _failure_of_a_step(state, x, y):
         method = replace(method, adversary=adversary.train())
     devices = [x.device] if x.device.type == 'cuda' else []
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), already_checked():
             adt_loss(ComputeWrapper(net).train(), x, y, method)
     except (RuntimeError, ValueError, TypeError) as e:
-        return str(e).splitlines()[0] if str(e) else type(e).__name__
+        return e
     return None
+
+
+def _first_line(error):
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _check_first_step(state, data):
@@ -268,16 +276,18 @@ def _check_first_step(state, data):
     has_generator = bool(list(state.adversary.parameters()))
     if not has_generator and state.recipe.batch > 1:
         return
-    reason = _failure_of_a_step(state, x, y)
+    error = _failure_of_a_step(state, x, y)
     name = state.method.name
-    if reason and has_generator:
-        given = f'its generator cannot take images of shape {data.shape} ({reason})'
+    if isinstance(error, ParameterError):  # of the network itself
+        raise error
+    if error and has_generator:
+        given = f'its generator cannot take images of shape {data.shape} ({_first_line(error)})'
         expected = f'make_method({name!r}, eps, {data.shape}), or the name in train(...)'
         raise ParameterError(f'method={name}: {given}, expected {expected}')
-    if state.recipe.batch == 1 and not reason:
-        reason = _failure_of_a_step(state, x[:1], y[:1])
-        if reason:
-            refuse('batch', 1, f'at least 2, since a single image cannot be trained on ({reason})')
+    if state.recipe.batch == 1 and not error:
+        error = _failure_of_a_step(state, x[:1], y[:1])
+        if error:
+            refuse('batch', 1, f'at least 2, a single image cannot be trained on ({_first_line(error)})')
 
 # %% ../../nbs/library/training/loop.ipynb #train-all
 @trains_when_iterated
@@ -308,7 +318,8 @@ def train_epochs(
         refuse('state', f'{len(state.order)} images', f'{len(data.x_train)} images, as in the data')
     keeper = _Keeper(state, checkpoint, minutes, until)
     adopt_average(state)
-    yield from _remaining_epochs(state, data, keeper, monitor, on_batch)
+    with _laid_out(state, data.x_train):
+        yield from _remaining_epochs(state, data, keeper, monitor, on_batch)
 
 # %% ../../nbs/library/training/loop.ipynb #watched
 def _watched(state, monitor, row):
@@ -327,6 +338,13 @@ def _watched(state, monitor, row):
     return row
 
 # %% ../../nbs/library/training/loop.ipynb #remaining
+def _laid_out(state, x):
+    "The networks of a training in the layout in which convolutions are fastest, see `laid_out`"
+    nets = {id(net): net for net in (state.model, state.result)}.values()
+    on_tensor_cores = state.wrapped.settings.precision != 'fp32'
+    return laid_out(x, *nets, optimizers=state.opts, tensor_cores=on_tensor_cores)
+
+
 def _finish_epoch(state, data, keeper, monitor, on_batch):
     "Train what is left of an epoch and keep it: its row; None where the steps ended before"
     row = _train_epoch(state, data, keeper, on_batch)

@@ -213,6 +213,9 @@ def _optimizers(model, adversary, recipe):
         weight_decay=recipe.weight_decay,
         fused=fused_on(device),
     )
+    if recipe.momentum:
+        for p in model.parameters():  # a fused step cannot begin one later, for a part that is used later
+            sgd.state[p]['momentum_buffer'] = torch.zeros_like(p)
     if not list(adversary.parameters()):
         return [sgd]
     return [sgd, adversary.to(device).optimizer(recipe.gen_lr)]

@@ -1,8 +1,14 @@
-"SPSA against a plain version of it, Square against AutoAttack's"
+"SPSA against a plain version of it, Square against AutoAttack's, and AutoAttack where there are few classes"
+
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from helpers import refusal
+from torch import nn
 
+from adt_repro.attacks import autoattack
 from adt_repro.attacks.autoattack import auto_attack
 from adt_repro.attacks.black_box import spsa, square
 from adt_repro.base.noise import example_noise, rand_unit
@@ -69,3 +75,87 @@ def test_square_is_as_strong_as_the_package(net):
     theirs = evaluate(net, x, y, lambda *a, eps: auto_attack(*a, eps=eps, attacks=['square']), eps=0.15)
     a, b = ours.pred == ours.y, theirs.pred == theirs.y
     assert mcnemar(a.values, b.values)['p'] > 1e-3, (accuracy(ours), accuracy(theirs))
+
+
+def linear_of(classes):
+    "A linear network of few classes, and images with its own predictions as labels"
+    torch.manual_seed(classes)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(48, classes)), torch.rand(6, 3, 4, 4)
+    return net, x, net(x).argmax(1)
+
+
+class StandIn:
+    "What AutoAttack asks of a network: as many target classes as it was told, 9 if nothing"
+
+    def __init__(self, model, **options):
+        self.model = model
+        self.apgd_targeted = SimpleNamespace(n_target_classes=9)
+        self.fab = SimpleNamespace(n_target_classes=9)
+
+    def run_standard_evaluation(self, x, y, batch_size):
+        logits = self.model(x).sort(1).values
+        for attack in self.apgd_targeted, self.fab:
+            seen.append(attack.n_target_classes)
+            logits[:, -attack.n_target_classes - 1]  # of the last class that is aimed at
+        return x, y
+
+
+seen = []
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    package = ModuleType('pyautoattack')
+    package.AutoAttack = StandIn
+    monkeypatch.setitem(sys.modules, 'pyautoattack', package)
+    monkeypatch.setattr(autoattack, 'version', lambda name: '0.2.0')
+    seen.clear()
+
+
+@pytest.mark.parametrize('classes, targets', [(4, 3), (7, 6), (9, 8), (10, 9), (100, 9)])
+def test_autoattack_aims_at_all_wrong_classes(stand_in, classes, targets):
+    net, x, y = linear_of(classes)
+    assert refusal(lambda: tuple(auto_attack(net, x, y, eps=0.1).shape)) == 'gave (6, 3, 4, 4)'
+    assert seen == [targets, targets]
+
+
+def test_autoattack_where_classes_are_too_few(stand_in):
+    "The line says which of its attacks do work"
+    net, x, y = linear_of(3)
+    line = (
+        "attacks=None: expected attacks for 3 classes, such as ['apgd-ce', 'fab-t', 'square']; apgd-t needs"
+    )
+    assert refusal(auto_attack, net, x, y, eps=0.1).startswith(line)
+    dlr = refusal(auto_attack, *linear_of(2), eps=0.1, attacks=['apgd-dlr'])
+    assert dlr == "attacks=['apgd-dlr']: expected attacks for 2 classes; apgd-dlr needs at least 3"
+    assert refusal(auto_attack, net, x, y, eps=0.1, attacks=['pgd']).startswith(
+        "attacks=['pgd']: expected a list"
+    )
+    line = 'x: expected float32, in which AutoAttack computes, not torch.float64'
+    assert refusal(auto_attack, net.double(), x.double(), y, eps=0.1) == line
+
+
+@pytest.mark.parametrize('classes', [4, 7, 9])
+def test_autoattack_itself_with_few_classes(classes):
+    "The package, where it is installed: no image that the closed form can make wrong is left right"
+    pytest.importorskip('pyautoattack')
+    net, x, y = linear_of(classes)
+    w = net[1].weight.detach()
+    breakable = torch.zeros(6, dtype=torch.bool)
+    for target in range(classes):
+        worst = (x.flatten(1) + 0.1 * (w[target] - w[y]).sign()).clamp(0, 1).view_as(x)
+        breakable |= net(worst).argmax(1) != y
+    assert breakable.any()
+    found = refusal(lambda: (net(auto_attack(net, x, y, eps=0.1)).argmax(1) != y).tolist())
+    assert found == f'gave {breakable.tolist()}'
+
+
+def test_how_to_install_autoattack(monkeypatch):
+    "A command that works, and names no distribution that is on no index"
+
+    def not_found(name):
+        raise autoattack.PackageNotFoundError(name)
+
+    monkeypatch.setattr(autoattack, 'version', not_found)
+    line = refusal(autoattack.autoattack_version)
+    assert line.endswith("expected pyautoattack to be installed: uv pip install 'pyautoattack>=0.2,<0.3'")

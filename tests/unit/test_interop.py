@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adt_repro.attacks.feature import fea_attack
 from adt_repro.attacks.gradient import mim, pgd
+from adt_repro.base.network import channels_last
 from adt_repro.base.parameters import ParameterError
 from adt_repro.data import as_data, load_data
 from adt_repro.evaluation.evaluate import evaluate
@@ -24,7 +25,6 @@ from adt_repro.exchange.import_weights import import_run, load_authors, load_net
 from adt_repro.methods.table import METHODS, make_method, method_options
 from adt_repro.models.classifiers import Normalized, build_model
 from adt_repro.runs.store import load_run, read_config, read_facts
-from adt_repro.speed.precision import channels_last
 from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import Recipe
 
