@@ -50,8 +50,8 @@ def described(
 def plain_value(
     name: str,  # what the value is called in a message
     value,  # a number, text, None, or a list, tuple or dict of such; of NumPy or PyTorch too
-):  # the same in plain Python, which a file without code can hold; else a `ParameterError`
-    "A value as a checkpoint can hold it"
+):  # the same in plain Python, which a file without code can hold
+    "A value as a checkpoint can hold it; a `ParameterError` says which part is none"
     value = plain_scalar(value)
     if value is None or type(value) in (bool, int, float, str):
         return value

@@ -91,7 +91,7 @@ def test_two_processes_are_one(name, two, alone):
     torch.testing.assert_close(last, last_of_one, rtol=0, atol=1e-6)
     torch.testing.assert_close(last, last_by_hand, rtol=0, atol=1e-6)
     torch.testing.assert_close(end, end_of_one, rtol=0, atol=1e-6)
-    assert abs(losses[-1] - losses[0]) > 0.01  # something was learned
+    assert abs(losses[-1] - losses[0]) > 0.005  # something was learned
 
 
 def test_interrupted_and_resumed(two):
