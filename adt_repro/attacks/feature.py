@@ -43,7 +43,7 @@ def draw_targets(
 # %% ../../nbs/library/attacks/feature.ipynb #approach
 def _approach(model, x, y, goal, start, eps, step_size, steps):
     "Pull features towards `goal` (N, D); the iterate with the smallest margin, and that margin"
-    best, least = start, x.new_full((len(x),), math.inf)
+    model, best, least = as_network(model), start, x.new_full((len(x),), math.inf)
 
     def keep_best(x_adv, features):
         nonlocal best, least
@@ -84,7 +84,8 @@ def _try_targets(approach, x, y, goals, starts, eps):
 # %% ../../nbs/library/attacks/feature.ipynb #target-features
 def _target_features(model, x, y, pool, n):
     "Features of all images that are targets, (T, D), and which of them are an image's n targets, (N, n)"
-    images, labels = pool
+    _check_has_features(model)
+    images, labels = _checked_pool(pool)
     used, which = draw_targets(x, y, labels, n).unique(return_inverse=True)
     with torch.no_grad():
         return torch.cat([model.features(images[ids]) for ids in used.split(500)]), which
@@ -131,8 +132,6 @@ def fea_attack(
     group: int = 20,  # targets at a time, each a copy of every image; a matter of memory, not of results
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "FeaAttack; a `ParameterError` where the network has no features, or the pool only the image's own class"
-    model, pool = as_network(model, y), _checked_pool(pool)
-    _check_has_features(model)
     eps, size, steps, n_targets, group = _checked_settings(eps, step_size, steps, n_targets, group)
     approach = partial(_approach, model, eps=eps, step_size=size, steps=steps)
     worst, least = x.clone(), x.new_full((len(x),), math.inf)

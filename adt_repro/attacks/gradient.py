@@ -116,7 +116,7 @@ def gradient_log():  # a context whose value is a `GradientLog`
     finally:
         _logs.reset(token)
 
-
+# %% ../../nbs/library/attacks/gradient.ipynb #notes
 class _Notes:
     "What the gradients of one climb were like, for those who listen"
 
@@ -288,7 +288,9 @@ def _images_of(made):
 def worst_of(
     *attacks,  # each (model, x, y, *, eps) to x_adv, or to x_adv and queries
 ):  # an attack: for each image the result with the smallest margin
-    "Several attacks as one: `worst_of(*[pgd]*5)` is PGD with five restarts"
+    "Several attacks as one: `worst_of(*[pgd]*5)` is PGD with five restarts; a `ParameterError` for none"
+    if not attacks:
+        refuse('attacks', attacks, 'at least one attack')
 
     @checked
     def attack(model, x, y, *, eps):

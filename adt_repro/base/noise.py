@@ -13,6 +13,8 @@ from itertools import count
 
 import torch
 
+from .parameters import checked_value, whole
+
 # %% ../../nbs/library/base/noise.ipynb #noise
 _source = ContextVar('noise source', default=None)  # takes x to uniform noise; None: PyTorch's generator
 
@@ -67,13 +69,16 @@ def _splitmix64(h):
     return h
 
 # %% ../../nbs/library/base/noise.ipynb #hash
+_seed = whole(-(2**63), 2**63 - 1)
+
+
 @contextmanager
 def example_noise(
     ids: torch.Tensor,  # (N,) int64: which example each row of the batch is
-    seed: int = 0,  # any whole number; another seed, another set of numbers
+    seed: int = 0,  # any whole number of 64 bits; another seed, another set of numbers
 ):  # a context in which `rand_unit` and `rand_normal` depend on the example, not on the batch
     "The same random numbers for an example in any batch; a `ValueError` for a batch of another length"
-    draws = count()
+    ids, seed, draws = torch.as_tensor(ids), checked_value('seed', seed, _seed), count()
 
     def draw(x):
         if len(x) != len(ids):
@@ -86,7 +91,8 @@ def example_noise(
         key = _splitmix64(key + seed_and_draw[1:])
         keys = _splitmix64(key + ids.to(x.device))[:, None]
         top_bits = _splitmix64(keys + pixels) >> 40
-        return ((top_bits * 2 + 1).to(x.dtype) / 2**24).view(x.shape)
+        in_float32 = (top_bits * 2 + 1).float() / 2**24  # exact; float16 ends at 65504
+        return in_float32.to(x.dtype).view(x.shape)
 
     with _noise_from(draw):
         yield

@@ -232,6 +232,23 @@ def test_fewer_classes_than_targets():
     assert refusal(margins) == 'gave True'
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_starts_in_any_precision(dtype):
+    "The start of an image is the same in any precision, rounded: in float16 it is no infinity"
+    with example_noise(torch.arange(16), 2):
+        exact = attacks.gradient.rand_unit(X)
+    with example_noise(torch.arange(16), 2):
+        found = attacks.gradient.rand_unit(X.to(dtype))
+    assert exact.abs().max() < 1
+    assert torch.equal(found, exact.to(dtype))
+
+
+def test_worst_of_nothing(net):
+    assert refusal(lambda: worst_of()(net, X, Y, eps=EPS)).startswith(
+        'attacks=(): expected at least one attack'
+    )
+
+
 # Gradients that are not finite
 
 
