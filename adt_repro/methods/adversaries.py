@@ -138,8 +138,7 @@ def exp_adversary(
     group: int = None,  # images at a time, for memory and speed, see `adt_repro.speed.batching.group_size`
 ) -> partial:  # of `tanh_gaussian`; its `args` are μ, ρ (both (N, C, H, W), detached) and ε
     "Fit a squashed Gaussian to each example (the paper's section on ADT_EXP)"
-    if n_mc is None:
-        n_mc = default_draws(tuple(x.shape[1:]))
+    n_mc = default_draws(x.shape[1:]) if n_mc is None else n_mc
     together = draws_at_once(n_mc, x, group)
     mu, rho = sign_ascent(
         _exp_objective(model, x, y, eps, loss, lbd, together, group),

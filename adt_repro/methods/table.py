@@ -96,7 +96,7 @@ def _noise(eps, shape):
 
     return Method(uniform_noise)
 
-
+# %% ../../nbs/library/methods/table.ipynb #rows-fitted
 def _adt_exp(
     eps,
     shape,

@@ -130,7 +130,6 @@ def torchrun(
     *command,  # for each of them: a script, or -m and a module, and its arguments
 ):
     "Run a command in several processes; a `DistributedError`, or the worker's own one, where one fails"
-    stop = StopSignals()
     with tempfile.TemporaryDirectory() as folder:
         options = ['--standalone', '--local-addr', 'localhost', '--log-dir', folder]
         options += ['--nproc-per-node', processes, *command]
@@ -139,7 +138,7 @@ def torchrun(
         env = os.environ | dict(OMP_NUM_THREADS=str(threads))
         with open(Path(folder) / 'printed', 'w+') as printed:
             agent = subprocess.Popen(call, env=env, stdin=subprocess.PIPE, stderr=printed)
-            stop.when_noted = agent.terminate
+            stop = StopSignals(agent.terminate)
             try:
                 with stop:
                     failed = agent.wait() != 0

@@ -130,7 +130,7 @@ def _read_table(path, parse):
         raise ParameterError(f'run={run!r}: its {path.name} holds no table of names and values')
     return found
 
-
+# %% ../../nbs/library/runs/store.ipynb #read-config-file
 def read_config(
     folder: Path | str,  # of a run
 ) -> dict:  # checked, as of `resolve`

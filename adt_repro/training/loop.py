@@ -21,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+# %% ../../nbs/library/training/loop.ipynb #imports-here
 from ..attacks.inputs import already_checked
 from ..base.device import eval_mode
 from ..base.network import as_network, channels_last, laid_out
@@ -102,16 +103,15 @@ class _Guard:
         if failed:
             self.stop(f'weights or logits are not finite after {where}')
 
-# %% ../../nbs/library/training/loop.ipynb #keeper
-class _Keeper(_Guard):
-    "Writes checkpoints when they are due, and knows when the time is over or a signal has come"
+# %% ../../nbs/library/training/loop.ipynb #clock-and-signals
+class _Stopper(_Guard):
+    "Knows when a checkpoint is due, when the time is over, and when a signal has come"
 
     def __init__(self, state, path, minutes, until):
         super().__init__(state, path)
         self.minutes, self.until, self.saved_at = minutes, until, time.monotonic()
         self.signals = StopSignals()
         self.parent = os.getppid()
-        self.was_read_back = False
 
     def is_orphan(self):
         "Has this process lost its parent since the last question? A kernel then has about a second to live"
@@ -128,6 +128,12 @@ class _Keeper(_Guard):
             if is_noted:
                 self.signals.noted = number  # that of another process is this one's too
         return time_is_over, save_now, any(noted)
+
+# %% ../../nbs/library/training/loop.ipynb #keeper
+class _Keeper(_Stopper):
+    "Writes checkpoints when they are due"
+
+    was_read_back = False
 
     def save(self):
         if not self.path:
@@ -269,7 +275,7 @@ def _failure_of_a_step(state, x, y):
 def _first_line(error):
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
-
+# %% ../../nbs/library/training/loop.ipynb #check-first-step
 def _check_first_step(state, data):
     "A `ParameterError` where a generator cannot take the images, or the networks not a single one"
     x, y = data.x_train[:2], data.y_train[:2]
@@ -306,9 +312,7 @@ def train_epochs(
     state: State = None,  # a state to go on from; None: from the start
     settings: ComputeSettings = None,  # of a new state: precision and compilation
 ):  # a generator of dicts, one an epoch: epoch (from 1), lr, loss, entropy, seconds, the monitor's columns
-    """A generator that trains while its rows are read; a `TrainingError` where the loss is not finite
-
-    `train` trains at once."""
+    "A generator that trains while its rows are read; a `TrainingError` where the loss is not finite"
     if state is None:
         torch.manual_seed(seed)
         state = State(model, method, recipe, settings=settings)
@@ -337,14 +341,14 @@ def _watched(state, monitor, row):
         row[name] = number
     return row
 
-# %% ../../nbs/library/training/loop.ipynb #remaining
+# %% ../../nbs/library/training/loop.ipynb #laid-out
 def _laid_out(state, x):
     "The networks of a training in the layout in which convolutions are fastest, see `laid_out`"
     nets = {id(net): net for net in (state.model, state.result)}.values()
     on_tensor_cores = state.wrapped.settings.precision != 'fp32'
     return laid_out(x, *nets, optimizers=state.opts, tensor_cores=on_tensor_cores)
 
-
+# %% ../../nbs/library/training/loop.ipynb #remaining
 def _finish_epoch(state, data, keeper, monitor, on_batch):
     "Train what is left of an epoch and keep it: its row; None where the steps ended before"
     row = _train_epoch(state, data, keeper, on_batch)

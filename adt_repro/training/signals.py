@@ -18,17 +18,11 @@ def _can_be_noted(handler):
     "Is it a handler that can be put back, of a signal that is not ignored?"
     return handler is not None and handler != signal.SIG_IGN
 
-# %% ../../nbs/library/training/signals.ipynb #stop-signals-class
-class StopSignals:
-    "A context in which the first SIGTERM or SIGINT is only noted; afterwards, `deliver` lets it act"
+# %% ../../nbs/library/training/signals.ipynb #own-handlers
+class _OwnHandlers:
+    "A context with `_note` as the handler of some signals; afterwards the former ones are back"
 
-    def __init__(
-        self,
-        when_noted=None,  # called without arguments when a signal is noted; None: nothing is
-    ):
-        self.when_noted = when_noted
-        self.noted, self.noted_at = None, 0.0  # the signal; when it came, as of `time.monotonic()`
-        self._former = {}
+    _former = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -42,6 +36,17 @@ class StopSignals:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
+
+# %% ../../nbs/library/training/signals.ipynb #stop-signals-class
+class StopSignals(_OwnHandlers):
+    "A context in which the first SIGTERM or SIGINT is only noted; afterwards, `deliver` lets it act"
+
+    def __init__(
+        self,
+        when_noted=None,  # called without arguments when a signal is noted; None: nothing is
+    ):
+        self.when_noted = when_noted
+        self.noted, self.noted_at = None, 0.0  # the signal; when it came, as of `time.monotonic()`
 
     def _note(self, number, frame):
         if number == self.noted and time.monotonic() - self.noted_at >= 1:

@@ -29,7 +29,7 @@ from adt_repro.base.parameters import (
 from ..methods.objective import Method
 from ..speed.precision import ComputeSettings, ComputeWrapper, fused_on
 
-# %% ../../nbs/library/training/state.ipynb #plain-value
+# %% ../../nbs/library/training/state.ipynb #plain-scalar
 def plain_scalar(
     value,  # anything
 ):  # an int, float, bool or str where `value` is one of NumPy or PyTorch, without dimensions; else the same
@@ -46,7 +46,7 @@ def described(
     shape = getattr(value, 'shape', None)
     return f'a {type(value).__name__}' + ('' if shape is None else f' of shape {tuple(shape)}')
 
-
+# %% ../../nbs/library/training/state.ipynb #plain-value
 def plain_value(
     name: str,  # what the value is called in a message
     value,  # a number, text, None, or a list, tuple or dict of such; of NumPy or PyTorch too
@@ -83,6 +83,13 @@ def _for_rule(value):
         return list(value)
     return plain_scalar(value)
 
+
+def _checked_fields(recipe):
+    "Name to value, as the rules read them"
+    rules = _RECIPE_RULES.items()
+    fields = {name: checked_value(name, _for_rule(getattr(recipe, name)), rule) for name, rule in rules}
+    return fields | dict(drops=tuple(fields['drops']))
+
 # %% ../../nbs/library/training/state.ipynb #recipe
 @dataclass(frozen=True)
 class Recipe:
@@ -100,9 +107,8 @@ class Recipe:
     gen_lr: float = 2e-4  # learning rate of a generator and an encoder, constant
 
     def __post_init__(self):
-        for name, rule in _RECIPE_RULES.items():
-            value = checked_value(name, _for_rule(getattr(self, name)), rule)
-            object.__setattr__(self, name, tuple(value) if name == 'drops' else value)
+        for name, value in _checked_fields(self).items():
+            object.__setattr__(self, name, value)
 
     def lr_at(
         self,
@@ -257,9 +263,7 @@ class State(_Place):
         settings, group = settings or ComputeSettings(), group or ProcessGroup()
         self.model, self.recipe, self.group = model, recipe, group
         self.facts = plain_value('facts', facts or {})
-        self.wrapped = group.wrap(
-            ComputeWrapper(model, settings)
-        )  # is called in training; has `model`'s weights
+        self.wrapped = group.wrap(ComputeWrapper(model, settings))  # is called in training, on these weights
         self.adversary = method.adversary
         if not isinstance(method.adversary, torch.nn.Module):
             self.adversary = torch.nn.Module()  # without weights
