@@ -26,17 +26,17 @@ from ..runs.store import lock_run, provenance, read_config, read_facts, run_fold
 WRAPPERS = 'state_dict', 'net', 'model', 'model_state_dict'  # where training scripts put the weights
 
 
-def _reading_error(name, error):
+def _reading_error(path, error):
     "The refusal of a file that cannot be opened"
     asked = re.search(r'GLOBAL (\S+)', str(error))
     if asked:
         why = f'it asks for {asked[1]}'
     elif isinstance(error, FileNotFoundError):
-        why = 'there is no such file'
+        why = f'there is no {path.absolute()}'
     else:
         why = type(error).__name__
     return ParameterError(
-        f'weights={name!r}: cannot be read ({why}), '
+        f'weights={path.name!r}: cannot be read ({why}), '
         'expected a file of safetensors, or of PyTorch with tensors and plain values only'
     )
 
@@ -58,7 +58,7 @@ def read_weights(
         else:
             found = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # a damaged file makes PyTorch raise almost anything
-        raise _reading_error(path.name, e) from None
+        raise _reading_error(path, e) from None
 
     candidates, has = [found], f'a {type(found).__name__}'
     if isinstance(found, dict):

@@ -15,15 +15,25 @@ from torch import nn
 from ..base.files import replacing
 from ..base.parameters import ParameterError
 
+# %% ../../nbs/library/models/weights.ipynb #separate-tensors
+def _separate_tensors(model):
+    "Name to tensor on the CPU, none of which shares its memory with another"
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return tensors
+
 # %% ../../nbs/library/models/weights.ipynb #weights
 def save_weights(
     model: nn.Module,  # the network
     path: Path | str,  # where to; the name appears when the file is complete
 ):
     "Write a network's parameters and running statistics"
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     with replacing(path) as f:
-        f.write(save(tensors))
+        f.write(save(_separate_tensors(model)))
 
 # %% ../../nbs/library/models/weights.ipynb #misfits
 def _misfits(found, wanted):
@@ -57,9 +67,10 @@ def load_weights(
     path: Path | str,  # a file of `save_weights`
 ) -> nn.Module:  # the same network with the file's numbers
     "Read a network's parameters and running statistics; one line says which name or shape does not fit"
-    name = Path(path).name
+    name, place = Path(path).name, Path(path).absolute()
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as e:
-        raise ParameterError(f'weights={name!r}: cannot be read as weights ({type(e).__name__})') from None
+        why = f'{type(e).__name__} in {place}' if place.exists() else f'there is no {place}'
+        raise ParameterError(f'weights={name!r}: cannot be read as weights ({why})') from None
     return fit_weights(model, found, name)

@@ -627,10 +627,12 @@ PARAMETERS = dict(
 # %% ../../nbs/library/runs/config.ipynb #check-notebook
 def check_notebook(
     notebook: str,  # its name, such as white_box
-    namespace: dict,  # `globals()` in the cell after the parameters; functions and modules are passed over
+    namespace: dict,  # `globals()` in the cell after the parameters; it gets the values as they were read
 ) -> dict:  # its parameters, in the order of the declaration, as their rules read them
     "The check of a parameters cell: stop with one clear line at the first name or value that does not fit"
-    return check_params(namespace, **rules_of(PARAMETERS[notebook]))
+    read = check_params(namespace, **rules_of(PARAMETERS[notebook]))
+    namespace.update(read)  # -p and YAML leave 8/255 and 1e-3 as text; later cells compute with them
+    return read
 
 
 def parameters_cell(

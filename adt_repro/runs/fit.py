@@ -24,7 +24,7 @@ from .launch import check_processes, torchrun
 from .resolve import decide, start_run
 from .store import lock_run, provenance, resume, run_facts, run_folder, save_run
 from ..speed.precision import ComputeSettings
-from ..training.loop import adopt_average, train_epochs
+from ..training.loop import adopt_average, train_epochs, trains_when_iterated
 from ..training.state import ProcessGroup, State, load_checkpoint
 
 # %% ../../nbs/library/runs/fit.ipynb #run
@@ -88,6 +88,7 @@ def _train_in_processes(run, until, checkpoint_minutes):
     yield from run.state.history[rows_before:]
 
 # %% ../../nbs/library/runs/fit.ipynb #train-run
+@trains_when_iterated
 def train_run(
     run: Run,  # of `prepare_run`, resumed
     *,
@@ -97,7 +98,7 @@ def train_run(
     monitor=None,  # takes the network after an epoch to a dict of further columns, not with `processes`
     on_batch=None,  # called with (epoch from 0, batches done, batches in an epoch), not with `processes`
 ):  # a generator of dicts, the rows of history, one an epoch
-    "Train what is left of a run; a `TrainingError` or `DistributedError` where that cannot go on"
+    "Trains the rest of a run while its rows are read; a `TrainingError` or `DistributedError` where it cannot"
     until = math.inf
     if max_minutes is not None:
         until = (time.monotonic() if started is None else started) + 60 * max_minutes

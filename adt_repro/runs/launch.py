@@ -9,6 +9,7 @@ __all__ = ['check_batch_norm', 'check_processes', 'end_with_parent', 'end_with_i
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..base.parameters import ParameterError, refuse
 from ..data import DataError
 from ..training.loop import TrainingError
+from ..training.signals import StopSignals
 
 # %% ../../nbs/library/runs/launch.ipynb #check
 def check_batch_norm(
@@ -73,12 +75,16 @@ def _end_when(parent_is_gone):
 
 def end_with_parent(
     parent: int,  # its process id, as the parent itself knows it; at least 1
+    grace: float = 0.0,  # seconds after a SIGTERM in which a training may keep its state; 0: none, no SIGTERM
 ):
     "End this process when its parent has ended, however that ended"
 
     def wait():
         while os.getppid() == parent:
             time.sleep(0.5)
+        if grace:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(grace)
 
     _end_when(wait)
 
@@ -132,13 +138,19 @@ def torchrun(
         env = os.environ | dict(OMP_NUM_THREADS=str(threads))
         with open(Path(folder) / 'printed', 'w+') as printed:
             agent = subprocess.Popen(call, env=env, stdin=subprocess.PIPE, stderr=printed)
+            stop = StopSignals(agent.terminate)
             try:
-                failed = agent.wait() != 0
+                with stop:
+                    failed = agent.wait() != 0
             finally:  # interrupted, perhaps
                 agent.terminate()
                 agent.wait()
                 agent.stdin.close()
             printed.seek(0)
             page = printed.read()
-        if failed:
+        stopped_by = stop.noted
+        if failed and stopped_by is None:
             raise _first_failure(folder, page)
+    stop.deliver()
+    if stopped_by is not None:
+        raise DistributedError(f'the processes were ended by {stopped_by.name}')

@@ -14,7 +14,7 @@ from ..base.device import set_deterministic
 from ..base.parameters import ParameterError, check_params, refuse
 from ..data import DATASETS, check_data, load_data
 from ..methods.objective import Method
-from ..methods.table import METHODS, OPTIONS, make_method, method_options
+from ..methods.table import METHODS, OPTIONS, make_method, method_defaults, method_options
 from ..models.classifiers import build_model
 from ..models.generators import generator_width
 from .config import NOT_IN_A_ROW, RULES
@@ -45,12 +45,11 @@ def _with_row(config):
 # %% ../../nbs/library/runs/resolve.ipynb #defaults
 def _defaults(config):
     "What stands for None: by recipe, data set, method and network"
-    spec, options = DATASETS[config['dataset']], method_options(config['method'])
+    spec = DATASETS[config['dataset']]
+    options = method_defaults(config['method'], spec.shape)
     defaults = asdict(RECIPES[config['recipe']])
     defaults |= {k: getattr(spec, k) for k in ('arch', 'eps', 'epochs', 'augment')}
     defaults |= options
-    if 'n_mc' in options:
-        defaults['n_mc'] = spec.n_mc
     if 'gen_width' in options:
         defaults['gen_width'] = generator_width(config['arch'] or spec.arch, spec.shape)
     defaults['drops'] = list(defaults['drops'])

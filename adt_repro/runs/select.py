@@ -45,8 +45,9 @@ def chosen_runs(
     for pattern in patterns:
         fits = fnmatch.filter(finished, pattern)
         if not fits:
-            nothing = f'nothing, {Path(folder).name}/runs has no finished run'
-            refuse(name, pattern, ', '.join(finished) or nothing)
+            place = (Path(folder) / 'runs').absolute()
+            there = f'{", ".join(finished)}, the finished runs of {place}'
+            refuse(name, pattern, there if finished else f'nothing, there is no finished run in {place}')
         chosen += fits
     return list(dict.fromkeys(chosen))
 

@@ -28,7 +28,7 @@ from ..models.classifiers import Normalized, build_model
 from ..models.weights import load_weights, save_weights
 from .config import IMPORTED, IMPORTED_RULES, RULES, run_name
 from .resolve import method_of, resolve
-from ..training.state import State, load_checkpoint, read_checkpoint
+from ..training.state import State, load_checkpoint, plain_value, read_checkpoint
 
 # %% ../../nbs/library/runs/store.ipynb #run-folder
 def run_folder(
@@ -89,6 +89,7 @@ def save_run(
     **facts,  # further entries of run.json, plain values
 ):
     "Write a finished run: each file complete or absent, run.json last"
+    config, facts = plain_value('config', config), plain_value('facts', facts)
     (folder / 'run.json').unlink(missing_ok=True)
     _write_text(folder / 'config.yaml', yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     if history is not None:
@@ -123,12 +124,13 @@ def _read_table(path, parse):
         with path.open('rb') as f:
             found = parse(f.read(10**6).decode())
     except Exception as e:  # a damaged file makes a parser raise almost anything
-        raise ParameterError(f'run={run!r}: its {path.name} cannot be read ({type(e).__name__})') from None
+        why = type(e).__name__ if path.exists() else f'there is no {path.absolute()}'
+        raise ParameterError(f'run={run!r}: its {path.name} cannot be read ({why})') from None
     if not (isinstance(found, dict) and all(isinstance(k, str) for k in found)):
         raise ParameterError(f'run={run!r}: its {path.name} holds no table of names and values')
     return found
 
-
+# %% ../../nbs/library/runs/store.ipynb #read-config-file
 def read_config(
     folder: Path | str,  # of a run
 ) -> dict:  # checked, as of `resolve`
@@ -205,7 +207,8 @@ def resume(
     if changed:
         raise ParameterError(
             f'{_table_of(state.facts, changed)}: {folder.name} was begun with {_table_of(before, changed)};'
-            ' expected the same parameters and data, or fresh=true to start over'
+            ' expected the same parameters and data, or a label of its own to keep both runs,'
+            ' or fresh=true to delete what is there and start over'
         )
     if (folder / 'run.json').exists() and (folder / 'weights.safetensors').exists():
         return True
@@ -228,7 +231,8 @@ def load_run(
     "The trained network of a run, and its parameters; a `ParameterError` where it is not finished or damaged"
     folder = Path(folder)
     if not (folder / 'run.json').exists():
-        raise ParameterError(f'run={folder.name!r}: not a finished run, it has no run.json')
+        missing = (folder / 'run.json').absolute()
+        raise ParameterError(f'run={folder.name!r}: not a finished run, there is no {missing}')
     config = read_config(folder)
     spec = DATASETS[config['dataset']]
     model = build_model(config['arch'], spec.shape[0], spec.n_classes)

@@ -25,11 +25,12 @@ from .launch import end_with_parent
 from .resolve import resolve
 from .store import load_method, load_run
 from ..speed.precision import tf32
+from ..training.loop import trains_when_iterated
 
 # %% ../../nbs/library/runs/sweeps.ipynb #many
 def _start_worker(threads, parent):
     "What a worker does first: take its share of the cores, and end when its parent does"
-    end_with_parent(parent)
+    end_with_parent(parent, grace=30)
     torch.set_num_threads(threads)
 
 
@@ -44,13 +45,16 @@ def _check_sweep(configs):
             refuse('processes', config['processes'], 'None in a sweep')
 
 # %% ../../nbs/library/runs/sweeps.ipynb #finish-runs
+@trains_when_iterated
 def finish_runs(
     configs: list,  # of `resolve`
     outputs: Path | str = None,  # see `fit_run`
     jobs: int = 1,  # runs at a time; more than one share the processor's cores evenly
     fresh: bool | str = False,  # see `fit_run`, for each of them
 ):  # a generator of folders, in the order in which they are finished
-    "Train several runs to their ends; a `ParameterError` before any is begun where two have one name"
+    """A generator that trains several runs to their ends, while its results are read
+
+    A `ParameterError` before any is begun where two have one name."""
     _check_sweep(configs)
     if jobs == 1 or len(configs) < 2:
         for config in configs:

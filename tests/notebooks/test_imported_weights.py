@@ -56,7 +56,7 @@ def test_spsa_and_refusals(project):
     assert done.returncode == 0, done.stderr
     for words, bad in {
         "dataset='digits': expected None without weights": dict(dataset='digits'),
-        "weights='none.pt': cannot be read (there is no such file)": dict(weights='none.pt'),
+        "weights='none.pt': cannot be read (there is no ": dict(weights='none.pt'),
         'inputs=[1, 0]: expected a range': dict(weights='theirs.pt', inputs=[1, 0]),
     }.items():
         done = papermill(project, 'white_box', 'white_box.ipynb', **bad)

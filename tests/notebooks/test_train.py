@@ -146,3 +146,20 @@ def test_a_misspelt_parameter_stops_papermill(project):
     assert done.returncode == 1
     assert "methdo='at_pgd': there is no such parameter, did you mean 'method'?" in done.stderr
     assert 'adt_repro/base/' not in done.stderr  # a line, not a stack through our code
+
+
+def test_numbers_as_text(tmp_path):
+    "A fraction by -p, and 1e-3 in a file, which YAML reads as text: both are the run's numbers, in every cell"
+    project = small_project(tmp_path, 'train')
+    (project / 'given.yaml').write_text('lr: 1e-3\nn_train: 64\nn_test: 20\nepochs: 2\n')
+    file = ('-f', project / 'given.yaml')
+    done = papermill(
+        project, 'train', 'out.ipynb', *file, method='standard', eps='8/255', max_minutes='1/1e7'
+    )
+    assert done.returncode == 0, done.stderr
+    assert '1e-07 minutes are over after epoch 1' in (project / 'out.ipynb').read_text()
+    done = papermill(project, 'train', 'out.ipynb', *file, method='standard', eps='8/255')
+    assert done.returncode == 0, done.stderr
+    (run,) = (project / 'outputs' / 'demo' / 'runs').iterdir()
+    config = yaml.safe_load((run / 'config.yaml').read_text())
+    assert (config['lr'], config['eps'], config['epochs']) == (0.001, 8 / 255, 2)

@@ -84,7 +84,7 @@ def trained():
     net = build_model('wrn-10-1')
     method = make_method('at_pgd', EPS, inner_steps=1, inner_step=1.0)
     list(train_epochs(net, data, method, Recipe(epochs=2, batch=16, lr=0.05, augment=False)))
-    return net.eval(), data.x_test, data.y_test
+    return channels_last(net.eval()), data.x_test, data.y_test  # the layout of a run that is loaded
 
 
 @pytest.fixture(scope='module')

@@ -157,7 +157,12 @@ def adt_exp(net, x, y, inner_momentum=1.0, rho=0.0, lbd=0.01, n_mc=5, adam_eps=1
 def adt_exp_trades(net, x, y, inner_momentum=1.0, rho=0.0, lbd=0.01, n_mc=5, beta=6.0, adam_eps=1e-8):
     net.eval()
     clean = net(x).detach()
-    x_adv = fitted(net, x, lambda at: kl(clean, net(at)), inner_momentum, rho, lbd, n_mc, adam_eps)
+
+    def total(at):
+        "The divergence is summed over the batch, and the entropy here too: Adam's 1e-8 is on an image's own gradient"
+        return len(x) * kl(clean, net(at))
+
+    x_adv = fitted(net, x, total, inner_momentum, rho, len(x) * lbd, n_mc, adam_eps)
     return with_trades(net, x, x_adv, y, beta)[0]
 
 
@@ -224,9 +229,8 @@ def prepare(name, options, x, seed=2):
         net.fc.weight *= 10
         for _ in range(3):
             net(x + 0.1 * torch.randn_like(x))
-    method = make_method(
-        name, EPS, SHAPE, **({'gen_width': 16} if 'gen_width' in method_options(name) else {}), **options
-    )
+    small = {k: v for k, v in dict(gen_width=16, n_mc=5).items() if k in method_options(name)}
+    method = make_method(name, EPS, SHAPE, **small | options)
     if isinstance(method.adversary, torch.nn.Module):
         method.adversary.double()
     return net, method
@@ -322,6 +326,7 @@ WRONG = [
     ('adt_exp', {}, dict(lbd=0.0)),
     ('adt_exp', {}, dict(adam_eps=1e-9)),
     ('adt_exp_trades', {}, dict(lbd=0.01 / N)),
+    ('adt_exp_trades', {}, dict(adam_eps=64e-8)),
     ('adt_exp_am', {}, dict(climb=-1.0)),
     ('adt_exp_am', {}, dict(lbd=-0.01)),
     ('adt_exp_am_trades', {}, dict(climb=6.0)),

@@ -24,7 +24,7 @@ from adt_repro.training.state import Recipe, State, load_checkpoint
 
 SEED, EPS = 7, 0.15
 RECIPE = Recipe(epochs=4, batch=32, lr=0.05, drops=(-1,), augment=True, average=0.9)
-# training images: after four batches of 32 the last batch has 9 images, or 1;
+# training images: after four batches of 32 the last batch has 9 images, or the fourth one has 33;
 # with adt_imp_am the two halves of a batch are on two sides of the hinge
 CASES = dict(at_pgd=137, adt_exp=129, trades=137, adt_exp_am=129, adt_imp_am=137)
 

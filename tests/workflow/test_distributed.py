@@ -60,7 +60,10 @@ def plain_loop(name):
     for epoch in range(4):
         for settings in opts[0].param_groups:
             settings['lr'] = 0.005 if epoch == 3 else 0.05
-        for idx in torch.randperm(len(data.x_train)).split(32):
+        batches = list(torch.randperm(len(data.x_train)).split(32))
+        if len(batches[-1]) == 1:  # a single image joins the batch before it
+            batches[-2:] = [torch.cat(batches[-2:])]
+        for idx in batches:
             with example_noise(idx, (worker.SEED << 32) + len(losses)):
                 objective, loss, _ = adt_loss(net, crop_flip(data.x_train[idx]), data.y_train[idx], method)
             for opt in opts:
@@ -74,10 +77,11 @@ def plain_loop(name):
 
 @pytest.mark.parametrize('name', worker.CASES)
 def test_two_processes_are_one(name, two, alone):
-    "The first 20 losses, all there are, and the weights at the end: two processes, one, and the loop by hand"
+    "All losses, 20 or 16, and the weights at the end: two processes, one, and the loop by hand"
     losses, last, end = two[0]['whole'][name]
     losses_of_other, _, end_of_other = two[1]['whole'][name]
-    assert losses == losses_of_other and len(losses) == 20
+    steps = 16 if worker.CASES[name] == 129 else 20  # of four epochs; see `plain_loop` for 129 images
+    assert losses == losses_of_other and len(losses) == steps
     assert torch.equal(end, end_of_other)
 
     losses_of_one, last_of_one, end_of_one = worker.trained(name, alone)
@@ -87,7 +91,7 @@ def test_two_processes_are_one(name, two, alone):
     torch.testing.assert_close(last, last_of_one, rtol=0, atol=1e-6)
     torch.testing.assert_close(last, last_by_hand, rtol=0, atol=1e-6)
     torch.testing.assert_close(end, end_of_one, rtol=0, atol=1e-6)
-    assert abs(losses[-1] - losses[0]) > 0.01  # something was learned
+    assert abs(losses[-1] - losses[0]) > 0.005  # something was learned
 
 
 def test_interrupted_and_resumed(two):

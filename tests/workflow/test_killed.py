@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import warm
-from helpers import papermill, papermill_arguments, papermill_command, small_project
+from helpers import papermill, papermill_arguments, papermill_begun, papermill_command, small_project
 
 from adt_repro.runs.store import lock_run
 
@@ -71,7 +72,7 @@ def test_killed_and_stopped(project):
     status, said = train(project, epochs=4, lr=0.05)
     assert status != 0
     assert 'epochs=4, lr=0.05: digits-small_cnn-adt_exp-s0 was begun with epochs=3, lr=0.1;' in said
-    assert 'expected the same parameters and data, or fresh=true' in said
+    assert 'expected the same parameters and data, or a label of its own to keep both runs' in said
 
     lock = lock_run(run)
     status, said = train(project)
@@ -101,6 +102,48 @@ def test_killed_and_stopped(project):
     assert train(project)[0] == 0
     assert 'finished already' in (project / 'out.ipynb').read_text()
     assert (run / 'weights.safetensors').stat().st_mtime_ns == stamp
+
+
+def catches_sigterm(pid):
+    "Has a process a handler of SIGTERM? Linux says so"
+    for line in Path(f'/proc/{pid}/status').read_text().splitlines():
+        if line.startswith('SigCgt:'):
+            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+def wait_for_training(call):
+    "Until the first epoch has begun, from when on a signal is noted"
+    while call.is_alive():
+        try:
+            if catches_sigterm(call.pid):
+                return True
+        except OSError:  # it has just ended
+            pass
+        time.sleep(0.005)
+    return False
+
+
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_first_epoch(sent, project, tmp_path_factory):
+    "Nothing but the current step is lost, and what goes on ends with the bits of the undisturbed run"
+    many_steps = dict(epochs=2, n_train=400, batch=4)
+    whole = small_project(tmp_path_factory.mktemp('whole'), 'train')
+    assert train(whole, **many_steps)[0] == 0
+    run = 'outputs/demo/runs/digits-small_cnn-adt_exp-s0'
+
+    call = papermill_begun(project, 'train', **PARAMETERS | many_steps)
+    assert wait_for_training(call), 'no epoch has ever noted a signal'
+    time.sleep(0.2)
+    os.kill(call.pid, sent)
+    call.join(60)
+    assert call.exitcode not in (None, 0)
+    kept = torch.load(project / run / 'checkpoint.pt', weights_only=True)
+    assert kept['epoch'] == 0 and kept['step'] > 0
+
+    assert train(project, **many_steps)[0] == 0
+    assert f'going on after step {kept["step"]} of epoch 1' in (project / 'out.ipynb').read_text()
+    assert results(project / run) == results(whole / run)
 
 
 def test_a_full_disk(project):
