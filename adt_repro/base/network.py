@@ -346,7 +346,7 @@ class Network(_Parts):
         by=None,  # another way to compute the same network, such as a compiled one
     ) -> torch.Tensor:  # (N, classes) logits
         "Images to logits; a `ParameterError` where the network fails at its first images"
-        output = tensor_of(_ask(self, by or self.user_network, x))
+        output = tensor_of(_ask(self, self.user_network if by is None else by, x))
         _check_logits(self.user_network, output, x)
         if not self.has_answered:
             _check_first(self, output, x)

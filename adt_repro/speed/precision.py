@@ -158,7 +158,7 @@ def _run_compiled(wrapper, part, x):
 
 # %% ../../nbs/library/speed/precision.ipynb #last-layer
 class _Parts(torch.nn.Module):
-    "What a wrapped network has besides its logits: its last layer, and a look at the folded form"
+    "What an attack on features asks of a wrapped network"
 
     @property
     def features(self):  # takes images (N, C, H, W) in [0, 1] to (N, D); an AttributeError if there is none
@@ -177,6 +177,10 @@ class _Parts(torch.nn.Module):
         "The network's last layer"
         return self.net.fc
 
+# %% ../../nbs/library/speed/precision.ipynb #checked-parts
+class _Wrapper(_Parts):
+    "What does not compute: how a wrapped network is shown, and a look at the folded form"
+
     def extra_repr(self):
         return f'{self.settings.precision}, {self.settings.compile}'  # so that `digest` tells them apart
 
@@ -190,7 +194,7 @@ class _Parts(torch.nn.Module):
                 recheck(self.folding, channels_last(x))
 
 # %% ../../nbs/library/speed/precision.ipynb #fast
-class ComputeWrapper(_Parts):
+class ComputeWrapper(_Wrapper):
     "A network with its layout, precision and compilation; logits come back in the images' own precision"
 
     looks_after_layout = True  # see `adt_repro.base.network`
