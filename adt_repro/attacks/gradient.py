@@ -137,7 +137,7 @@ class _Notes:
             log.add(self.zero, self.nonfinite)
 
 # %% ../../nbs/library/attacks/gradient.ipynb #step-sizes
-_size = number(0, above=True)
+_size = number(0)
 _share = number(0, 1)
 
 

@@ -300,7 +300,7 @@ def _check_first(network, logits, x):
     if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
         raise ParameterError(
             f'{_network_name(network.user_network)}: its logits have no gradient, '
-            'expected a forward without torch.no_grad() and detach()'
+            'expected a forward without torch.no_grad() and detach(); the attacks spsa and square need none'
         )
 
 # %% ../../nbs/library/base/network.ipynb #network-parts

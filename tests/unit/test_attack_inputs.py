@@ -164,7 +164,7 @@ def test_settings_of_attacks(net):
     wrong = {
         'steps=0: expected a whole number of at least 1': lambda: pgd(net, X, Y, eps=EPS, steps=0),
         'steps=2.5: expected a whole number of at least 1': lambda: mim(net, X, Y, eps=EPS, steps=2.5),
-        'step_size=-0.1: expected a number in (0, inf)': lambda: pgd(net, X, Y, eps=EPS, step_size=-0.1),
+        'step_size=-0.1: expected a number in [0, inf)': lambda: pgd(net, X, Y, eps=EPS, step_size=-0.1),
         'group=-1: expected a whole number of at least 1': lambda: pgd(net, X, Y, eps=EPS, group=-1),
         'momentum=2: expected a number in [0, 1]': lambda: pgd(net, X, Y, eps=EPS, momentum=2),
         'n=0: expected a whole number of at least 1': lambda: targeted(0)(net, X, Y, eps=EPS),
@@ -183,7 +183,7 @@ def test_a_network_without_gradient(net):
     def rounded(x):
         return net(x).detach()
 
-    line = 'model: expected an answer that has a gradient at the images'
+    line = 'model=rounded: its logits have no gradient, expected a forward without torch.no_grad()'
     assert refusal(pgd, rounded, X, Y, eps=EPS).startswith(line)
     assert refusal(lambda: square(rounded, X, Y, eps=EPS, budget=3)[0].shape) == f'gave {X.shape!r}'
 
