@@ -10,6 +10,7 @@ __all__ = ['clip_delta', 'draws_of', 'restarts_of', 'covered', 'marginal_share',
 import pandas as pd
 import torch
 
+from ..base.network import as_network
 from ..base.noise import example_noise, rand_unit
 from ..base.parameters import refuse
 from ..speed.batching import in_groups
@@ -115,7 +116,7 @@ def _features(model, x, deltas):
     lead = deltas.shape[: deltas.ndim - x.ndim + 1]  # (..., N)
     images = (x + deltas).flatten(0, len(lead) - 1)
     with measuring(model), torch.no_grad():
-        return in_groups(model.features, images).view(*lead, -1)
+        return in_groups(as_network(model).features, images).view(*lead, -1)
 
 # %% ../../nbs/library/analysis/coverage.ipynb #rows
 def coverage(
@@ -170,5 +171,5 @@ def predicted_classes(
 ) -> torch.Tensor:  # (n, N) predicted classes
     "The class that the network predicts for each member of a cloud"
     with measuring(model), torch.no_grad():
-        logits = in_groups(model, (x + cloud).flatten(0, 1))
+        logits = in_groups(as_network(model), (x + cloud).flatten(0, 1))
     return logits.argmax(1).view(cloud.shape[:2])

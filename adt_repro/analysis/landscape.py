@@ -9,6 +9,7 @@ __all__ = ['landscape_axes', 'loss_surface', 'on_axes', 'diamond', 'top_curvatur
 import numpy as np
 import torch
 
+from ..base.network import as_network
 from ..base.noise import rand_normal, rand_unit
 from ..losses import ce, neg_margin
 from ..speed.precision import measuring
@@ -40,7 +41,7 @@ def landscape_axes(
 ) -> tuple:  # (d1, d2), both (N, C, H, W): sign of the loss's gradient, and ±1 at a right angle to it
     "The two directions of the paper's figure of the loss landscape"
     with measuring(model):
-        d1 = _gradient_signs(model, x, y)
+        d1 = _gradient_signs(as_network(model, y), x, y)
     noise, moving = rand_unit(x).flatten(1), (d1 != 0).flatten(1)
     random_rank = noise.masked_fill(~moving, torch.inf).argsort(1).argsort(1)  # pixels that move come first
     agree = random_rank < moving.sum(1, keepdim=True) // 2
@@ -70,7 +71,7 @@ def loss_surface(
     "The loss on a plane through each image"
     line = torch.linspace(-radius, radius, n, device=x.device, dtype=x.dtype)
     grid = torch.cartesian_prod(line, line)
-    surfaces = []
+    model, surfaces = as_network(model, y), []
     with measuring(model), torch.no_grad():
         for one_image in zip(x, y, *axes, strict=True):
             parts = [_losses_on_plane(model, loss, *one_image, points) for points in grid.split(batch)]
@@ -140,6 +141,7 @@ def top_curvature(
     """The largest eigenvalue of the input Hessian of each image's loss, by power iteration
 
     The residual ‖Hv - λv‖ says how far the iteration got."""
+    model = as_network(model, y)
     with measuring(model):
         at = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(model, x, y)(at).sum(), at, create_graph=True)

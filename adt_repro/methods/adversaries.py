@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from ..attacks.gradient import sign_ascent
+from ..attacks.inputs import checked
 from ..base.device import eval_mode
+from ..base.network import as_network
 from ..base.noise import example_noise, zero_noise
 from ..losses import ce, margin
 from .distributions import dirac, implicit, tanh_gaussian
@@ -36,6 +38,7 @@ def worst_of_draws(
 ):  # an attack: (model, x, y, **ignored) to x_adv (N, C, H, W), the draw with the smallest margin
     "An adversary as an attack: the worst of `n` draws from the distribution it fits"
 
+    @checked
     def attack(model, x, y, **ignored):
         with eval_mode(model, adversary):
             p = adversary(model, x, y)
@@ -52,6 +55,7 @@ def at_mean(
 ):  # an attack: (model, x, y, **ignored) to x_adv (N, C, H, W)
     "An adversary as an attack: the centre of its noise, such as a squashed Gaussian's mean"
 
+    @checked
     def attack(model, x, y, **ignored):
         with eval_mode(model, adversary):
             p = adversary(model, x, y)
@@ -84,7 +88,7 @@ def distribution_stats(
     """How an adversarial distribution does as an attack
 
     The first four are shares in [0, 1]; the expected loss and the entropy, the mean h, are in nats."""
-    logits, entropy = [], []
+    model, logits, entropy = as_network(model, y), [], []
     for ids in torch.arange(len(x)).split(batch):
         at = ids.to(x.device)
         with eval_mode(model, adversary), example_noise(ids, seed):
@@ -138,6 +142,7 @@ def exp_adversary(
     group: int = None,  # images at a time, for memory and speed, see `adt_repro.speed.batching.group_size`
 ) -> partial:  # of `tanh_gaussian`; its `args` are μ, ρ (both (N, C, H, W), detached) and ε
     "Fit a squashed Gaussian to each example (the paper's section on ADT_EXP)"
+    model = as_network(model)
     n_mc = default_draws(x.shape[1:]) if n_mc is None else n_mc
     together = draws_at_once(n_mc, x, group)
     mu, rho = sign_ascent(
@@ -269,7 +274,7 @@ def amortise(
     loss=ce,  # what is climbed, see `adt_repro.losses`
 ) -> torch.nn.Module:  # the same adversary, in evaluation mode
     "Fit a generator to a frozen network"
-    opt = adversary.train().optimizer(lr)
+    model, opt = as_network(model, y), adversary.train().optimizer(lr)
     weights = list(adversary.parameters())
     with eval_mode(model):
         for _ in range(steps):

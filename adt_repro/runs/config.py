@@ -367,7 +367,7 @@ _WHITE_BOX_ATTACKS = dict(
     generator=Parameter(
         whole(0), 0, 'steps of fitting a generator to a frozen network, whose draws attack too; 0 for none'
     ),
-    autoattack=Parameter(flag(), False, 'AutoAttack too, by the extra adt_repro[autoattack]'),
+    autoattack=Parameter(flag(), False, 'AutoAttack too; uv run --extra autoattack'),
 )
 
 # %% ../../nbs/library/runs/config.ipynb #white-box-more
