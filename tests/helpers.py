@@ -92,13 +92,13 @@ def papermill_command(notebook, out='out.ipynb', *options, **params):
 
 
 def papermill(project, notebook, out='out.ipynb', *options, **params):
-    "Run a notebook of a project in a fork of a process that has imported everything"
+    "Run a notebook of a project in a fork of a process that has imported everything: what most tests need"
     args = papermill_arguments(notebook, out, *options, **params)
     return run_fork(warm.papermill, *args, cwd=project)
 
 
 def papermill_begun(project, notebook, out='out.ipynb', **params):
-    "Begin what `papermill` does, in a process that the caller kills; what it says is in said.out and said.err"
+    "Begin what `papermill` does, in a process that the caller kills; its output is in said.out and said.err"
     args = papermill_arguments(notebook, out, **params)
     said = [f'{project}/said.out', f'{project}/said.err']
     return start_fork(warm.papermill, *args, cwd=project, said=said)
