@@ -232,10 +232,10 @@ def half_dead(size=8):
         return net, x, net(x).argmax(1)
 
 
-def climbs_the_bright_twice(model, x, y, *, eps):
+def climbs_fifty_twice(model, x, y, *, eps):
     moved = x.clone()
     for _ in range(2):
-        moved[::2] = fgsm(model, x[::2], y[::2], eps=eps)
+        moved[25:75] = fgsm(model, x[25:75], y[25:75], eps=eps)
     return moved
 
 
@@ -245,7 +245,6 @@ def test_flags_go_to_the_images_that_were_climbed(size):
     net, x, y = half_dead(size)
     for attack in pgd, partial(fea_attack, pool=(x, y), n_targets=1), worst_of(pgd, pgd):
         rows = evaluating.attack_and_judge({'': net}, net, x, y, attack, eps=0.1)
-        assert rows.by_image.all()
         without = (rows.i % 2 == 0) & (rows.pred == rows.y)
         assert without.sum() >= 45 and (rows.zero == without).all()
         (line,) = lines_of(evaluate, net, x, y, attack, eps=0.1)
@@ -253,15 +252,24 @@ def test_flags_go_to_the_images_that_were_climbed(size):
 
 
 @pytest.mark.parametrize('size', [8, 32])
-def test_flags_of_some_images_are_shares_of_climbs(size):
-    "Copies for many targets, or an attack on half of the images: nobody knows whose climb it was"
+def test_half_of_the_images_without_features(size):
+    "FeaAttack climbs copies of each image, one for each target"
     net, x, y = half_dead(size)
-    many_targets = partial(fea_attack, pool=(x, y), n_targets=40, steps=3)
-    for attack, least in (many_targets, 0.5), (climbs_the_bright_twice, 1.0):
-        rows = evaluating.attack_and_judge({'': net}, net, x, y, attack, eps=0.1)
-        assert rows.zero.nunique() == 1 and rows.zero[0] >= least and not rows.by_image.any()
-        (line,) = lines_of(evaluate, net, x, y, attack, eps=0.1)
-        assert f'about {rows.zero[0]:.0%} of its climbs had a gradient of zero at every step' in line
+    attack = partial(fea_attack, pool=(x, y), n_targets=20, steps=3)
+    rows = evaluating.attack_and_judge({'': net}, net, x, y, attack, eps=0.1)
+    assert rows.zero.mean() == pytest.approx(0.5, abs=0.05)
+    (line,) = lines_of(evaluate, net, x, y, attack, eps=0.1)
+    assert f'{rows.zero.mean():.0%} of ' in line and ' had a gradient of zero at every step' in line
+
+
+@pytest.mark.parametrize('size', [8, 32])
+def test_flags_of_some_images_are_shares_of_climbs(size):
+    "An attack of its own that climbs half of the images twice: nobody knows whose climbs these are"
+    net, x, y = half_dead(size)
+    rows = evaluating.attack_and_judge({'': net}, net, x, y, climbs_fifty_twice, eps=0.1)
+    assert (rows.zero == 0.5).all()
+    (line,) = lines_of(evaluate, net, x, y, climbs_fifty_twice, eps=0.1)
+    assert 'about 50% of its climbs had a gradient of zero at every step' in line
 
 
 def masked(z, value):
