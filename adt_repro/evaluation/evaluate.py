@@ -171,8 +171,8 @@ def _doubt_on_answers(network, x):
         return None  # it takes batches of one size alone; what else is wrong with it shows when it is judged
     if counts['again']:
         return (
-            f'gives other logits when asked again, for {counts["again"]} of {len(x)} images, so each accuracy '
-            'is one draw; expected the same answer each time: attack and judge its mean over draws'
+            f'gives other logits when asked again, for {counts["again"]} of {len(x)} images, so each '
+            'accuracy is one draw; expected the same answer each time: attack and judge its mean over draws'
         )
     if counts['elsewhere']:
         return (

@@ -133,7 +133,7 @@ print(right_after(module, (data.x_test[:40], data.y_test[:40]), {str(tmp_path / 
 
 
 def makers():
-    "By name: a function that makes a value, which differs in one thing that no printed form or state dict shows"
+    "By name: a function that makes a value; two values differ in what no printed form or state dict shows"
 
     def hooked(hook):
         net = torch.nn.Linear(2, 2)
