@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -74,7 +75,7 @@ def tool(name, *args, cwd=ROOT):
 
 
 def papermill_arguments(notebook, out='out.ipynb', *options, **params):
-    "What papermill is given to run a notebook; lists and tables go as YAML, `out=None` leaves the output path away"
+    "What papermill is given to run a notebook; lists and tables as YAML; `out=None`: no output path"
     given = [] if out is None else [str(out)]
     given += [str(option) for option in options]
     for name, value in params.items():
@@ -97,7 +98,7 @@ def papermill(project, notebook, out='out.ipynb', *options, **params):
 
 
 def papermill_begun(project, notebook, out='out.ipynb', **params):
-    "Begin what `papermill` does, in a process that the caller kills; what it says is in said.out and said.err"
+    "Begin what `papermill` does, in a process that the caller kills; its output is in said.out and said.err"
     args = papermill_arguments(notebook, out, **params)
     said = [f'{project}/said.out', f'{project}/said.err']
     return start_fork(warm.papermill, *args, cwd=project, said=said)
@@ -125,10 +126,18 @@ def figures_of(scale):
 
 
 def refusal(call, *args, **options):
-    "The line of the `ParameterError` that a call raises; of another error its type and text; else what it gave"
+    "The line of the `ParameterError` of a call; of another error its type and text; else what it gave"
     try:
         return f'gave {call(*args, **options)!r}'
     except ParameterError as error:
         return str(error)
     except Exception as error:  # whatever a library raises
         return f'{type(error).__name__}: {error}'
+
+
+def lines_of(call, *args, **options):
+    "The warnings of a call, as text"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        call(*args, **options)
+    return [str(warning.message) for warning in caught]

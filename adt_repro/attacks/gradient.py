@@ -76,7 +76,7 @@ class GradientLog:
     "Examples that were climbed, in order, each with a note on its gradients"
 
     def __init__(self):
-        self._zero, self._nonfinite = [], []
+        self._zero, self._nonfinite, self._sizes = [], [], []
 
     def add(
         self,
@@ -86,6 +86,7 @@ class GradientLog:
         "Note one climb"
         self._zero.append(zero)
         self._nonfinite.append(nonfinite)
+        self._sizes.append(len(zero))
 
     @property
     def zero(self) -> torch.Tensor:  # (M,) bool, on the CPU
@@ -96,6 +97,11 @@ class GradientLog:
     def nonfinite(self) -> torch.Tensor:  # (M,) bool, on the CPU
         "Had the gradient of an example an entry that is not finite, in any step?"
         return _on_cpu(self._nonfinite)
+
+    @property
+    def sizes(self) -> list:  # of int, each at least 1
+        "How many examples each climb had, in order"
+        return list(self._sizes)
 
 
 def _on_cpu(flags):

@@ -53,7 +53,11 @@ def write_rows(
 
 # %% ../../nbs/library/evaluation/cache.ipynb #parts-warning
 class PartsWarning(UserWarning):
-    "Rows are neither kept nor looked for"
+    """Rows are neither kept nor looked for, because it cannot be known what they depend on
+
+    There is no warning of what code reads from files or environment variables while it runs: a change of
+    these is not seen. Pass what it reads as a value, or remove the folder of parts after such a change.
+    """
 
 
 def _name_of_parts(folder, facts):

@@ -49,7 +49,8 @@ def _package_of(module, file):
     if package == 'adt_repro':
         return package
     if file is not None and {'site-packages', 'dist-packages'} & set(Path(file).parts):
-        return f'{package} {_version(package)}'
+        version = _version(package)
+        return f'{package} {version}' if version else None
     library = [Path(sysconfig.get_path(name)).resolve() for name in ('stdlib', 'platstdlib')]
     of_python = file is not None and any(Path(file).resolve().is_relative_to(path) for path in library)
     if of_python or (file is None and package in sys.stdlib_module_names):
@@ -144,12 +145,15 @@ def _codes(code):
             yield from _codes(constant)
 
 
+def _instructions(code):
+    "The instructions of code; those that only lengthen the next one's argument are left out"
+    return [step for step in dis.get_instructions(code) if step.opname != 'EXTENDED_ARG']
+
+
 def _paths(code):
     "What code reads of its globals, as paths of names"
     paths, path = {}, []
-    for step in dis.get_instructions(code):
-        if step.opname == 'EXTENDED_ARG':
-            continue
+    for step in _instructions(code):
         if path and step.opname in ('LOAD_ATTR', 'LOAD_METHOD'):
             path.append(step.argval)
             continue
@@ -157,34 +161,51 @@ def _paths(code):
         path = [step.argval] if step.opname in _GLOBAL else []
     return [path for path in paths if path]
 
+# %% ../../nbs/library/evaluation/reachable.ipynb #hidden
+# what they run or read stands nowhere in the code
+_HIDDEN = {'eval', 'exec', 'compile', 'globals', '__import__'}
+_HIDDEN |= {'importlib.import_module', 'importlib.__import__', 'importlib.reload', 'sys.modules'}
+_HIDDEN |= {'importlib.util.module_from_spec', 'importlib.util.spec_from_file_location'}
+_HIDDEN |= {'_frozen_importlib.__import__', '_frozen_importlib.module_from_spec'}  # where these are defined
+_HIDDEN |= {'_frozen_importlib_external.spec_from_file_location', 'runpy.run_path', 'runpy.run_module'}
+
+
+def _refuse_hidden(*path):
+    "An `Undescribable` for a path of names, from a module on, that leads to code that is looked up by name"
+    if path[0] == 'builtins':
+        path = path[1:]
+    starts = {'.'.join(path[:end]) for end in range(1, len(path) + 1)}
+    for name in sorted(starts & _HIDDEN):
+        raise Undescribable(f'it uses {name}, so what it runs or reads cannot be known')
+
 # %% ../../nbs/library/evaluation/reachable.ipynb #global-value
-_HIDDEN = ('eval', 'exec', 'globals', '__import__')  # what they run or read stands nowhere in the code
-
-
 def _global_value(path, namespace, see):
     "The value that a path of names leads to; it ends at an installed module"
     name, *rest = path
     if name not in namespace:
-        if name in _HIDDEN:
-            raise Undescribable(f'it calls {name}, so what it runs or reads cannot be known')
+        _refuse_hidden(name)
         return 'of Python' if hasattr(builtins, name) else 'missing'
     value, steps = namespace[name], [name]
     while rest and isinstance(value, types.ModuleType):
         if _package_named(value.__name__):
+            _refuse_hidden(*value.__name__.split('.'), *rest)
             return [_package_named(value.__name__), value.__name__, *rest]
         steps.append(rest.pop(0))
         if not hasattr(value, steps[-1]):
             return 'missing'
         value = getattr(value, steps[-1])
+    if value is sys.modules:
+        _refuse_hidden('sys', 'modules')
     return see(value, '.'.join(steps))
 
 # %% ../../nbs/library/evaluation/reachable.ipynb #imported
 def _imports(code):
     "The modules that code imports while it runs, as (level, name)"
-    steps = list(dis.get_instructions(code))
-    return [
-        (steps[i - 2].argval, step.argval) for i, step in enumerate(steps) if step.opname == 'IMPORT_NAME'
-    ]
+    steps, found = _instructions(code), []
+    for level, _, step in zip(steps, steps[1:], steps[2:], strict=False):
+        if step.opname == 'IMPORT_NAME':
+            found.append((level.argval, step.argval))
+    return found
 
 
 def _imported(level, name, namespace, see):
@@ -236,7 +257,10 @@ def _function(function, see):
         return [package, namespace['__name__'], *line]
     for part in _codes(code):
         line.append([[path, _global_value(path, namespace, see)] for path in _paths(part)])
-        line.append([_imported(*found, namespace, see) for found in _imports(part)])
+        for level, name in _imports(part):
+            for used in part.co_names:  # of the module, or of anything else: the code does not say of what
+                _refuse_hidden(*name.split('.'), used)
+            line.append(_imported(level, name, namespace, see))
     return [*line, _code(code, see)]
 
 # %% ../../nbs/library/evaluation/reachable.ipynb #class
@@ -398,8 +422,11 @@ _KINDS = {
 # %% ../../nbs/library/evaluation/reachable.ipynb #line
 def _line(value, see):
     "The description of one object"
-    if _by_name(value):
-        return _by_name(value)
+    named = _by_name(value)
+    if named:
+        _, module, name = named
+        _refuse_hidden(*module.split('.'), *name.split('.'))
+        return named
     for kind, describe_kind in _KINDS.items():
         if isinstance(value, kind):
             return describe_kind(value, see)

@@ -18,7 +18,7 @@ from ..attacks.gradient import fgsm, pgd
 from ..attacks.inputs import check_images, check_labels
 from ..base.network import as_network
 from ..base.parameters import ParameterError, checked_value, number, whole
-from .evaluate import attack_and_judge, unsteady_answers
+from .evaluate import SEED, attack_and_judge, unsteady_answers
 from ..losses import ce
 from ..speed.precision import measuring
 
@@ -193,12 +193,10 @@ CHECKS = {
 # %% ../../nbs/library/evaluation/sanity.ipynb #gather
 def _gradient_evidence(model, x, y, batch, along_pgd):
     "Images without a gradient, and images with entries that are not finite, also along PGD-20"
-    zero, at_clean = [], []
-    for gradient in _clean_gradients(model, x, y, batch):
-        zero.append(~(gradient.abs() > 0).any(1).cpu())
-        at_clean.append(~gradient.isfinite().all(1).cpu())
+    zero = zero_gradients(model, x, y, batch)
+    at_clean = [~g.isfinite().all(1).cpu() for g in _clean_gradients(model, x, y, batch)]
     nonfinite = torch.cat(at_clean) | along_pgd
-    return dict(zero=pd.Series(torch.cat(zero).numpy()), nonfinite=pd.Series(nonfinite.numpy()))
+    return dict(zero=pd.Series(zero.numpy()), nonfinite=pd.Series(nonfinite.numpy()))
 
 
 def _rows_of(model, x, y, attack=None, **options):
@@ -261,7 +259,7 @@ def sanity_checks(
     y = check_labels(y, x)
     eps = checked_value('eps', eps, number(0, 1, above=True))
     n_restarts = checked_value('n_restarts', n_restarts, whole(2))
-    batch = checked_value('batch', batch, whole())
+    batch, seed = checked_value('batch', batch, whole()), checked_value('seed', seed, SEED)
     black_box = {'Square': partial(square, budget=500)} | (black_box or {})
     options = dict(eps=eps, n_restarts=n_restarts, seed=seed, batch=batch)
     evidence = collect_evidence(model, x, y, **options, black_box=black_box)

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..base.parameters import checked_value
 from ..data import fingerprint
 from .cache import in_parts
-from .evaluate import attack_and_judge, warn_of_answers, warn_of_gradients
+from .evaluate import SEED, attack_and_judge, warn_of_answers, warn_of_gradients
 from .records import SCHEMA
 
 # %% ../../nbs/library/evaluation/suite.ipynb #meet-attacks
@@ -76,6 +77,7 @@ def run_suite(
     on_attack=None,  # called with (attack name, images that it will meet)
 ) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for `natural` and each attack, fewer where `limits` says so
     "Judge a network on the clean images and under each attack; see `evaluate` for what it warns of"
+    seed = checked_value('seed', seed, SEED)
     warn_of_answers([model], x)
     facts = dict(model=model, seen=seen, eps=eps, seed=seed, test_set=fingerprint(x, y))
     judge = partial(_judge_in_parts, x=x, y=y, batch=batch, parts=parts, **facts)
@@ -100,6 +102,7 @@ def run_transfer(
     parts: Path = None,  # folder where finished batches are kept and looked for; None: nowhere
 ) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for each target and attack
     "Attack one network and judge what comes out on several"
+    seed = checked_value('seed', seed, SEED)
     warn_of_answers([model, *targets.values()], x)
     test_set = fingerprint(x, y)
     done = []
@@ -112,6 +115,6 @@ def run_transfer(
     rows = pd.concat(done, ignore_index=True).assign(source=source, attacked=True, eps=eps, test_set=test_set)
     return rows[list(SCHEMA)].astype(SCHEMA)
 
-
+# %% ../../nbs/library/evaluation/suite.ipynb #judge-on
 def _judge_on(targets, model, x, y, attack, eps, batch, seed, ids):
     return attack_and_judge(targets, model, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)

@@ -5,15 +5,16 @@ import os
 import subprocess
 import sys
 import threading
-import warnings
 
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT, lines_of, refusal
 
 import adt_repro.evaluation.cache as cache
 from adt_repro.data import load_data
 from adt_repro.evaluation.cache import digest, in_parts
+from adt_repro.evaluation.reachable import describe
 from adt_repro.evaluation.suite import run_suite
 
 OWN = """
@@ -113,9 +114,10 @@ def test_nothing_changed_and_nothing_is_computed_again(own, images, tmp_path, mo
     monkeypatch.setattr(cache, 'write_rows', None)  # which follows what is computed
     assert right_after(own(), images, tmp_path / 'parts') == right
 
+    folders = [str(folder) for folder in (tmp_path, ROOT / 'tests', ROOT / 'tests/unit')]
     code = f"""
 import sys
-sys.path[:0] = [{str(tmp_path)!r}, {os.path.dirname(__file__)!r}]
+sys.path[:0] = {folders!r}
 import adt_repro.evaluation.cache as cache
 cache.write_rows = None
 import own_{tmp_path.name} as module
@@ -131,7 +133,7 @@ print(right_after(module, (data.x_test[:40], data.y_test[:40]), {str(tmp_path / 
 
 
 def makers():
-    "By name: a function that makes a value, which differs in one thing that no printed form or state dict shows"
+    "By name: a function that makes a value; two values differ in what no printed form or state dict shows"
 
     def hooked(hook):
         net = torch.nn.Linear(2, 2)
@@ -172,7 +174,8 @@ def test_what_a_name_must_tell_apart(kind):
         torch.manual_seed(0)
         return digest(value=makers()[kind](value))
 
-    assert (name(1.0) != name(0.0), name(0.0) == name(0.0)) == (True, True)
+    assert name(1.0) != name(0.0)
+    assert name(0.0) == name(0.0)
 
 
 @pytest.mark.parametrize('thing', [threading.Lock, lambda: open(os.devnull)], ids=['lock', 'open file'])
@@ -185,11 +188,93 @@ def test_what_cannot_be_described_is_not_kept(tmp_path, thing):
         return pd.DataFrame(dict(i=ids.numpy()))
 
     thing = thing()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        for _ in range(2):
-            in_parts(make, range(4), batch=2, folder=tmp_path / 'parts', attack=[thing])
-    assert (calls, list(tmp_path.iterdir())) == ([2, 2, 2, 2], [])
-    lines = [str(warning.message) for warning in caught]
-    assert len(lines) == 2 and 'neither kept nor looked for' in lines[0]
-    assert f'attack > [0] ({type(thing).__name__})' in lines[0] and '\n' not in lines[0]
+    for _ in range(2):
+        (line,) = lines_of(in_parts, make, range(4), batch=2, folder=tmp_path / 'parts', attack=[thing])
+        assert 'neither kept nor looked for' in line
+        assert f'attack > [0] ({type(thing).__name__})' in line and '\n' not in line
+    assert calls == [2, 2, 2, 2]
+    assert list(tmp_path.iterdir()) == []
+
+
+def function_of(text, name='f'):
+    "A function of a user's module with this text"
+    namespace = dict(__name__='own', __package__='own')
+    exec(text, namespace)
+    return namespace[name]
+
+
+LOOKED_UP = {
+    'importlib.import_module': [
+        'import importlib\ndef f(x): return importlib.import_module("helper").move(x)',
+        'import importlib as il\ndef f(x): return il.import_module("helper").move(x)',
+        'from importlib import import_module\ndef f(x): return import_module("helper").move(x)',
+        'def f(x):\n    import importlib\n    return importlib.import_module("helper").move(x)',
+        'def f(x):\n    from importlib import import_module\n    return import_module("helper").move(x)',
+    ],
+    'importlib.__import__': ['import importlib\ndef f(x): return importlib.__import__("helper").move(x)'],
+    'importlib.util.module_from_spec': [
+        'import importlib.util\ndef f(spec): return importlib.util.module_from_spec(spec)',
+    ],
+    'module_from_spec': ['from importlib.util import module_from_spec as new\ndef f(spec): return new(spec)'],
+    'sys.modules': [
+        'import sys\ndef f(x): return x * sys.modules["helper"].V',
+        'import sys\ndef f(x): return x * sys.modules.get("helper").V',
+        'from sys import modules\ndef f(x): return x * modules["helper"].V',
+    ],
+    'runpy.run_path': ['import runpy\ndef f(x): return runpy.run_path("helper.py")["move"](x)'],
+    'eval': [
+        'import builtins\ndef f(x): return builtins.eval("x")',
+        'from builtins import eval as look\ndef f(x): return look("x")',
+    ],
+    'compile': ['def f(x): return compile("x", "name", "eval")'],
+}
+
+
+@pytest.mark.parametrize('name', LOOKED_UP)
+def test_code_that_is_looked_up_by_name_is_refused(name):
+    "Its name would stay the same after a change"
+    for text in LOOKED_UP[name]:
+        line = refusal(describe, function_of(text))
+        assert f'{name}, so what it runs or reads cannot be known' in line and '\n' not in line, text
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'import sys\ndef f(x): return sys.byteorder',
+        'import re\ndef f(x): return re.compile(x)',
+        'import torch\ndef f(net): return torch.compile(net)',
+        'import importlib.util\ndef f(name): return importlib.util.find_spec(name)',
+    ],
+)
+def test_code_that_only_looks_like_it_is_described(text):
+    assert describe(function_of(text)) == describe(function_of(text))
+
+
+def test_a_module_among_the_installed_ones_that_has_no_version(tmp_path, monkeypatch):
+    "It is described as the user's own"
+    folder = tmp_path / 'site-packages'
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    module = f'loose_{tmp_path.name}'
+
+    def name(step):
+        (folder / f'{module}.py').write_text(f'def move(x):\n    return x + {step}\n')
+        importlib.invalidate_caches()
+        sys.modules.pop(module, None)
+        return digest(attack=importlib.import_module(module).move)
+
+    assert name(1) == name(1)
+    assert name(1) != name(2)
+
+
+def test_an_import_in_a_long_function(own, tmp_path):
+    "More than 255 constants, so that some instructions have a longer argument"
+    own(helper='VALUE = 1')
+    long = '\n'.join(f'    x = x + {i}.5' for i in range(300))
+    text = f'def f(x):\n{long}\n    from helpers_{tmp_path.name} import VALUE\n    return x * VALUE'
+    lines = refusal(describe, function_of(text))
+    assert lines.startswith('gave') and f'helpers_{tmp_path.name}' in lines
+    own(helper='VALUE = 2')
+    assert refusal(describe, function_of(text)) != lines
