@@ -37,7 +37,8 @@ def digest(
     **facts,  # what a result depends on: numbers, text, tensors, networks, functions and other objects
 ) -> str:  # 24 hexadecimal digits
     "A hash of all that the facts can reach, and of the package's code; see `describe` for what is refused"
-    facts = json.dumps([code_digest(), describe(dict(sorted(facts.items())))])
+    settings = code_digest(), str(torch.get_default_dtype())
+    facts = json.dumps([settings, describe(dict(sorted(facts.items())))])
     return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 # %% ../../nbs/library/evaluation/cache.ipynb #write
@@ -53,11 +54,7 @@ def write_rows(
 
 # %% ../../nbs/library/evaluation/cache.ipynb #parts-warning
 class PartsWarning(UserWarning):
-    """Rows are neither kept nor looked for, because it cannot be known what they depend on
-
-    There is no warning of what code reads from files or environment variables while it runs: a change of
-    these is not seen. Pass what it reads as a value, or remove the folder of parts after such a change.
-    """
+    "Rows are neither kept nor looked for, because it cannot be known what they depend on"
 
 
 def _name_of_parts(folder, facts):

@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import sys
 import sysconfig
@@ -168,6 +169,7 @@ _HIDDEN |= {'importlib.import_module', 'importlib.__import__', 'importlib.reload
 _HIDDEN |= {'importlib.util.module_from_spec', 'importlib.util.spec_from_file_location'}
 _HIDDEN |= {'_frozen_importlib.__import__', '_frozen_importlib.module_from_spec'}  # where these are defined
 _HIDDEN |= {'_frozen_importlib_external.spec_from_file_location', 'runpy.run_path', 'runpy.run_module'}
+_HIDDEN |= {'open', 'os.environ', 'os.getenv', 'sys.argv', 'torch.ops', 'torch.load', 'numpy.load'}
 
 
 def _refuse_hidden(*path):
@@ -196,6 +198,8 @@ def _global_value(path, namespace, see):
         value = getattr(value, steps[-1])
     if value is sys.modules:
         _refuse_hidden('sys', 'modules')
+    if value is os.environ:
+        _refuse_hidden('os', 'environ')
     return see(value, '.'.join(steps))
 
 # %% ../../nbs/library/evaluation/reachable.ipynb #imported
@@ -321,12 +325,14 @@ def _object(value, see):
 
 # %% ../../nbs/library/evaluation/reachable.ipynb #network
 _NOT_OF_A_NETWORK = {'training', '_is_full_backward_hook', '_compiled_call_impl'}
+_NOT_OF_A_NETWORK |= {'_state_dict_hooks', '_state_dict_pre_hooks'}
+_NOT_OF_A_NETWORK |= {'_load_state_dict_pre_hooks', '_load_state_dict_post_hooks'}
 
 
 def _attributes_of_network(network):
     "All that a network's results in evaluation mode depend on; hooks without their numbers"
     for name, value in sorted(vars(network).items()):
-        if name in _NOT_OF_A_NETWORK or 'state_dict' in name:
+        if name in _NOT_OF_A_NETWORK:
             continue
         is_table_of_hooks = 'hooks' in name and isinstance(value, dict)
         yield name, list(value.values()) if is_table_of_hooks else value
@@ -339,7 +345,7 @@ def _network(network, see):
     if '_orig_mod' in network._modules:  # of torch.compile
         return ['compiled', see(network._orig_mod, '._orig_mod')]
     attributes = [[name, see(item, f'.{name}')] for name, item in _attributes_of_network(network)]
-    return [see(type(network)), attributes]
+    return [see(type(network)), see(type(network).forward, '.forward'), attributes]
 
 # %% ../../nbs/library/evaluation/reachable.ipynb #tensor
 def _content(numbers):

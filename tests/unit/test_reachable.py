@@ -146,6 +146,11 @@ def makers():
         net.register_buffer('shift', torch.full((1,), value), persistent=False)
         return net
 
+    def holding(value):
+        net = torch.nn.Linear(2, 2)
+        net.best_state_dict = dict(weight=torch.full((2, 2), value))
+        return net
+
     class Called:
         def __init__(self, value):
             self.value = value
@@ -159,6 +164,7 @@ def makers():
     return {
         'hook': hooked,
         'buffer that is not saved': buffered,
+        'attribute with weights': holding,
         'callable object': Called,
         'bound method': lambda value: Called(value).method,
         'set in a list': lambda value: [{value, 7.0}],
@@ -176,6 +182,26 @@ def test_what_a_name_must_tell_apart(kind):
 
     assert name(1.0) != name(0.0)
     assert name(0.0) == name(0.0)
+
+
+def test_a_layer_whose_forward_was_replaced(monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    before = digest(net=net)
+    monkeypatch.setattr(torch.nn.Linear, 'forward', lambda self, x: x)
+    assert digest(net=net) != before
+    monkeypatch.undo()
+    assert digest(net=net) == before
+
+
+def test_the_default_type_of_numbers():
+    "A network may make numbers of it"
+    before = digest(value=1.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert digest(value=1.0) != before
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert digest(value=1.0) == before
 
 
 @pytest.mark.parametrize('thing', [threading.Lock, lambda: open(os.devnull)], ids=['lock', 'open file'])
@@ -227,6 +253,12 @@ LOOKED_UP = {
         'from builtins import eval as look\ndef f(x): return look("x")',
     ],
     'compile': ['def f(x): return compile("x", "name", "eval")'],
+    'os.environ': [
+        'import os\ndef f(x): return x * float(os.environ["SCALE"])',
+        'from os import environ\ndef f(x): return x * float(environ["SCALE"])',
+    ],
+    'open': ['def f(x): return x * float(open("scale.txt").read())'],
+    'torch.ops': ['import torch\ndef f(x): return torch.ops.my.op(x)'],
 }
 
 
