@@ -36,7 +36,6 @@ from adt_repro.training.state import (
     Recipe,
     State,
     batches_of,
-    check_checkpoint,
     described,
     plain_scalar,
     save_checkpoint,
@@ -133,16 +132,14 @@ class _Stopper(_Guard):
 class _Keeper(_Stopper):
     "Writes checkpoints when they are due"
 
-    was_read_back = False
+    was_checked = False
 
     def save(self):
         if not self.path:
             return
         if self.state.group.rank == 0:
-            save_checkpoint(self.state, self.path)
-            if not self.was_read_back:
-                check_checkpoint(self.state, self.path)
-        self.was_read_back = True
+            save_checkpoint(self.state, self.path, check=not self.was_checked)
+        self.was_checked = True
         self.kept, self.saved_at = self.state.place, time.monotonic()
 
     def save_if_due(self, x, where):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'plain_scalar', 'described', 'plain_value', 'Recipe', 'batches_of', 'ProcessGroup', 'State',
-           'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'check_checkpoint']
+           'read_checkpoint', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../../nbs/library/training/state.ipynb #imports
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -400,32 +400,52 @@ def _load(state, saved):
         torch.mps.set_rng_state(*saved['device'])
 
 # %% ../../nbs/library/training/state.ipynb #checkpoint
-def save_checkpoint(
-    state: State,  # between two steps
-    path: Path | str,  # where to; an older file stays there until the new one is complete and on the disk
-):
-    "Write the state of training"
-    buffer = BytesIO()
-    torch.save(_saved(state), buffer)
-    with replacing(path) as f:
-        f.write(buffer.getbuffer())
+@contextmanager
+def _reading(path):
+    "A `ParameterError` with one line where what is done inside cannot read the file's content"
+    try:
+        yield
+    except Exception as e:  # damaged content makes PyTorch raise almost anything
+        raise ParameterError(
+            f'checkpoint={Path(path).name!r}: cannot be read as a state of training ({type(e).__name__}),'
+            ' expected a whole file without code'
+        ) from None
 
 
 def read_checkpoint(
     path: Path | str,  # a file of `save_checkpoint`, or one that claims to be
 ) -> dict:  # tensors and plain values, not checked any further
     "Read a file without executing anything in it; a `ParameterError` with one line where it cannot be read"
-    try:
+    with _reading(path):
         with ZipFile(path) as parts:
             if any(p.compress_type for p in parts.infolist()) or parts.testzip():
                 raise ValueError('a check sum is wrong')
         saved = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:  # a damaged file makes PyTorch raise almost anything
-        raise ParameterError(
-            f'checkpoint={Path(path).name!r}: cannot be read as a state of training ({type(e).__name__}),'
-            ' expected a whole file without code'
-        ) from None
     return saved if isinstance(saved, dict) else {}
+
+# %% ../../nbs/library/training/state.ipynb #checkpoint-save
+def _check_content(buffer, state, path):
+    "A `ParameterError` where training could not go on from what is about to be written"
+    buffer.seek(0)
+    with _reading(path):
+        saved = torch.load(buffer, map_location='cpu', weights_only=True)
+    wrong = _wrong(saved, state)
+    if wrong is not None:
+        raise ParameterError(f'checkpoint={Path(path).name!r}: training could not go on from it: {wrong}')
+
+
+def save_checkpoint(
+    state: State,  # between two steps
+    path: Path | str,  # where to; an older file stays there until the new one is complete and on the disk
+    check: bool = False,  # read the bytes first, as a later attempt will? If it would fail, nothing is written
+):
+    "Write the state of training; a `ParameterError` where it was checked and training could not go on from it"
+    buffer = BytesIO()
+    torch.save(_saved(state), buffer)
+    if check:
+        _check_content(buffer, state, path)
+    with replacing(path) as f:
+        f.write(buffer.getbuffer())
 
 # %% ../../nbs/library/training/state.ipynb #checkpoint-load
 def load_checkpoint(
@@ -445,13 +465,3 @@ def load_checkpoint(
             f'checkpoint={Path(path).name!r}: expected a state of this network, method and recipe: {wrong}'
         )
     return state
-
-# %% ../../nbs/library/training/state.ipynb #checkpoint-check
-def check_checkpoint(
-    state: State,  # that was just written
-    path: Path | str,  # where to
-):
-    "Read a file back as a later attempt will read it; a `ParameterError` where that attempt would be refused"
-    wrong = _wrong(read_checkpoint(path), state)
-    if wrong is not None:
-        raise ParameterError(f'checkpoint={Path(path).name!r}: training could not go on from it: {wrong}')

@@ -182,18 +182,34 @@ def test_what_a_checkpoint_cannot_hold_is_refused_at_once(line, digits, tmp_path
     assert refusal(first_rows, digits, tmp_path / 'c.pt', lambda net: BAD_MONITORS[line]) == line
 
 
-def test_the_first_checkpoint_is_read_back(digits, tmp_path):
-    "A setting of the optimiser that weights-only loading refuses is noticed when it is written"
+def test_the_first_checkpoint_is_checked_before_it_is_written(digits, tmp_path):
+    "A state that could not be read again is noticed, and the last good file is still there"
+    file = tmp_path / 'c.pt'
 
-    def train(setting):
-        net, method = network(), make_method('standard', 0.15)
-        state = State(net, method, SHORT)
-        state.opts[0].param_groups[0]['weight_decay'] = setting
-        return len(list(train_epochs(net, digits, method, SHORT, state=state, checkpoint=tmp_path / 'c.pt')))
+    def one_epoch(spoil=None):
+        state = State(network(), make_method('standard', 0.15), SHORT)
+        if file.exists():
+            load_checkpoint(state, file)
+        if spoil:
+            spoil(state)
+        rows = train_epochs(state.model, digits, state.method, SHORT, state=state, checkpoint=file)
+        return next(rows)['epoch']
 
-    assert refusal(train, 2e-4) == 'gave 2'
-    line = refusal(train, np.float64(2e-4))
+    def numpy_setting(state):
+        state.opts[0].param_groups[0]['weight_decay'] = np.float64(2e-4)
+
+    def text_in_history(state):
+        state.history[0]['loss'] = 'low'
+
+    assert refusal(one_epoch) == 'gave 1'
+    before = file.read_bytes()
+    line = refusal(one_epoch, numpy_setting)
     assert line.startswith("checkpoint='c.pt': cannot be read as a state of training (UnpicklingError)")
+    assert file.read_bytes() == before
+    line = refusal(one_epoch, text_in_history)
+    assert line == "checkpoint='c.pt': training could not go on from it: history is of another form"
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    assert refusal(one_epoch) == 'gave 2'
 
 
 def test_numpy_facts(digits, tmp_path):
