@@ -48,14 +48,24 @@ class StopSignals(_OwnHandlers):
         self.when_noted = when_noted
         self.noted, self.noted_at = None, 0.0  # the signal; when it came, as of `time.monotonic()`
 
+    def note(
+        self,
+        number: signal.Signals,  # that came, to this process or to another one that trains with it
+    ):
+        "Keep a signal for `deliver`, in the place of one that was noted before"
+        if self.noted is None:
+            self.noted_at = time.monotonic()
+        self.noted = number
+
     def _note(self, number, frame):
-        if number == self.noted and time.monotonic() - self.noted_at >= 1:
-            self.__exit__()
-            self.deliver()
-        elif self.noted is None:
-            self.noted, self.noted_at = signal.Signals(number), time.monotonic()
+        if self.noted is None:
+            self.note(signal.Signals(number))
             if self.when_noted:
                 self.when_noted()
+        elif time.monotonic() - self.noted_at >= 1:
+            self.noted = signal.Signals(number)
+            self.__exit__()
+            self.deliver()
 
     def deliver(self):
         "Outside the context: let the signal that was noted act, if any; this may not return"

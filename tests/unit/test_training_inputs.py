@@ -22,14 +22,17 @@ from adt_repro.methods.table import METHODS, make_method
 from adt_repro.models.flops import count_passes
 from adt_repro.models.trained import trained_network
 from adt_repro.models.weights import load_weights, save_weights
+from adt_repro.planning.benchmark import training_step
 from adt_repro.runs.config import RULES, check_notebook, parameters_cell
 from adt_repro.runs.fit import fit_run, train_run
 from adt_repro.runs.resolve import method_of, resolve
 from adt_repro.runs.scales import check_scale
 from adt_repro.runs.store import load_run, read_config
 from adt_repro.runs.sweeps import finish_runs
+from adt_repro.speed.precision import ComputeSettings
 from adt_repro.training.loop import train_epochs
-from adt_repro.training.state import Recipe, State, load_checkpoint, read_checkpoint
+from adt_repro.training.signals import StopSignals
+from adt_repro.training.state import ProcessGroup, Recipe, State, load_checkpoint, read_checkpoint
 
 BLANK = dict.fromkeys(RULES) | dict(
     method='standard', dataset='digits', recipe='paper2020', seed=0, device='cpu', scale='tiny'
@@ -300,6 +303,25 @@ def test_a_batch_of_one_image(digits):
     assert refusal(train, plain, 1) == 'gave 1' and refusal(train, net, 2) == 'gave 1'
 
 
+# A step outside of `train_epochs`
+
+
+def test_a_step_does_not_check_its_images(monkeypatch):
+    "Neither does a step that the benchmark times: training has checked them once"
+    _, _, step = training_step(
+        'small_cnn', 'at_pgd', 2, torch.device('cpu'), ComputeSettings(), inner_steps=1
+    )
+    checked = []
+
+    def check(x, *more):
+        checked.append(len(x))
+        return x
+
+    monkeypatch.setattr('adt_repro.attacks.inputs.check_images', check)
+    step()
+    assert not checked
+
+
 # Numbers in any form
 
 
@@ -452,6 +474,72 @@ def test_a_signal_keeps_the_state(sent, acts, digits, tmp_path):
     kept = torch.load(file)
     assert (kept['epoch'], kept['step']) == (0, 3)
     assert torch.equal(attempt(digits, file), numbers(net))
+
+
+def test_a_signal_is_not_lost_where_training_fails(digits, tmp_path):
+    "A weight becomes NaN in the step in which the signal comes: the handler is called, and the line stays"
+    net, seen, file = network(), [], tmp_path / 'c.pt'
+
+    def send(epoch, done, total):
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            next(net.parameters()).data.fill_(math.nan)
+
+    def note(number, frame):
+        seen.append(number)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        epochs = train_epochs(
+            net, digits, make_method('standard', 0.15), SHORT, checkpoint=file, on_batch=send
+        )
+        line = refusal(list, epochs)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert line.startswith('TrainingError: standard: weights or logits are not finite after epoch 1, step 2')
+    assert seen == [signal.SIGTERM] and not file.exists()
+
+
+@pytest.mark.parametrize('seconds, acts', [(0, False), (1, True)])
+def test_a_second_signal_of_another_kind(seconds, acts):
+    "SIGINT after SIGTERM: within a second they are one request; later the second one acts at once"
+    happened = []
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signals.noted_at -= seconds
+            os.kill(os.getpid(), signal.SIGINT)
+            happened.append('the end of the block')
+    except KeyboardInterrupt:
+        happened.append('KeyboardInterrupt')
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert happened == ['KeyboardInterrupt' if acts else 'the end of the block']
+
+
+class SignalEverywhere(ProcessGroup):
+    "Another process has a SIGTERM after the first step; this one gets its own just before the state is kept"
+
+    def any(self, *flags):
+        if len(flags) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return flags
+        time_is_over, save_now, *noted = flags
+        return time_is_over, save_now, True, False
+
+
+def test_a_signal_to_all_processes(digits, tmp_path):
+    "One that this process knows from another one, and then gets itself, is still one request"
+    state = State(network(), make_method('standard', 0.15), SHORT, group=SignalEverywhere())
+    epochs = train_epochs(state.model, digits, state.method, SHORT, state=state, checkpoint=tmp_path / 'c.pt')
+    before = signal.signal(signal.SIGTERM, raise_stopped)
+    try:
+        assert refusal(list, epochs) == 'Stopped: '
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / 'c.pt').exists(), 'the signal has kept nothing'
+    assert read_checkpoint(tmp_path / 'c.pt')['step'] == 1
 
 
 def test_no_handler_stays_between_epochs(digits, tmp_path):
