@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,19 +12,20 @@ import torch
 import torch.nn.functional as F
 import yaml
 from helpers import ROOT, refusal
+from test_resume import BLANK, without_seconds
 from torch import nn
 
 import adt_repro as adt
 from adt_repro.data import DATASETS, as_data, load_data
 from adt_repro.exchange.import_weights import load_network
-from adt_repro.methods import table
+from adt_repro.methods.adversaries import default_draws
 from adt_repro.methods.objective import adt_loss
-from adt_repro.methods.table import METHODS, make_method
+from adt_repro.methods.table import METHODS, make_method, method_defaults
 from adt_repro.models.flops import count_passes
 from adt_repro.models.trained import trained_network
 from adt_repro.models.weights import load_weights, save_weights
 from adt_repro.planning.benchmark import training_step
-from adt_repro.runs.config import RULES, check_notebook, parameters_cell
+from adt_repro.runs.config import check_notebook, parameters_cell
 from adt_repro.runs.fit import fit_run, train_run
 from adt_repro.runs.resolve import method_of, resolve
 from adt_repro.runs.scales import check_scale
@@ -34,9 +36,6 @@ from adt_repro.training.loop import train_epochs
 from adt_repro.training.signals import StopSignals
 from adt_repro.training.state import ProcessGroup, Recipe, State, load_checkpoint, read_checkpoint
 
-BLANK = dict.fromkeys(RULES) | dict(
-    method='standard', dataset='digits', recipe='paper2020', seed=0, device='cpu', scale='tiny'
-)
 SHORT = Recipe(epochs=2, batch=32, lr=0.05, augment=False)
 
 
@@ -51,10 +50,6 @@ def network():
 
 def numbers(net):
     return torch.cat([v.flatten().double() for v in net.state_dict().values()])
-
-
-def without_seconds(rows):
-    return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
 
 
 # A call that trains nothing
@@ -95,12 +90,16 @@ def test_a_generator_that_is_read_is_silent(digits):
 def test_options_of_both_ways(method, dataset):
     "All but the generator's width, which the docstrings of `train` and `method_defaults` except"
     config = resolve(BLANK | dict(method=method, dataset=dataset, arch='small_cnn'))
-    if hasattr(table, 'method_defaults'):
-        ours = table.method_defaults(method, DATASETS[dataset].shape)
-    else:
-        ours = table.method_options(method)
+    ours = method_defaults(method, DATASETS[dataset].shape)
     ours.pop('gen_width', None)
     assert {k: config[k] for k in ours} == ours
+
+
+def test_default_draws_stand_in_one_place():
+    "One draw on digits, the paper's five on each larger data set; a data set has no number of its own"
+    draws = {name: default_draws(spec.shape) for name, spec in DATASETS.items()}
+    assert draws == dict(digits=1, mnist=5, cifar10=5, cifar100=5, svhn=5)
+    assert not hasattr(DATASETS['digits'], 'n_mc')
 
 
 @pytest.mark.parametrize('method', ['adt_exp', 'adt_exp_trades'])
@@ -126,29 +125,33 @@ def watch(net):
     return dict(a=np.float32(0.5), b=torch.tensor(0.25), c=np.int64(3), d=True)
 
 
+class Enough(Exception):
+    "Raised by a test to leave a training"
+
+
 def resumed(data, folder, **changed):
-    "A run that is stopped after its second step and goes on in new objects: weights and rows"
+    "A run that is stopped in its second epoch and goes on in new objects: weights and rows"
     file = folder / 'checkpoint.pt'
-    for attempt in range(2):
-        net, method = network(), make_method('standard', 0.15)
-        torch.manual_seed(0 if attempt == 0 else 99)
-        state = State(net, method, Recipe(**dict(epochs=2, batch=32, lr=0.05, augment=False) | changed))
-        if attempt:
-            load_checkpoint(state, file)
+    recipe = replace(SHORT, **changed)
 
-        def stop_at_once(epoch, done, total, state=state):
-            if (epoch, done) == (1, 1):
-                raise StopIteration
+    def new_state(seed):
+        net = network()
+        torch.manual_seed(seed)
+        return State(net, make_method('standard', 0.15), recipe)
 
-        epochs = train_epochs(
-            net, data, method, state.recipe, state=state, monitor=watch, checkpoint=file, minutes=1e-9,
-            on_batch=None if attempt else stop_at_once,
-        )  # fmt: skip
-        try:
-            list(epochs)
-        except RuntimeError:  # what a generator makes of StopIteration
-            assert attempt == 0
-    return numbers(net).tolist(), without_seconds(state.history)
+    def train(state, on_batch=None):
+        how = dict(state=state, monitor=watch, checkpoint=file, minutes=1e-9, on_batch=on_batch)
+        list(train_epochs(state.model, data, state.method, recipe, **how))
+
+    def stop_in_the_second_epoch(epoch, done, total):
+        if (epoch, done) == (1, 1):
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(new_state(0), stop_in_the_second_epoch)
+    state = load_checkpoint(new_state(99), file)
+    train(state)
+    return numbers(state.model).tolist(), without_seconds(state.history)
 
 
 @pytest.mark.parametrize('changed', [{}, dict(lr=np.float64(0.05), weight_decay=np.float64(2e-4))], ids=str)
@@ -158,10 +161,8 @@ def test_numpy_numbers_survive_a_checkpoint(changed, digits, tmp_path):
     state = State(net, make_method('standard', 0.15), SHORT)
     for row in train_epochs(net, digits, state.method, SHORT, state=state, monitor=watch):
         rows.append(row)
-    assert (
-        refusal(resumed, digits, tmp_path, **changed)
-        == f'gave {(numbers(net).tolist(), without_seconds(rows))!r}'
-    )
+    whole = numbers(net).tolist(), without_seconds(rows)
+    assert refusal(resumed, digits, tmp_path, **changed) == f'gave {whole!r}'
     assert [rows[1][k] for k in 'abcd'] == [0.5, 0.25, 3, True]
 
 
@@ -403,7 +404,7 @@ def test_missing_files_are_named_in_full(tmp_path):
 
 def test_a_finished_run_is_kept_by_a_label(tmp_path):
     "The line names `label` before `fresh`, and a label does keep both"
-    given = BLANK | dict(epochs=1, n_train=64, n_test=20)
+    given = BLANK | dict(method='standard', recipe='paper2020', seed=0, epochs=1, n_train=64, n_test=20)
     first = fit_run(resolve(given), tmp_path)
     line = refusal(fit_run, resolve(given | dict(lr=0.05)), tmp_path)
     assert 'lr=0.05: digits-small_cnn-standard-s0 was begun with lr=0.1; expected' in line
@@ -579,7 +580,7 @@ def test_a_process_without_its_parent_keeps_the_state(digits, tmp_path, monkeypa
 
 
 def their_gradient(net, x, y, eps):
-    "Adam without memory on gradients that nobody clears, of a divergence that is summed over the batch; λ = 0"
+    "Adam without memory on gradients that nobody clears; the divergence is summed over the batch; λ = 0"
     net.eval()
     mu, rho = (torch.zeros_like(x, requires_grad=True) for _ in range(2))
     adam = torch.optim.Adam([mu, rho], lr=0.3, betas=(0.0, 0.0))
