@@ -37,16 +37,11 @@ class _OwnHandlers:
             signal.signal(number, handler)
         self._former = {}
 
-# %% ../../nbs/library/training/signals.ipynb #stop-signals-class
-class StopSignals(_OwnHandlers):
-    "A context in which the first SIGTERM or SIGINT is only noted; afterwards, `deliver` lets it act"
+# %% ../../nbs/library/training/signals.ipynb #noted-signal
+class _NotedSignal(_OwnHandlers):
+    "A signal that has come and has not acted"
 
-    def __init__(
-        self,
-        when_noted=None,  # called without arguments when a signal is noted; None: nothing is
-    ):
-        self.when_noted = when_noted
-        self.noted, self.noted_at = None, 0.0  # the signal; when it came, as of `time.monotonic()`
+    noted, noted_at = None, 0.0  # the signal; when it came, as of `time.monotonic()`
 
     def note(
         self,
@@ -56,6 +51,16 @@ class StopSignals(_OwnHandlers):
         if self.noted is None:
             self.noted_at = time.monotonic()
         self.noted = number
+
+# %% ../../nbs/library/training/signals.ipynb #stop-signals-class
+class StopSignals(_NotedSignal):
+    "A context in which the first SIGTERM or SIGINT is only noted; afterwards, `deliver` lets it act"
+
+    def __init__(
+        self,
+        when_noted=None,  # called without arguments when a signal is noted; None: nothing is
+    ):
+        self.when_noted = when_noted
 
     def _note(self, number, frame):
         if self.noted is None:
