@@ -69,17 +69,16 @@ class Spec:
     arch: str  # network, see `adt_repro.models.classifiers.build_model`
     augment: bool  # random crop (4 pixels of padding) and horizontal flip?
     epochs: int  # passes over the training images
-    n_mc: int  # Monte-Carlo samples for one gradient of ADT_EXP
     n_train: int  # training images, at least 1
     n_test: int  # test images, at least 1
 
 
 DATASETS = dict(
-    digits=Spec((1, 8, 8), 10, 0.15, 'small_cnn', False, 15, 1, 1437, 360),
-    mnist=Spec((1, 28, 28), 10, 0.3, 'small_cnn', False, 10, 5, 60_000, 10_000),
-    cifar10=Spec((3, 32, 32), 10, 8 / 255, 'wrn-28-10', True, 76, 5, 50_000, 10_000),
-    cifar100=Spec((3, 32, 32), 100, 8 / 255, 'wrn-28-10', True, 76, 5, 50_000, 10_000),
-    svhn=Spec((3, 32, 32), 10, 4 / 255, 'wrn-28-10', False, 76, 5, 73_257, 26_032),
+    digits=Spec((1, 8, 8), 10, 0.15, 'small_cnn', False, 15, 1437, 360),
+    mnist=Spec((1, 28, 28), 10, 0.3, 'small_cnn', False, 10, 60_000, 10_000),
+    cifar10=Spec((3, 32, 32), 10, 8 / 255, 'wrn-28-10', True, 76, 50_000, 10_000),
+    cifar100=Spec((3, 32, 32), 100, 8 / 255, 'wrn-28-10', True, 76, 50_000, 10_000),
+    svhn=Spec((3, 32, 32), 10, 4 / 255, 'wrn-28-10', False, 76, 73_257, 26_032),
 )
 
 # %% ../nbs/library/data.ipynb #known-files

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.device import eval_mode
+from ..base.device import eval_mode, kept_random_state
 from ..base.network import as_network
 from ..base.parameters import ParameterError, Rule, number, refuse, shown
 
@@ -242,10 +242,6 @@ class Normalized(_Rescaling):
         return self.net.fc
 
 # %% ../../nbs/library/models/classifiers.ipynb #check-model
-def _other_devices(x):
-    return [x.device] if x.device.type == 'cuda' else []
-
-
 def check_model(
     model: nn.Module,  # as it is about to be trained
     x: torch.Tensor,  # (N, C, H, W) some of its images, on its device
@@ -255,7 +251,7 @@ def check_model(
     name, two = f'model={type(model).__name__}', x[:2].clone().requires_grad_(x.is_floating_point())
     if not any(p.requires_grad for p in model.parameters()):
         raise ParameterError(f'{name}: expected a network with parameters that are trained, here are none')
-    with eval_mode(model), torch.enable_grad(), torch.random.fork_rng(_other_devices(x)):
+    with eval_mode(model), torch.enable_grad(), kept_random_state(x.device):
         logits = as_network(model)(two)
     if logits.shape[1] < n_classes:
         raise ParameterError(

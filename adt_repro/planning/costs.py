@@ -14,6 +14,7 @@ import pandas as pd
 from ..attacks.suite import TABLE1_ATTACKS
 from ..base.parameters import ParameterError, refuse
 from ..data import DATASETS
+from ..methods.adversaries import default_draws
 from adt_repro.planning.passes import (
     amortising_passes,
     attack_passes,
@@ -132,7 +133,7 @@ def _per_image(total, n):
 def _white_box(given, runs):
     n = given['n_test']
     for method, config, jobs in runs.of(given['methods'], given['seeds']):
-        suite = _suite_passes(given, DATASETS[config['dataset']].n_mc)
+        suite = _suite_passes(given, default_draws(DATASETS[config['dataset']].shape))
         clean_cost = n
         attack_cost = _attack_cost(given, suite)
         statistics_cost = _statistics_cost(given, suite)

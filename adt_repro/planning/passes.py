@@ -18,7 +18,7 @@ from ..base.device import eval_mode
 from ..base.parameters import refuse
 from ..data import DATASETS
 from ..evaluation.sanity import sanity_checks
-from ..methods.adversaries import amortise, exp_adversary, worst_of_draws
+from ..methods.adversaries import amortise, default_draws, exp_adversary, worst_of_draws
 from ..methods.objective import adt_loss
 from ..methods.table import OPTIONS, make_method
 from ..models.classifiers import SmallCNN, build_model
@@ -171,7 +171,7 @@ def fit_passes(
     "What it costs to fit a run's distribution to an image and to draw from it, without judging the draws"
     n_mc = None
     if not own and not config['method'].startswith('adt_'):
-        n_mc = DATASETS[config['dataset']].n_mc
+        n_mc = default_draws(DATASETS[config['dataset']].shape)
     fit, draw = _fit_and_draw(*_stand_in_arguments(config), n_mc)
     return fit[0] + draws * draw[0], fit[1] + draws * draw[1]
 

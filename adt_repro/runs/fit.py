@@ -98,7 +98,7 @@ def train_run(
     monitor=None,  # takes the network after an epoch to a dict of further columns, not with `processes`
     on_batch=None,  # called with (epoch from 0, batches done, batches in an epoch), not with `processes`
 ):  # a generator of dicts, the rows of history, one an epoch
-    "Trains the rest of a run while its rows are read; a `TrainingError` or `DistributedError` where it cannot"
+    "Trains the rest of a run while its rows are read; a `TrainingError` or `DistributedError` if it fails"
     until = math.inf
     if max_minutes is not None:
         until = (time.monotonic() if started is None else started) + 60 * max_minutes

@@ -152,5 +152,5 @@ def torchrun(
         if failed and stopped_by is None:
             raise _first_failure(folder, page)
     stop.deliver()
-    if stopped_by is not None:
+    if failed:  # and the signal's handler has returned
         raise DistributedError(f'the processes were ended by {stopped_by.name}')

@@ -14,7 +14,7 @@ import torch
 
 from ..base.parameters import refuse
 from ..data import DATASETS, load_data
-from ..methods.adversaries import exp_adversary
+from ..methods.adversaries import default_draws, exp_adversary
 from .config import RULES
 from .fit import fit_run
 from .resolve import resolve
@@ -112,7 +112,8 @@ def load_adversary(
     config = read_config(Path(folder) / 'runs' / name)
     if config['method'].startswith('adt_'):
         return load_method(Path(folder) / 'runs' / name, device).adversary
-    return partial(exp_adversary, eps=config['eps'], n_mc=DATASETS[config['dataset']].n_mc)
+    n_mc = default_draws(DATASETS[config['dataset']].shape)
+    return partial(exp_adversary, eps=config['eps'], n_mc=n_mc)
 
 
 def run_label(

@@ -23,9 +23,9 @@ import torch
 
 # %% ../../nbs/library/training/loop.ipynb #imports-here
 from ..attacks.inputs import already_checked
-from ..base.device import eval_mode
+from ..base.device import eval_mode, kept_random_state
 from ..base.network import as_network, channels_last, laid_out
-from ..base.parameters import ParameterError, refuse
+from ..base.parameters import ParameterError, plain_scalar, refuse
 from ..data import Data, check_data, crop_flip
 from ..methods.objective import Method, adt_loss
 from ..methods.table import make_method
@@ -36,9 +36,7 @@ from adt_repro.training.state import (
     Recipe,
     State,
     batches_of,
-    check_checkpoint,
     described,
-    plain_scalar,
     save_checkpoint,
 )
 
@@ -52,15 +50,17 @@ class TrainingError(FloatingPointError):
 
 def train_step(
     state: State,  # what is trained, in training mode
-    x: torch.Tensor,  # (N, C, H, W) images in [0, 1]; of several processes, this one's part of the batch
-    y: torch.Tensor,  # (N,) labels
+    x: torch.Tensor,  # (N, C, H, W) images in [0, 1], not checked; this process's part of the batch
+    y: torch.Tensor,  # (N,) labels, not checked
 ) -> tuple:  # (mean loss, mean entropy of the adversarial distributions), floats
     "One step of the minimax game; where a result is not finite, the weights stay as they are"
-    objective, *means = adt_loss(state.wrapped, channels_last(x), y, state.method, state.group.mean)
+    with already_checked():
+        objective, *means = adt_loss(state.wrapped, channels_last(x), y, state.method, state.group.mean)
     for opt in state.opts:
         opt.zero_grad(set_to_none=True)
     objective.backward()
-    means = torch.stack(means).tolist()  # the only place where a GPU is waited for, once a step
+    # Here a GPU is waited for, once a step. Only TRADES, whose climb may start outside [0, 1], waits once more
+    means = torch.stack(means).tolist()
     if not all(map(math.isfinite, means)):
         return tuple(means)
     for opt in state.opts:
@@ -126,23 +126,21 @@ class _Stopper(_Guard):
         time_is_over, save_now, *noted = self.state.group.any(now >= self.until, save_now, *noted)
         for number, is_noted in zip(STOP_SIGNALS, noted, strict=True):
             if is_noted:
-                self.signals.noted = number  # that of another process is this one's too
+                self.signals.note(number)  # that of another process is this one's too
         return time_is_over, save_now, any(noted)
 
 # %% ../../nbs/library/training/loop.ipynb #keeper
 class _Keeper(_Stopper):
     "Writes checkpoints when they are due"
 
-    was_read_back = False
+    was_checked = False
 
     def save(self):
         if not self.path:
             return
         if self.state.group.rank == 0:
-            save_checkpoint(self.state, self.path)
-            if not self.was_read_back:
-                check_checkpoint(self.state, self.path)
-        self.was_read_back = True
+            save_checkpoint(self.state, self.path, check=not self.was_checked)
+        self.was_checked = True
         self.kept, self.saved_at = self.state.place, time.monotonic()
 
     def save_if_due(self, x, where):
@@ -156,7 +154,8 @@ class _Keeper(_Stopper):
     def deliver(self):
         "Let a signal act that has come; this may not return"
         if self.signals.noted is not None and self.state.group.rank == 0:
-            print(f'{self.signals.noted.name}: the state {self.kept} is kept in {self.path}', flush=True)
+            kept = f'the state {self.kept} is kept in {self.path}' if self.kept else 'no state is kept'
+            print(f'{self.signals.noted.name}: {kept}', flush=True)
         self.signals.deliver()
 
 # %% ../../nbs/library/training/loop.ipynb #batch
@@ -166,7 +165,7 @@ def _train_batch(state, x, y, mine, i, n_steps):
         settings['lr'] = state.recipe.lr_at(state.epoch + (i + 0.5) / n_steps)
     use_tf32 = state.wrapped.settings.precision == 'tf32'
     noise = state.group.noise(mine, state.epoch * n_steps + i)
-    with noise, tf32(use_tf32), already_checked():
+    with noise, tf32(use_tf32):
         if state.recipe.augment:
             x = crop_flip(x)
         return train_step(state, x, y)
@@ -263,9 +262,8 @@ def _failure_of_a_step(state, x, y):
     method = state.method
     if list(adversary.parameters()):
         method = replace(method, adversary=adversary.train())
-    devices = [x.device] if x.device.type == 'cuda' else []
     try:
-        with torch.random.fork_rng(devices), already_checked():
+        with kept_random_state(x.device), already_checked():
             adt_loss(ComputeWrapper(net).train(), x, y, method)
     except (RuntimeError, ValueError, TypeError) as e:
         return e
@@ -366,10 +364,12 @@ def _remaining_epochs(state, data, keeper, monitor, on_batch):
     "A row of history for each epoch that is left, until the time is over"
     time_is_over = False
     while state.epoch < state.recipe.epochs and not time_is_over:
-        with keeper.signals if keeper.path else nullcontext():
-            row = _finish_epoch(state, data, keeper, monitor, on_batch)
-            time_is_over, *_ = keeper.due()
-        keeper.deliver()
+        try:
+            with keeper.signals if keeper.path else nullcontext():
+                row = _finish_epoch(state, data, keeper, monitor, on_batch)
+                time_is_over, *_ = keeper.due()
+        finally:  # where training fails, a signal that has come still acts
+            keeper.deliver()
         if row is not None:
             with eval_mode(state.model, state.adversary):
                 yield dict(row)
@@ -491,8 +491,9 @@ def train(
     progress: bool = True,  # show a bar?
     **options,  # of the method, where it is given by name, see `method_options`
 ) -> pd.DataFrame:  # a row an epoch: epoch (from 1), lr, loss, entropy, seconds
-    """Train a network, left in the mode that it was in; a `ParameterError` or `TrainingError` says why it cannot be
+    """Train a network, left in the mode that it was in; one line where it cannot be
 
+    A `ParameterError` says what does not fit, a `TrainingError` that numbers became infinite or NaN.
     The method's options have the command line's defaults for such images, but gen_width, which is 64 here."""
     device, recipe = next(model.parameters()).device, _recipe_of(recipe, epochs, augment)
     if data.x_train.device != device:

@@ -37,8 +37,23 @@ class _OwnHandlers:
             signal.signal(number, handler)
         self._former = {}
 
+# %% ../../nbs/library/training/signals.ipynb #noted-signal
+class _NotedSignal(_OwnHandlers):
+    "A signal that has come and has not acted"
+
+    noted, noted_at = None, 0.0  # the signal; when it came, as of `time.monotonic()`
+
+    def note(
+        self,
+        number: signal.Signals,  # that came, to this process or to another one that trains with it
+    ):
+        "Keep a signal for `deliver`, in the place of one that was noted before"
+        if self.noted is None:
+            self.noted_at = time.monotonic()
+        self.noted = number
+
 # %% ../../nbs/library/training/signals.ipynb #stop-signals-class
-class StopSignals(_OwnHandlers):
+class StopSignals(_NotedSignal):
     "A context in which the first SIGTERM or SIGINT is only noted; afterwards, `deliver` lets it act"
 
     def __init__(
@@ -46,16 +61,16 @@ class StopSignals(_OwnHandlers):
         when_noted=None,  # called without arguments when a signal is noted; None: nothing is
     ):
         self.when_noted = when_noted
-        self.noted, self.noted_at = None, 0.0  # the signal; when it came, as of `time.monotonic()`
 
     def _note(self, number, frame):
-        if number == self.noted and time.monotonic() - self.noted_at >= 1:
-            self.__exit__()
-            self.deliver()
-        elif self.noted is None:
-            self.noted, self.noted_at = signal.Signals(number), time.monotonic()
+        if self.noted is None:
+            self.note(signal.Signals(number))
             if self.when_noted:
                 self.when_noted()
+        elif time.monotonic() - self.noted_at >= 1:
+            self.noted = signal.Signals(number)
+            self.__exit__()
+            self.deliver()
 
     def deliver(self):
         "Outside the context: let the signal that was noted act, if any; this may not return"

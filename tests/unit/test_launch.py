@@ -1,12 +1,16 @@
 "What torchrun's processes report, and the command line that each of them begins with"
 
+import io
 import json
+import os
+import signal
+import subprocess
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, refusal
 
 from adt_repro.runs.distributed import _LEFT_OUT, main
-from adt_repro.runs.launch import _first_failure
+from adt_repro.runs.launch import _first_failure, torchrun
 
 
 def test_the_best_reason(tmp_path):
@@ -31,6 +35,40 @@ def test_the_best_reason(tmp_path):
     assert 'process 1' in reason(ended + page) and 'process 0' in reason(ended)
     write(2, 9, 'TrainingError: the loss')
     assert reason(page) == "TrainingError('the loss')"
+
+
+class Agent:
+    "In the place of torchrun: a signal comes while it is waited for, and it ends with a given status"
+
+    def __init__(self, status):
+        self.status, self.to_send, self.stdin = status, [signal.SIGTERM], io.StringIO()
+
+    def wait(self):
+        while self.to_send:
+            os.kill(os.getpid(), self.to_send.pop())
+        return self.status
+
+    def terminate(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    'status, said', [(0, 'gave None'), (1, 'DistributedError: the processes were ended by SIGTERM')]
+)
+def test_a_signal_whose_handler_returns(status, said, monkeypatch):
+    "Where the processes have finished their work, nothing has failed"
+    seen = []
+
+    def note(number, frame):
+        seen.append(number)
+
+    before = signal.signal(signal.SIGTERM, note)
+    monkeypatch.setattr(subprocess, 'Popen', lambda *call, **options: Agent(status))
+    try:
+        assert refusal(torchrun, 1, 'script.py') == said
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,29 +12,30 @@ import torch
 import torch.nn.functional as F
 import yaml
 from helpers import ROOT, refusal
+from test_resume import BLANK, without_seconds
 from torch import nn
 
 import adt_repro as adt
 from adt_repro.data import DATASETS, as_data, load_data
 from adt_repro.exchange.import_weights import load_network
-from adt_repro.methods import table
+from adt_repro.methods.adversaries import default_draws
 from adt_repro.methods.objective import adt_loss
-from adt_repro.methods.table import METHODS, make_method
+from adt_repro.methods.table import METHODS, make_method, method_defaults
 from adt_repro.models.flops import count_passes
 from adt_repro.models.trained import trained_network
 from adt_repro.models.weights import load_weights, save_weights
-from adt_repro.runs.config import RULES, check_notebook, parameters_cell
+from adt_repro.planning.benchmark import training_step
+from adt_repro.runs.config import check_notebook, parameters_cell
 from adt_repro.runs.fit import fit_run, train_run
 from adt_repro.runs.resolve import method_of, resolve
 from adt_repro.runs.scales import check_scale
 from adt_repro.runs.store import load_run, read_config
 from adt_repro.runs.sweeps import finish_runs
+from adt_repro.speed.precision import ComputeSettings
 from adt_repro.training.loop import train_epochs
-from adt_repro.training.state import Recipe, State, load_checkpoint, read_checkpoint
+from adt_repro.training.signals import StopSignals
+from adt_repro.training.state import ProcessGroup, Recipe, State, load_checkpoint, read_checkpoint
 
-BLANK = dict.fromkeys(RULES) | dict(
-    method='standard', dataset='digits', recipe='paper2020', seed=0, device='cpu', scale='tiny'
-)
 SHORT = Recipe(epochs=2, batch=32, lr=0.05, augment=False)
 
 
@@ -48,10 +50,6 @@ def network():
 
 def numbers(net):
     return torch.cat([v.flatten().double() for v in net.state_dict().values()])
-
-
-def without_seconds(rows):
-    return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
 
 
 # A call that trains nothing
@@ -92,12 +90,16 @@ def test_a_generator_that_is_read_is_silent(digits):
 def test_options_of_both_ways(method, dataset):
     "All but the generator's width, which the docstrings of `train` and `method_defaults` except"
     config = resolve(BLANK | dict(method=method, dataset=dataset, arch='small_cnn'))
-    if hasattr(table, 'method_defaults'):
-        ours = table.method_defaults(method, DATASETS[dataset].shape)
-    else:
-        ours = table.method_options(method)
+    ours = method_defaults(method, DATASETS[dataset].shape)
     ours.pop('gen_width', None)
     assert {k: config[k] for k in ours} == ours
+
+
+def test_default_draws_stand_in_one_place():
+    "One draw on digits, the paper's five on each larger data set; a data set has no number of its own"
+    draws = {name: default_draws(spec.shape) for name, spec in DATASETS.items()}
+    assert draws == dict(digits=1, mnist=5, cifar10=5, cifar100=5, svhn=5)
+    assert not hasattr(DATASETS['digits'], 'n_mc')
 
 
 @pytest.mark.parametrize('method', ['adt_exp', 'adt_exp_trades'])
@@ -123,29 +125,33 @@ def watch(net):
     return dict(a=np.float32(0.5), b=torch.tensor(0.25), c=np.int64(3), d=True)
 
 
+class Enough(Exception):
+    "Raised by a test to leave a training"
+
+
 def resumed(data, folder, **changed):
-    "A run that is stopped after its second step and goes on in new objects: weights and rows"
+    "A run that is stopped in its second epoch and goes on in new objects: weights and rows"
     file = folder / 'checkpoint.pt'
-    for attempt in range(2):
-        net, method = network(), make_method('standard', 0.15)
-        torch.manual_seed(0 if attempt == 0 else 99)
-        state = State(net, method, Recipe(**dict(epochs=2, batch=32, lr=0.05, augment=False) | changed))
-        if attempt:
-            load_checkpoint(state, file)
+    recipe = replace(SHORT, **changed)
 
-        def stop_at_once(epoch, done, total, state=state):
-            if (epoch, done) == (1, 1):
-                raise StopIteration
+    def new_state(seed):
+        net = network()
+        torch.manual_seed(seed)
+        return State(net, make_method('standard', 0.15), recipe)
 
-        epochs = train_epochs(
-            net, data, method, state.recipe, state=state, monitor=watch, checkpoint=file, minutes=1e-9,
-            on_batch=None if attempt else stop_at_once,
-        )  # fmt: skip
-        try:
-            list(epochs)
-        except RuntimeError:  # what a generator makes of StopIteration
-            assert attempt == 0
-    return numbers(net).tolist(), without_seconds(state.history)
+    def train(state, on_batch=None):
+        how = dict(state=state, monitor=watch, checkpoint=file, minutes=1e-9, on_batch=on_batch)
+        list(train_epochs(state.model, data, state.method, recipe, **how))
+
+    def stop_in_the_second_epoch(epoch, done, total):
+        if (epoch, done) == (1, 1):
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(new_state(0), stop_in_the_second_epoch)
+    state = load_checkpoint(new_state(99), file)
+    train(state)
+    return numbers(state.model).tolist(), without_seconds(state.history)
 
 
 @pytest.mark.parametrize('changed', [{}, dict(lr=np.float64(0.05), weight_decay=np.float64(2e-4))], ids=str)
@@ -155,10 +161,8 @@ def test_numpy_numbers_survive_a_checkpoint(changed, digits, tmp_path):
     state = State(net, make_method('standard', 0.15), SHORT)
     for row in train_epochs(net, digits, state.method, SHORT, state=state, monitor=watch):
         rows.append(row)
-    assert (
-        refusal(resumed, digits, tmp_path, **changed)
-        == f'gave {(numbers(net).tolist(), without_seconds(rows))!r}'
-    )
+    whole = numbers(net).tolist(), without_seconds(rows)
+    assert refusal(resumed, digits, tmp_path, **changed) == f'gave {whole!r}'
     assert [rows[1][k] for k in 'abcd'] == [0.5, 0.25, 3, True]
 
 
@@ -182,18 +186,34 @@ def test_what_a_checkpoint_cannot_hold_is_refused_at_once(line, digits, tmp_path
     assert refusal(first_rows, digits, tmp_path / 'c.pt', lambda net: BAD_MONITORS[line]) == line
 
 
-def test_the_first_checkpoint_is_read_back(digits, tmp_path):
-    "A setting of the optimiser that weights-only loading refuses is noticed when it is written"
+def test_the_first_checkpoint_is_checked_before_it_is_written(digits, tmp_path):
+    "A state that could not be read again is noticed, and the last good file is still there"
+    file = tmp_path / 'c.pt'
 
-    def train(setting):
-        net, method = network(), make_method('standard', 0.15)
-        state = State(net, method, SHORT)
-        state.opts[0].param_groups[0]['weight_decay'] = setting
-        return len(list(train_epochs(net, digits, method, SHORT, state=state, checkpoint=tmp_path / 'c.pt')))
+    def one_epoch(spoil=None):
+        state = State(network(), make_method('standard', 0.15), SHORT)
+        if file.exists():
+            load_checkpoint(state, file)
+        if spoil:
+            spoil(state)
+        rows = train_epochs(state.model, digits, state.method, SHORT, state=state, checkpoint=file)
+        return next(rows)['epoch']
 
-    assert refusal(train, 2e-4) == 'gave 2'
-    line = refusal(train, np.float64(2e-4))
+    def numpy_setting(state):
+        state.opts[0].param_groups[0]['weight_decay'] = np.float64(2e-4)
+
+    def text_in_history(state):
+        state.history[0]['loss'] = 'low'
+
+    assert refusal(one_epoch) == 'gave 1'
+    before = file.read_bytes()
+    line = refusal(one_epoch, numpy_setting)
     assert line.startswith("checkpoint='c.pt': cannot be read as a state of training (UnpicklingError)")
+    assert file.read_bytes() == before
+    line = refusal(one_epoch, text_in_history)
+    assert line == "checkpoint='c.pt': training could not go on from it: history is of another form"
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    assert refusal(one_epoch) == 'gave 2'
 
 
 def test_numpy_facts(digits, tmp_path):
@@ -284,6 +304,25 @@ def test_a_batch_of_one_image(digits):
     assert refusal(train, plain, 1) == 'gave 1' and refusal(train, net, 2) == 'gave 1'
 
 
+# A step outside of `train_epochs`
+
+
+def test_a_step_does_not_check_its_images(monkeypatch):
+    "Neither does a step that the benchmark times: training has checked them once"
+    _, _, step = training_step(
+        'small_cnn', 'at_pgd', 2, torch.device('cpu'), ComputeSettings(), inner_steps=1
+    )
+    checked = []
+
+    def check(x, *more):
+        checked.append(len(x))
+        return x
+
+    monkeypatch.setattr('adt_repro.attacks.inputs.check_images', check)
+    step()
+    assert not checked
+
+
 # Numbers in any form
 
 
@@ -365,7 +404,7 @@ def test_missing_files_are_named_in_full(tmp_path):
 
 def test_a_finished_run_is_kept_by_a_label(tmp_path):
     "The line names `label` before `fresh`, and a label does keep both"
-    given = BLANK | dict(epochs=1, n_train=64, n_test=20)
+    given = BLANK | dict(method='standard', recipe='paper2020', seed=0, epochs=1, n_train=64, n_test=20)
     first = fit_run(resolve(given), tmp_path)
     line = refusal(fit_run, resolve(given | dict(lr=0.05)), tmp_path)
     assert 'lr=0.05: digits-small_cnn-standard-s0 was begun with lr=0.1; expected' in line
@@ -438,6 +477,72 @@ def test_a_signal_keeps_the_state(sent, acts, digits, tmp_path):
     assert torch.equal(attempt(digits, file), numbers(net))
 
 
+def test_a_signal_is_not_lost_where_training_fails(digits, tmp_path):
+    "A weight becomes NaN in the step in which the signal comes: the handler is called, and the line stays"
+    net, seen, file = network(), [], tmp_path / 'c.pt'
+
+    def send(epoch, done, total):
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            next(net.parameters()).data.fill_(math.nan)
+
+    def note(number, frame):
+        seen.append(number)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        epochs = train_epochs(
+            net, digits, make_method('standard', 0.15), SHORT, checkpoint=file, on_batch=send
+        )
+        line = refusal(list, epochs)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert line.startswith('TrainingError: standard: weights or logits are not finite after epoch 1, step 2')
+    assert seen == [signal.SIGTERM] and not file.exists()
+
+
+@pytest.mark.parametrize('seconds, acts', [(0, False), (1, True)])
+def test_a_second_signal_of_another_kind(seconds, acts):
+    "SIGINT after SIGTERM: within a second they are one request; later the second one acts at once"
+    happened = []
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signals.noted_at -= seconds
+            os.kill(os.getpid(), signal.SIGINT)
+            happened.append('the end of the block')
+    except KeyboardInterrupt:
+        happened.append('KeyboardInterrupt')
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert happened == ['KeyboardInterrupt' if acts else 'the end of the block']
+
+
+class SignalEverywhere(ProcessGroup):
+    "Another process has a SIGTERM after the first step; this one gets its own just before the state is kept"
+
+    def any(self, *flags):
+        if len(flags) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return flags
+        time_is_over, save_now, *noted = flags
+        return time_is_over, save_now, True, False
+
+
+def test_a_signal_to_all_processes(digits, tmp_path):
+    "One that this process knows from another one, and then gets itself, is still one request"
+    state = State(network(), make_method('standard', 0.15), SHORT, group=SignalEverywhere())
+    epochs = train_epochs(state.model, digits, state.method, SHORT, state=state, checkpoint=tmp_path / 'c.pt')
+    before = signal.signal(signal.SIGTERM, raise_stopped)
+    try:
+        assert refusal(list, epochs) == 'Stopped: '
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / 'c.pt').exists(), 'the signal has kept nothing'
+    assert read_checkpoint(tmp_path / 'c.pt')['step'] == 1
+
+
 def test_no_handler_stays_between_epochs(digits, tmp_path):
     "Not between two rows, not after a generator that nobody finishes, and never without a checkpoint"
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -475,7 +580,7 @@ def test_a_process_without_its_parent_keeps_the_state(digits, tmp_path, monkeypa
 
 
 def their_gradient(net, x, y, eps):
-    "Adam without memory on gradients that nobody clears, of a divergence that is summed over the batch; λ = 0"
+    "Adam without memory on gradients that nobody clears; the divergence is summed over the batch; λ = 0"
     net.eval()
     mu, rho = (torch.zeros_like(x, requires_grad=True) for _ in range(2))
     adam = torch.optim.Adam([mu, rho], lr=0.3, betas=(0.0, 0.0))

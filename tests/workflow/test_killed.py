@@ -1,4 +1,4 @@
-"A run from the shell that ends before its time: by its budget, a kill, a lock, a stranger's file, or a full disk"
+"A run from the shell that ends early: by its budget, a kill, a lock, a stranger's file, or a full disk"
 
 import os
 import pickle
@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import torch
 import warm
-from helpers import papermill, papermill_arguments, papermill_begun, papermill_command, small_project
+from helpers import papermill, papermill_arguments, papermill_command, small_project
 
 from adt_repro.runs.store import lock_run
+from adt_repro.training import loop
 
 PARAMETERS = dict(method='adt_exp', epochs=3, n_train=128, n_test=20)
 
@@ -58,7 +59,7 @@ def wait_for_lock(run):
 
 
 def test_killed_and_stopped(project):
-    "A whole run; then the same one stopped by its budget, killed, and finished; and what is refused on the way"
+    "A whole run; then the same one stopped by its budget, killed, and finished; and what is refused meanwhile"
     assert train(project)[0] == 0
     run = project / 'outputs' / 'demo' / 'runs' / 'digits-small_cnn-adt_exp-s0'
     checkpoint = run / 'checkpoint.pt'
@@ -104,50 +105,42 @@ def test_killed_and_stopped(project):
     assert (run / 'weights.safetensors').stat().st_mtime_ns == stamp
 
 
-def catches_sigterm(pid):
-    "Has a process a handler of SIGTERM? Linux says so"
-    for line in Path(f'/proc/{pid}/status').read_text().splitlines():
-        if line.startswith('SigCgt:'):
-            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-    return False
+def papermill_with_a_signal(sent, step, *args):
+    "papermill in a process that gets a signal in this step of training, counted from 1"
+    train_step, done = loop.train_step, []
 
+    def with_signal(*given):
+        means = train_step(*given)
+        done.append(means)
+        if len(done) == step:
+            os.kill(os.getpid(), sent)
+        return means
 
-def wait_for_training(call):
-    "Until the first epoch has begun, from when on a signal is noted"
-    while call.is_alive():
-        try:
-            if catches_sigterm(call.pid):
-                return True
-        except OSError:  # it has just ended
-            pass
-        time.sleep(0.005)
-    return False
+    loop.train_step = with_signal
+    warm.papermill(*args)
 
 
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_first_epoch(sent, project, tmp_path_factory):
-    "Nothing but the current step is lost, and what goes on ends with the bits of the undisturbed run"
-    many_steps = dict(epochs=2, n_train=400, batch=4)
+    "Not even the current step is lost, and what goes on ends with the bits of the undisturbed run"
+    more = dict(epochs=2, batch=16)  # an epoch has eight steps
     whole = small_project(tmp_path_factory.mktemp('whole'), 'train')
-    assert train(whole, **many_steps)[0] == 0
+    assert train(whole, **more)[0] == 0
     run = 'outputs/demo/runs/digits-small_cnn-adt_exp-s0'
 
-    call = papermill_begun(project, 'train', **PARAMETERS | many_steps)
-    assert wait_for_training(call), 'no epoch has ever noted a signal'
-    time.sleep(0.2)
-    os.kill(call.pid, sent)
-    call.join(60)
-    assert call.exitcode not in (None, 0)
+    args = papermill_arguments('train', 'out.ipynb', **PARAMETERS | more)
+    done = warm.run_fork(papermill_with_a_signal, sent, 3, *args, cwd=project)
+    assert done.returncode != 0
     kept = torch.load(project / run / 'checkpoint.pt', weights_only=True)
-    assert kept['epoch'] == 0 and kept['step'] > 0
+    assert (kept['epoch'], kept['step']) == (0, 3)
 
-    assert train(project, **many_steps)[0] == 0
-    assert f'going on after step {kept["step"]} of epoch 1' in (project / 'out.ipynb').read_text()
+    assert train(project, **more)[0] == 0
+    assert 'going on after step 3 of epoch 1' in (project / 'out.ipynb').read_text()
     assert results(project / run) == results(whole / run)
 
 
 def test_a_full_disk(project):
-    "No file may grow beyond 100 kB, so that the first checkpoint finds no room: one line, no run, nothing half-written"
+    "No file may grow beyond 100 kB, so the first checkpoint finds no room: one line, nothing half-written"
     given = dict(method='standard', epochs=1, n_train=64, n_test=20)
     args = papermill_arguments('train', 'out.ipynb', **given)
     done = warm.run_fork(warm.papermill_with_small_files, 100_000, *args, cwd=project)
