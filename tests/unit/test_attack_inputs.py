@@ -472,7 +472,7 @@ def test_a_log_of_attacks(net):
         with gradient_log() as log:
             pgd(model, X, Y, eps=EPS, steps=3, group=5)
             fgsm(model, X, Y, eps=EPS)
-        return log.sizes, int(log.zero.sum()), int(log.nonfinite.sum())
+        return len(log.zero), int(log.zero.sum()), int(log.nonfinite.sum())
 
     def scaled(x):
         return 1e5 * net(x)
@@ -486,8 +486,18 @@ def test_a_log_of_attacks(net):
     (g,) = torch.autograd.grad(F.cross_entropy(scaled(at), Y, reduction='sum'), at)
     by_hand = (g == 0).flatten(1).all(1).tolist()
     assert sum(by_hand) > 10
-    assert flags(net) == ([5, 5, 5, 1, 16], 0, 0)
+    assert flags(net) == (32, 0, 0)
     assert zeros_under_fgsm() == by_hand
+
+
+def test_a_log_says_how_many_at_a_time(net):
+    def sizes():
+        with gradient_log() as log:
+            pgd(net, X, Y, eps=EPS, steps=3, group=5)
+            fgsm(net, X, Y, eps=EPS)
+        return log.sizes
+
+    assert refusal(sizes) == 'gave [5, 5, 5, 1, 16]'
 
 
 def flat_for(net, ids):
@@ -525,8 +535,8 @@ def test_a_log_names_images_of_the_attack_on_features(net):
         flat.fc.bias.data[3] -= 100
     by_image = torch.zeros(16, dtype=torch.bool)
     by_image[[2, 7, 11]] = True
-    assert log.sizes == [32, 32]
     assert torch.equal(log.zero.view(-1, 16), by_image.expand(4, -1))
+    assert log.sizes == [32, 32]
 
 
 def test_the_attack_on_features_image_by_image(net):

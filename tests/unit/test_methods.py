@@ -438,9 +438,12 @@ def test_a_size_for_each_step(name):
         with example_noise(torch.arange(8)), eval_mode(net):
             return method.adversary(net, x, y)()[0]
 
-    same = perturbation([0.1] * count)
-    assert torch.equal(same, perturbation(0.1))
-    assert not torch.equal(same, perturbation([*[0.1] * (count - 1), 0.05]))
+    def is_equal_to_one_size(*sizes):
+        return torch.equal(perturbation(list(sizes)), perturbation(0.1))
+
+    first_sizes = [0.1] * (count - 1)
+    assert refusal(is_equal_to_one_size, *first_sizes, 0.1) == 'gave True'
+    assert refusal(is_equal_to_one_size, *first_sizes, 0.05) == 'gave False'
 
 
 @pytest.mark.parametrize(

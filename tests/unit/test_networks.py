@@ -384,6 +384,7 @@ def test_images_stay_when_a_network_changes_later():
         network(images)
         change(net)
         network(images)
+        assert torch.equal(images, X)
         pgd(net, images, Y, eps=0.1, steps=2)
         assert torch.equal(images, X)
 
