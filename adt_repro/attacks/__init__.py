@@ -1,4 +1,4 @@
-"""Attacks, (model, x, y, eps=...) to x_adv: gradient, feature, black_box, autoattack, suite; and inputs, their door."""
+"""Attacks, (model, x, y, eps=...) to x_adv: gradient, feature, black_box, autoattack, suite; their inputs."""
 
 from importlib import import_module
 
@@ -15,7 +15,7 @@ _DEFINED_IN = {name: module for module, names in _MODULES.items() for name in na
 __all__ = list(_DEFINED_IN)
 
 
-def __getattr__(name):  # a name's module, and PyTorch with it, is imported when the name is first used (PEP 562)
+def __getattr__(name):  # PEP 562: a name's module, and PyTorch with it, is imported at the name's first use
     if name in _MODULES:
         return import_module(f'{__name__}.{name}')
     if name in _DEFINED_IN:

@@ -31,7 +31,7 @@ def autoattack_version() -> str:  # of the installed package
         return version('pyautoattack')
     except PackageNotFoundError:
         raise ParameterError(
-            "autoattack=True: expected pyautoattack to be installed: uv pip install 'pyautoattack>=0.2,<0.3'"
+            "attack=auto_attack: expected pyautoattack to be installed: uv pip install 'pyautoattack>=0.2,<0.3'"
         ) from None
 
 # %% ../../nbs/library/attacks/autoattack.ipynb #settings

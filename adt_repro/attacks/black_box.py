@@ -144,7 +144,7 @@ def _asking_inside(oracle, more_queries):
 
 # %% ../../nbs/library/attacks/black_box.ipynb #adam-step
 def _adam_steps(oracle, gradient_at, x, eps, lr):
-    "A step for `_until_misclassified`: Adam on the perturbation of all images, then the margins of those moved"
+    "A step for `_until_misclassified`: Adam on the perturbation of all images, then their margins"
     project, delta = linf_ball(x, eps), torch.zeros_like(x)
     adam = torch.optim.Adam([delta], lr=lr)
 

@@ -74,12 +74,15 @@ def _first_misclassified(copies, margins):
 
 
 def _try_targets(approach, x, y, goals, starts, eps):
-    "The best of k copies and its margin; `goals` are (N, k, D), `starts` (N, k, C, H, W) in [-1, 1]"
+    """The best of k copies and its margin; `goals` are (N, k, D), `starts` (N, k, C, H, W) in [-1, 1]
+
+    All images are climbed towards their first target, then all towards their second."""
     k = goals.shape[1]
-    x_copies, y_copies = x.repeat_interleave(k, 0), y.repeat_interleave(k)
-    x0 = (x_copies + eps * starts.flatten(0, 1)).clamp(0, 1)
-    found, margins = in_groups(approach, x_copies, y_copies, goals.flatten(0, 1), x0)
-    return _first_misclassified(found.view(-1, k, *x.shape[1:]), margins.view(-1, k))
+    x_copies, y_copies = x.repeat(k, *[1] * (x.ndim - 1)), y.repeat(k)
+    x0 = (x_copies + eps * starts.transpose(0, 1).flatten(0, 1)).clamp(0, 1)
+    found, margins = in_groups(approach, x_copies, y_copies, goals.transpose(0, 1).flatten(0, 1), x0)
+    copies = found.view(k, -1, *x.shape[1:]).transpose(0, 1)
+    return _first_misclassified(copies, margins.view(k, -1).T)
 
 # %% ../../nbs/library/attacks/feature.ipynb #target-features
 def _target_features(model, x, y, pool, n):

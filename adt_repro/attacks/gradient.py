@@ -14,8 +14,9 @@ from functools import partial
 
 import torch
 
-from .inputs import checked
+from .inputs import checked, is_already_checked
 from ..base.device import eval_mode
+from ..base.network import no_gradient
 from ..base.noise import rand_unit
 from ..base.parameters import ParameterError, checked_value, maybe, number, refuse, whole
 from ..losses import ce, cw_loss, margin, toward
@@ -32,10 +33,7 @@ def _gradients(f, zs, draws):
         if values.requires_grad:
             new = torch.autograd.grad(values.sum(), zs, allow_unused=True)
         if any(g is None for g in new):
-            raise ParameterError(
-                'model: expected an answer that has a gradient at the images; one that was detached, rounded or '
-                'computed under no_grad has none. The attacks spsa and square need no gradient'
-            )
+            raise no_gradient()
         grads = [g + n for g, n in zip(grads, new, strict=True)]
     return grads
 
@@ -90,8 +88,13 @@ class GradientLog:
 
     @property
     def zero(self) -> torch.Tensor:  # (M,) bool, on the CPU
-        "Had the gradient of an example no entry to follow, in all steps: zeros, or entries that are not finite?"
+        "Had an example's gradient no entry to follow, in all steps: only zeros, or not finite?"
         return _on_cpu(self._zero)
+
+    @property
+    def sizes(self) -> list:  # of int, of each climb in order; they add up to M
+        "How many examples were climbed at a time"
+        return [len(part) for part in self._zero]
 
     @property
     def nonfinite(self) -> torch.Tensor:  # (M,) bool, on the CPU
@@ -114,7 +117,10 @@ _logs = ContextVar('gradient logs', default=())
 
 @contextmanager
 def gradient_log():  # a context whose value is a `GradientLog`
-    "Listen to the gradients of all attacks inside: `with gradient_log() as log`"
+    """Listen to the gradients of all attacks inside: `with gradient_log() as log`
+
+    A climb has its examples in the order of the images that it was given. An attack may climb some of them
+    only, one group after the other, or several copies: all images once, then all of them again."""
     log = GradientLog()
     token = _logs.set((*_logs.get(), log))
     try:
@@ -174,20 +180,23 @@ def sign_ascent(
     norm=_identity,  # applied to a gradient before it is accumulated, such as `mean_abs` in MIM
     sign=torch.sign,  # takes the accumulated gradient to a direction in [-1, 1]
     project=_identity,  # takes a tensor back into its feasible set, after each step
-    start_outside: bool = True,  # may a start be outside the feasible set? It is then looked at once
 ) -> list:  # the tensors after the last step, detached
-    "Climb `f` by signed gradients; a `ParameterError` for settings out of range, or where `f` has no gradient"
+    """Climb `f` by signed gradients
+
+    A `ParameterError` for settings out of range, or where `f` has no gradient."""
     sizes, momentum = _step_sizes(step_size, steps), checked_value('momentum', momentum, _share)
     gradients_at = partial(_gradients, f, draws=checked_value('draws', draws, whole(1)))
-    total, notes = [0.0] * len(zs), _Notes()
-    for t, size in enumerate(sizes):
+    totals, notes = [0.0] * len(zs), _Notes()
+    looks_at_start = project is not _identity and not is_already_checked()
+    for step, size in enumerate(sizes):
         grads = gradients_at(zs)
-        if t == 0 and start_outside and project is not _identity:
+        if step == 0 and looks_at_start:
             zs, grads = _restart_inside(gradients_at, zs, grads, project)
         notes.add(grads)
         grads = [g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for g in grads]
-        total = [momentum * t + norm(g) for t, g in zip(total, grads, strict=True)]
-        zs = [project(z.detach() + size * sign(t)).detach() for z, t in zip(zs, total, strict=True)]
+        totals = [momentum * total + norm(g) for total, g in zip(totals, grads, strict=True)]
+        moved = [z.detach() + size * sign(total) for z, total in zip(zs, totals, strict=True)]
+        zs = [project(z).detach() for z in moved]
     notes.close()
     return zs
 
@@ -227,7 +236,6 @@ def pgd(
     if clip_start:
         x0 = x0.clamp(0, 1)
     ascent['step_size'] = eps / 4 if step_size is None else step_size
-    ascent['start_outside'] = not (clip_start or start is torch.zeros_like)
 
     def climb(x, y, x0):
         (x_adv,) = sign_ascent(loss(model, x, y), [x0], steps=steps, project=linf_ball(x, eps), **ascent)
@@ -315,11 +323,11 @@ def worst_of(
 # %% ../../nbs/library/attacks/gradient.ipynb #targeted
 def count_classes(
     model: torch.nn.Module,  # images to logits
-    x: torch.Tensor,  # (N, C, H, W) images, of which the first is tried
+    x: torch.Tensor,  # (N, C, H, W) images; all are asked about, as some networks take one batch size only
 ) -> int:  # classes, at least 1
     "How many logits a network gives for an image"
     with eval_mode(model), torch.no_grad():
-        return model(x[:1]).shape[1]
+        return model(x).shape[1]
 
 
 def targeted(

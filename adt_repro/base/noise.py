@@ -25,7 +25,7 @@ def _in_layout_of(x, noise):
 
 def rand_unit(
     x: torch.Tensor,  # (N, ...) whose shape, dtype and device are wanted
-) -> torch.Tensor:  # (N, ...) uniform in (-1, 1)
+) -> torch.Tensor:  # (N, ...) uniform in (-1, 1); in half precision it may be rounded to -1 or 1
     "Uniform noise in the shape of `x`"
     draw = _source.get()
     if draw is None:
@@ -38,10 +38,11 @@ def rand_unit(
 def rand_normal(
     x: torch.Tensor,  # (N, ...) whose shape, dtype and device are wanted
 ) -> torch.Tensor:  # (N, ...) standard normal
-    "Standard normal noise in the shape of `x`"
+    "Standard normal noise in the shape of `x`; numbers of half precision are those of float32, rounded"
     if _source.get() is None:
         return _in_layout_of(x, torch.randn(x.shape, dtype=x.dtype, device=x.device))
-    return math.sqrt(2) * torch.erfinv(rand_unit(x))
+    exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return (math.sqrt(2) * torch.erfinv(rand_unit(exact))).to(x.dtype)
 
 # %% ../../nbs/library/base/noise.ipynb #sources
 @contextmanager

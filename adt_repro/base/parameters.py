@@ -210,12 +210,13 @@ def word() -> Rule:  # satisfied by up to 100 letters, digits, - and _
 
 # %% ../../nbs/library/base/parameters.ipynb #flag
 def _read_flag(v):
-    if v == 'true' or v == 'false':
+    v = plain_scalar(v)
+    if isinstance(v, str) and v in ('true', 'false'):
         return v == 'true'
     return v
 
 
-def flag() -> Rule:  # satisfied by True and False; the words true and false are read as them
+def flag() -> Rule:  # satisfied by True and False, NumPy's too; true and false are read as them
     "Yes or no"
     return Rule(lambda v: isinstance(v, bool), 'true or false', _read_flag, bool, dict(type='boolean'))
 

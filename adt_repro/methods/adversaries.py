@@ -7,6 +7,7 @@ __all__ = ['GEN_INPUTS', 'from_attack', 'worst_of_draws', 'at_mean', 'distributi
            'image_only', 'image_and_gradients', 'ExpAM', 'ImpAM', 'amortise', 'fit_exp_generator']
 
 # %% ../../nbs/library/methods/adversaries.ipynb #imports
+import math
 from functools import partial
 
 import torch
@@ -105,11 +106,11 @@ def distribution_stats(
 
 # %% ../../nbs/library/methods/adversaries.ipynb #default-draws
 def default_draws(
-    shape: tuple,  # of an image, (C, H, W)
+    shape: tuple,  # of an image, (C, H, W); of another shape every number counts as a pixel
 ) -> int:  # draws for the gradient of a step
     "The number of Monte-Carlo draws of ADT_EXP where none is given: 5 as in the paper, 1 for tiny images"
-    _, height, width = shape
-    return 5 if height * width >= 256 else 1
+    pixels = math.prod(shape[1:] if len(shape) == 3 else shape)
+    return 5 if pixels >= 256 else 1
 
 # %% ../../nbs/library/methods/adversaries.ipynb #exp-objective
 def _exp_objective(model, x, y, eps, loss, lbd, together, group):

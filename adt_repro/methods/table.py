@@ -15,7 +15,16 @@ import torch
 
 from ..attacks.gradient import fgsm, pgd
 from ..base.noise import rand_normal
-from ..base.parameters import ParameterError, checked_value, number, refuse, text, whole
+from adt_repro.base.parameters import (
+    ParameterError,
+    Rule,
+    checked_value,
+    number,
+    refuse,
+    several,
+    text,
+    whole,
+)
 from ..losses import alp, ce, half_ce, kl, least_likely, scatter, smooth_ce, trades
 from adt_repro.methods.adversaries import (
     GEN_INPUTS,
@@ -28,6 +37,13 @@ from adt_repro.methods.adversaries import (
 from .distributions import dirac, uniform
 from .objective import Method
 from ..models.generators import Encoder, Generator
+
+# %% ../../nbs/library/methods/table.ipynb #step-in-pixels
+def _in_pixels(inner_step, eps):
+    "The size of a step in pixel values, or a list of sizes, from that in units of ε"
+    if isinstance(inner_step, list):
+        return [size * eps for size in inner_step]
+    return inner_step * eps
 
 # %% ../../nbs/library/methods/table.ipynb #rows-fgsm
 def _standard(eps, shape):
@@ -49,12 +65,13 @@ def _at_fgsm(eps, shape, *, target='least_likely'):
 
 def _rs_fgsm(eps, shape, *, inner_step=1.25):
     "One step from a random start (Wong et al., 2020)"
-    return Method(from_attack(pgd, eps=eps, steps=1, step_size=inner_step * eps, clip_start=True))
+    step_size = _in_pixels(inner_step, eps)
+    return Method(from_attack(pgd, eps=eps, steps=1, step_size=step_size, clip_start=True))
 
 # %% ../../nbs/library/methods/table.ipynb #rows-pgd
 def _at_pgd(eps, shape, *, inner_steps=7, inner_step=0.25):
     "PGD from a random start (Madry et al., 2018)"
-    step_size = inner_step * eps
+    step_size = _in_pixels(inner_step, eps)
     return Method(from_attack(pgd, eps=eps, steps=inner_steps, step_size=step_size, clip_start=True))
 
 
@@ -70,7 +87,7 @@ def _feature_scatter(eps, shape, *, inner_steps=1, inner_step=1.0, smoothing=0.5
         pgd,
         eps=eps,
         steps=inner_steps,
-        step_size=inner_step * eps,
+        step_size=_in_pixels(inner_step, eps),
         loss=scatter,
         group=sys.maxsize,  # the whole batch at once
     )
@@ -83,7 +100,7 @@ def _trades(eps, shape, *, inner_steps=10, inner_step=0.223125, beta=6.0):
     def little_noise(x):
         return 0.001 / eps * rand_normal(x)
 
-    step_size = inner_step * eps
+    step_size = _in_pixels(inner_step, eps)
     adversary = from_attack(pgd, eps=eps, steps=inner_steps, step_size=step_size, loss=kl, start=little_noise)
     return Method(adversary, partial(trades, beta=beta))
 
@@ -207,7 +224,8 @@ def method_options(
 ) -> dict:  # names of its options to their defaults
     """What can be set for a method; None where the default depends on the images
 
-    `inner_step` is in units of ε where an image is moved, of μ and ρ for adt_exp."""
+    `inner_step` is in units of ε where an image is moved, of μ and ρ for adt_exp; a list has a size for each
+    step."""
     parameters = inspect.signature(METHODS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -228,12 +246,32 @@ def method_defaults(
         defaults['n_mc'] = default_draws(shape)
     return defaults
 
+# %% ../../nbs/library/methods/table.ipynb #option-rules
+_size, _count, _weight = number(0), whole(1), number(0)
+_sizes = several(_size, least=1)
 
-def _option_rule(default):
-    "What an option may be, by its default: a count, a number, a name, or without one a count"
-    if default is None or isinstance(default, int):
-        return whole(1)
-    return number() if isinstance(default, float) else text()
+
+def _read_sizes(value):
+    return _sizes.read(value) if isinstance(value, list) else _size.read(value)
+
+
+# each of `OPTIONS` to what it may be; a function of the method checks names further
+_OPTION_RULES = dict(
+    inner_steps=_count,
+    inner_step=Rule(lambda v: _size.ok(v) or _sizes.ok(v), f'{_size.says}, or a list of them', _read_sizes),
+    n_mc=_count,
+    lbd=_weight,
+    inner_momentum=number(0, 1),
+    rho=number(),
+    group=_count,
+    beta=_weight,
+    target=text(),
+    smoothing=number(0, 1),
+    u_max=number(),
+    gen_width=_count,
+    gen_input=text(),
+    z_dim=_count,
+)
 
 # %% ../../nbs/library/methods/table.ipynb #make-method
 def make_method(
@@ -256,5 +294,5 @@ def make_method(
         if k not in known:
             expected = ', '.join(known) or 'none'
             raise ParameterError(f'{k}={v!r}: method {name} has no such option. Expected {expected}')
-        given[k] = checked_value(k, v, _option_rule(known[k]))
+        given[k] = checked_value(k, v, _OPTION_RULES[k])
     return replace(METHODS[name](eps, tuple(shape), **given), name=name)

@@ -109,7 +109,7 @@ def over_draws(
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     group: int = None,  # images whose gradients are taken at a time, see `group_size`
-):  # a function: x_adv (m·N, C, H, W), m draws of all images one after the other, to (N,) sums over the draws
+):  # a function: x_adv (m·N, C, H, W), m draws of all images after each other, to (N,) sums over the draws
     "A loss that takes several draws at a time; it can be differentiated once"
     size = group_size(x, group)
     model, groups = as_network(model), []

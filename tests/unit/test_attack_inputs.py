@@ -9,12 +9,22 @@ import torch.nn.functional as F
 from helpers import refusal
 from torch import nn
 
-from adt_repro import attacks
 from adt_repro.attacks.black_box import spsa, square
 from adt_repro.attacks.feature import fea_attack
-from adt_repro.attacks.gradient import fgsm, mim, pgd, sign_ascent, targeted, worst_of
+from adt_repro.attacks.gradient import (
+    cw,
+    fgsm,
+    gradient_log,
+    linf_ball,
+    mim,
+    pgd,
+    sign_ascent,
+    targeted,
+    worst_of,
+)
+from adt_repro.attacks.inputs import already_checked
 from adt_repro.attacks.suite import TABLE1_ATTACKS
-from adt_repro.base.noise import example_noise
+from adt_repro.base.noise import example_noise, rand_normal, rand_unit
 from adt_repro.data import load_data
 from adt_repro.models.trained import trained_network
 
@@ -191,7 +201,7 @@ def test_a_network_without_gradient(net):
 def test_cw_is_an_attack(net):
     "Under `attacks` as in Table 1: thirty steps of ε/4 along the margin, written out"
     with example_noise(torch.arange(16), 3):
-        expected = X + EPS * attacks.gradient.rand_unit(X)
+        expected = X + EPS * rand_unit(X)
     for _ in range(30):
         at = expected.detach().requires_grad_()
         z = net(at)
@@ -203,8 +213,8 @@ def test_cw_is_an_attack(net):
         with example_noise(torch.arange(16), 3):
             return (attack(net, X, Y, eps=EPS) - expected).abs().max().item() < 1e-6
 
-    assert refusal(distance, TABLE1_ATTACKS['cw']) == 'gave True'
-    assert refusal(distance, getattr(attacks, 'cw', None)) == 'gave True'
+    assert TABLE1_ATTACKS['cw'] is cw
+    assert distance(cw)
 
 
 def test_fewer_classes_than_targets():
@@ -232,15 +242,84 @@ def test_fewer_classes_than_targets():
     assert refusal(margins) == 'gave True'
 
 
+def test_a_network_of_one_batch_size(net):
+    "The number of classes is asked with the whole batch, so that such a network can be attacked"
+
+    def of_sixteen(x):
+        if len(x) != 16:
+            raise RuntimeError('expected a batch of 16')
+        return net(x)
+
+    def first_of_both():
+        results = []
+        for model in of_sixteen, net:
+            with example_noise(torch.arange(16)):
+                results.append(targeted(2, steps=2)(model, X, Y, eps=EPS))
+        return torch.equal(*results)
+
+    assert refusal(first_of_both) == 'gave True'
+
+
+def test_no_gradient_has_one_line(net):
+    "Whether the network or what is climbed has none"
+    line = refusal(sign_ascent, lambda z: z.detach().sum(1), [X.flatten(1)], step_size=0.1, steps=1)
+
+    def rounded(x):
+        return net(x).detach()
+
+    of_network = refusal(pgd, rounded, X, Y, eps=EPS)
+    assert of_network.removeprefix('model=rounded') == line.removeprefix('model')
+
+
+def test_nobody_looks_at_starts_in_a_training(monkeypatch):
+    "The look makes a GPU wait; in a training a start outside is at its projection after the first step"
+    looks, isfinite = [], torch.Tensor.isfinite
+
+    def noted(self):
+        looks.append(1)
+        return isfinite(self)
+
+    x = torch.full((4, 3), 0.01)
+    start, ball = x - 0.05, linf_ball(x, 0.1)
+
+    def climb():
+        return sign_ascent(lambda z: (z.sqrt() ** 2).sum(1), [start], step_size=0.02, steps=2, project=ball)[
+            0
+        ]
+
+    monkeypatch.setattr(torch.Tensor, 'isfinite', noted)
+    with already_checked():
+        in_training = climb()
+    assert not looks
+    outside = climb()
+    assert looks
+    assert torch.equal(in_training, torch.zeros_like(x))  # at 0 the square root has no slope
+    assert torch.equal(outside, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_starts_in_any_precision(dtype):
     "The start of an image is the same in any precision, rounded: in float16 it is no infinity"
     with example_noise(torch.arange(16), 2):
-        exact = attacks.gradient.rand_unit(X)
+        exact = rand_unit(X)
     with example_noise(torch.arange(16), 2):
-        found = attacks.gradient.rand_unit(X.to(dtype))
+        found = rand_unit(X.to(dtype))
     assert exact.abs().max() < 1
     assert torch.equal(found, exact.to(dtype))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_normal_noise_in_any_precision(dtype):
+    "Also where the uniform number is so near to 1 that half precision would make it 1: no infinity"
+    x = torch.zeros(4, 50_000)
+    with example_noise(torch.arange(4), 2):
+        exact = rand_normal(x)
+    with example_noise(torch.arange(4), 2):
+        found = rand_normal(x.to(dtype))
+    assert found.dtype == dtype
+    assert found.isfinite().all()
+    assert exact.abs().max() > 4
+    torch.testing.assert_close(found.double(), exact.to(dtype).double(), rtol=1e-5, atol=1e-6)
 
 
 def test_worst_of_nothing(net):
@@ -277,7 +356,7 @@ def linear_case():
 
 
 def closed_form(x, start, away, eps, moved):
-    "Where signed steps of altogether `moved` end, if a pixel that is black at its start, or clipped to it, stays"
+    "Where signed steps of altogether `moved` end, if a pixel that is black at its start stays"
     inside = start.clamp(0, 1)
     black_images = (start < 0).flatten(1).any(1).view(-1, 1, 1, 1)
     at = torch.where(black_images, inside, start)  # images whose start left [0, 1] begin at its projection
@@ -287,7 +366,7 @@ def closed_form(x, start, away, eps, moved):
 
 def start_of(x, seed):
     with example_noise(torch.arange(len(x)), seed):
-        return x + EPS * attacks.gradient.rand_unit(x)
+        return x + EPS * rand_unit(x)
 
 
 def attacked(attack, net, x, y, seed, ids=None, **settings):
@@ -297,7 +376,7 @@ def attacked(attack, net, x, y, seed, ids=None, **settings):
 
 
 def test_a_start_outside_the_pixel_range():
-    "One step of PGD behind a square root: from the projected start where the start is below 0, else from the start"
+    "One step of PGD behind a square root: from the projection of a start below 0, else from the start"
     linear, x, y, away = linear_case()
     x[:6] = x[:6].clamp(min=2 * EPS)  # some images whose start stays inside
     start = start_of(x, 4)
@@ -345,7 +424,7 @@ def test_not_finite_gradients_in_any_batch():
 
 
 def test_spsa_behind_a_root():
-    "Queries leave [0, 1] by σ: behind a square root they are NaN, and the attack still finds most of what there is"
+    "Queries leave [0, 1] by σ: behind a square root they are NaN, and the attack still finds most"
     linear, x, y, away = linear_case()
     linear[1].bias.data = 100.0 * F.one_hot(y[:1], 2)[0].double()  # a class that is never left
     same = y == y[0]
@@ -369,9 +448,8 @@ def test_spsa_behind_a_root():
 
 
 def climb_with_log(f, start, **settings):
-    "Flags of `gradient_log` after one climb, as text"
-    log_of = getattr(attacks.gradient, 'gradient_log', None)
-    with log_of() as log:
+    "Flags of `gradient_log` after one climb"
+    with gradient_log() as log:
         sign_ascent(f, [torch.tensor(start)], step_size=0.5, **dict(steps=2) | settings)
     return log.zero.int().tolist(), log.nonfinite.int().tolist()
 
@@ -384,15 +462,14 @@ def test_gradient_log():
         return hill + torch.where(z[:, 1] < 0, z[:, 1], torch.zeros_like(z[:, 1])) + (z[:, 2].sqrt() ** 2)
 
     start = [[0.0, 1.0, 4.0], [0.0, 1.0, 0.0], [2.0, 1.0, 0.0]]
-    assert refusal(climb_with_log, f, start) == 'gave ([0, 1, 0], [0, 1, 1])'
+    assert climb_with_log(f, start) == ([0, 1, 0], [0, 1, 1])
 
 
 def test_a_log_of_attacks(net):
-    "Nothing is zero or not finite for the trained network; all is zero where its logits are scaled out of sight"
+    "Nothing is zero or not finite for the trained network; all is zero where its logits are out of sight"
 
     def flags(model):
-        log_of = getattr(attacks.gradient, 'gradient_log', None)
-        with log_of() as log:
+        with gradient_log() as log:
             pgd(model, X, Y, eps=EPS, steps=3, group=5)
             fgsm(model, X, Y, eps=EPS)
         return len(log.zero), int(log.zero.sum()), int(log.nonfinite.sum())
@@ -401,7 +478,7 @@ def test_a_log_of_attacks(net):
         return 1e5 * net(x)
 
     def zeros_under_fgsm():
-        with getattr(attacks.gradient, 'gradient_log', None)() as log:
+        with gradient_log() as log:
             fgsm(scaled, X, Y, eps=EPS)
         return log.zero.tolist()
 
@@ -409,8 +486,68 @@ def test_a_log_of_attacks(net):
     (g,) = torch.autograd.grad(F.cross_entropy(scaled(at), Y, reduction='sum'), at)
     by_hand = (g == 0).flatten(1).all(1).tolist()
     assert sum(by_hand) > 10
-    assert refusal(flags, net) == 'gave (32, 0, 0)'
-    assert refusal(zeros_under_fgsm) == f'gave {by_hand}'
+    assert flags(net) == (32, 0, 0)
+    assert zeros_under_fgsm() == by_hand
+
+
+def test_a_log_says_how_many_at_a_time(net):
+    def sizes():
+        with gradient_log() as log:
+            pgd(net, X, Y, eps=EPS, steps=3, group=5)
+            fgsm(net, X, Y, eps=EPS)
+        return log.sizes
+
+    assert refusal(sizes) == 'gave [5, 5, 5, 1, 16]'
+
+
+def flat_for(net, ids):
+    "The features of some images, which are known by their first pixel, have no slope"
+    marks = torch.linspace(0.4, 0.6, 16)
+
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.fc = net, net.fc
+
+        def features(self, x):
+            image = (x[:, 0, 0, 0, None] - marks).abs().argmin(1)
+            is_flat = torch.isin(image, torch.tensor(ids))
+            return torch.where(is_flat[:, None], 0 * x.flatten(1).sum(1, keepdim=True) + 1.0, net.features(x))
+
+        def forward(self, x):
+            return self.fc(self.features(x))
+
+    marked = X.clone()
+    marked[:, 0, 0, 0] = marks
+    return Flat().eval(), marked
+
+
+def test_a_log_names_images_of_the_attack_on_features(net):
+    "Copies towards several targets are climbed in the order of the images, time after time"
+    flat, x = flat_for(net, [2, 7, 11])
+    y = torch.full((16,), 3)
+    with torch.no_grad():
+        flat.fc.bias.data[3] += 100  # no image is misclassified, so none is left out after the first targets
+    try:
+        with gradient_log() as log, example_noise(torch.arange(16)):
+            fea_attack(flat, x, y, eps=0.001, pool=POOL, n_targets=4, steps=2, group=2)
+    finally:
+        flat.fc.bias.data[3] -= 100
+    by_image = torch.zeros(16, dtype=torch.bool)
+    by_image[[2, 7, 11]] = True
+    assert torch.equal(log.zero.view(-1, 16), by_image.expand(4, -1))
+    assert log.sizes == [32, 32]
+
+
+def test_the_attack_on_features_image_by_image(net):
+    "Each image's result is that of the image alone, for whatever number of targets goes at a time"
+    settings = dict(eps=EPS, pool=POOL, n_targets=6, steps=3)
+    with example_noise(torch.arange(16), 1):
+        together = fea_attack(net, X, Y, **settings, group=3)
+    for i in range(4):
+        with example_noise(torch.tensor([i]), 1):
+            alone = fea_attack(net, X[i : i + 1], Y[i : i + 1], **settings, group=2)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-6)
 
 
 # Square's patches

@@ -6,18 +6,19 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import refusal
 
 from adt_repro.base.device import eval_mode
+from adt_repro.base.noise import example_noise
+from adt_repro.methods.adversaries import default_draws, exp_adversary
 from adt_repro.methods.objective import adt_loss
-from adt_repro.methods.table import METHODS, make_method, method_options
+from adt_repro.methods.table import METHODS, OPTIONS, make_method, method_options
 from adt_repro.models.classifiers import build_model
 from adt_repro.models.flops import count_passes
+from adt_repro.runs.config import RULES
 
-EPS, SHAPE, N = (
-    0.1,
-    (1, 8, 8),
-    64,
-)  # 64 is the paper's batch; the scale of the generator's input and Adam's 1e-8 belong to it
+# 64 is the paper's batch; the scale of the generator's input and Adam's 1e-8 belong to it
+EPS, SHAPE, N = 0.1, (1, 8, 8), 64
 
 # The equations. Each takes the network in training mode and gives what θ descends; of the amortised methods
 # also what φ descends.
@@ -32,9 +33,8 @@ def ce(net, x, y):
 
 
 def kl(p, q):
-    return (
-        (p.softmax(1) * (p.softmax(1).log() - q.softmax(1).log())).sum(1).mean()
-    )  # of logits q from logits p
+    "Of logits q from logits p"
+    return (p.softmax(1) * (p.softmax(1).log() - q.softmax(1).log())).sum(1).mean()
 
 
 def ascend(value, x, x_adv, steps, step):
@@ -159,7 +159,7 @@ def adt_exp_trades(net, x, y, inner_momentum=1.0, rho=0.0, lbd=0.01, n_mc=5, bet
     clean = net(x).detach()
 
     def total(at):
-        "The divergence is summed over the batch, and the entropy here too: Adam's 1e-8 is on an image's own gradient"
+        "Divergence and entropy are summed over the batch: Adam's 1e-8 is on an image's own gradient"
         return len(x) * kl(clean, net(at))
 
     x_adv = fitted(net, x, total, inner_momentum, rho, len(x) * lbd, n_mc, adam_eps)
@@ -294,9 +294,8 @@ ROWS = [(name, {}) for name in METHODS] + [
 def test_gradients(name, options):
     got, want, (loss, theta) = gradients(name, options)
     silent = {k for k, gs in want.items() if not any(g.any() for g in gs)}
-    assert silent == (
-        {'encoder'} if options.get('u_max') == 2.0 else set()
-    )  # above its hinge the entropy moves nobody
+    above_hinge = options.get('u_max') == 2.0  # where the entropy moves nobody
+    assert silent == ({'encoder'} if above_hinge else set())
     found = errors(got, want)
     assert max(found.values()) <= 1e-5 and abs(loss - theta) <= 1e-5 * theta, found
 
@@ -378,3 +377,87 @@ def test_no_inner_problem_computes_gradients_of_weights(name):
     with count_passes(net) as passes:
         adt_loss(net, x, y, method)[0].backward()
     assert passes['weight_grad'] in (N, 2 * N)
+
+
+# What an option may be
+
+
+def taken(option, value):
+    "Does the first method that has this option take the value?"
+    name = next(name for name in METHODS if option in method_options(name))
+    said = refusal(lambda: make_method(name, EPS, SHAPE, **{option: value}) is not None)
+    return said == 'gave True'
+
+
+NOT_OPTIONS = dict(
+    inner_steps=(0, 2.5, -1),
+    inner_step=(-0.1, math.inf, math.nan, [], [0.1, -0.1], [math.inf]),
+    n_mc=(0, 1.5),
+    lbd=(-0.01, math.inf),
+    inner_momentum=(-0.1, 1.1),
+    rho=(math.inf, math.nan),
+    group=(0, -64),
+    beta=(-1, math.nan),
+    smoothing=(-0.1, 1.1),
+    u_max=(math.nan,),
+    gen_width=(0, 8.5),
+    z_dim=(0,),
+    target=('other', 1),
+    gen_input=('other', 1),
+)
+
+
+@pytest.mark.parametrize('option', OPTIONS)
+def test_what_an_option_is_not(option):
+    assert [value for value in NOT_OPTIONS[option] if taken(option, value)] == []
+
+
+SAMPLES = [-20, -1, -0.5, 0, 0.0, 0.25, 0.9, 1, 1.0, 2, 8, 16.0, '8/255', '1e-3']
+SAMPLES += ['least_likely', 'label', 'gradients', 'image']
+
+
+@pytest.mark.parametrize('option', OPTIONS)
+def test_options_of_a_run_are_options_of_a_method(option):
+    "A value that the command line takes is taken by `make_method` too"
+    rule = RULES[option]
+    good = [value for value in SAMPLES if rule.ok(rule.read(value))]
+    assert good
+    assert [value for value in good if not taken(option, value)] == []
+
+
+@pytest.mark.parametrize('name', [name for name in METHODS if 'inner_step' in method_options(name)])
+def test_a_size_for_each_step(name):
+    "A list of equal sizes is that size; other sizes are other images"
+    x, y = batch()
+    x, y = x[:8], y[:8]
+    steps = dict(inner_steps=3) if 'inner_steps' in method_options(name) else {}
+    count = steps.get('inner_steps', 1)
+
+    def perturbation(inner_step):
+        net, method = prepare(name, dict(inner_step=inner_step, **steps), x)
+        with example_noise(torch.arange(8)), eval_mode(net):
+            return method.adversary(net, x, y)()[0]
+
+    def is_equal_to_one_size(*sizes):
+        return torch.equal(perturbation(list(sizes)), perturbation(0.1))
+
+    first_sizes = [0.1] * (count - 1)
+    assert refusal(is_equal_to_one_size, *first_sizes, 0.1) == 'gave True'
+    assert refusal(is_equal_to_one_size, *first_sizes, 0.05) == 'gave False'
+
+
+@pytest.mark.parametrize(
+    'shape, draws',
+    [((3, 32, 32), 5), ((1, 8, 8), 1), ((64,), 1), ((8, 8), 1), ((784,), 5), ((3, 4, 8, 8), 5)],
+)
+def test_draws_for_images_of_any_shape(shape, draws):
+    assert refusal(default_draws, shape) == f'gave {draws}'
+
+
+def test_a_distribution_on_rows_of_numbers():
+    "Images need not be (C, H, W) where the number of draws is left out"
+    torch.manual_seed(0)
+    rows, y = torch.rand(4, 64), torch.arange(4)
+    net = torch.nn.Linear(64, 10)
+    said = refusal(lambda: exp_adversary(net, rows, y, eps=EPS, steps=2, n_mc=None)()[0].shape)
+    assert said == 'gave torch.Size([4, 64])'

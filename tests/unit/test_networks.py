@@ -1,9 +1,9 @@
-"Networks that a user may bring: the same logits as their own, one line where they fail, and nothing of them changed"
+"Networks that a user may bring: their own logits, one line where they fail, and nothing of them changed"
 
 import copy
 import warnings
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -18,6 +18,7 @@ import adt_repro.speed.bn_folding as bn_folding
 from adt_repro.attacks.black_box import spsa, square
 from adt_repro.attacks.gradient import fgsm, pgd
 from adt_repro.base.device import eval_mode
+from adt_repro.base.network import as_network, takes_channels_last, tf32
 from adt_repro.data import load_data
 from adt_repro.evaluation.evaluate import evaluate
 from adt_repro.methods.adversaries import exp_adversary, worst_of_draws
@@ -26,7 +27,7 @@ from adt_repro.methods.table import make_method
 from adt_repro.models.classifiers import SmallCNN, build_model, check_model
 from adt_repro.models.flops import forward_macs
 from adt_repro.models.trained import trained_network
-from adt_repro.speed.precision import ComputeWrapper
+from adt_repro.speed.precision import ComputeSettings, ComputeWrapper
 from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import Recipe
 
@@ -224,7 +225,7 @@ def test_trained_as_the_twin(kind, name):
 
 
 def test_trained_by_its_logits():
-    "An output with `logits`, as those of Hugging Face's networks, simply works; a tuple is refused in one line"
+    "An output with `logits`, as of Hugging Face's networks, simply works; a tuple is refused in one line"
     own, twin = twins(by_view)
     giving = Giving(with_logits)
     giving.net.load_state_dict(own.state_dict())
@@ -358,6 +359,147 @@ def test_images_stay_as_they_are():
     data = replace(COLOUR, x_train=COLOUR.x_train.clone())
     assert refusal(lambda: len(history(InPlace(), 'at_pgd', data))) == 'gave 1'
     assert torch.equal(data.x_train, COLOUR.x_train)
+
+
+class Switched(nn.Module):
+    "A network that rescales its images in place once a switch is thrown"
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.in_place = Flattening(), False
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5) if self.in_place else x)
+
+
+def test_images_stay_when_a_network_changes_later():
+    "Its first calls left the images alone; the layer of a known network, or an attribute, is changed then"
+
+    def throw(net):
+        net[0].inplace = True
+
+    known = nn.Sequential(nn.Threshold(0.5, 2.0), Flattening()).eval()
+    for net, change in (Switched().eval(), lambda net: setattr(net, 'in_place', True)), (known, throw):
+        network, images = as_network(net), X.clone()
+        network(images)
+        change(net)
+        network(images)
+        assert torch.equal(images, X)
+        pgd(net, images, Y, eps=0.1, steps=2)
+        assert torch.equal(images, X)
+
+
+@dataclass
+class Scored:
+    "A network that is no module, and cannot be hashed"
+
+    net: nn.Module
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+class Slotted:
+    "A network that cannot be referenced weakly"
+
+    __slots__ = ('net',)
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize('wrap', [Scored, Slotted, partial(partial)])
+def test_any_callable_is_a_network(wrap):
+    own, _ = twins(by_view)
+    own.eval()
+
+    def images(net):
+        torch.manual_seed(0)
+        return pgd(net, X, Y, eps=0.1, steps=2)
+
+    found = refusal(lambda: torch.equal(images(wrap(own)), images(own)))
+    assert found == 'gave True'
+
+
+class Equal(Flattening):
+    "A network that is equal to each of its kind"
+
+    def __eq__(self, other):
+        return type(self) is type(other)
+
+    def __hash__(self):
+        return 1
+
+
+class EqualOnly(Flattening):
+    def __eq__(self, other):
+        return self is other
+
+
+def test_each_network_has_a_trial_of_its_own():
+    "What one takes is not believed of another one that is equal to it"
+    assert takes_channels_last(Equal(by_copy).eval(), X)
+    takes = Equal(by_copy).eval()
+    assert takes_channels_last(takes, X)
+    assert not takes_channels_last(Equal(by_view).eval(), X)
+
+
+def test_a_module_without_a_hash():
+    "PyTorch cannot list its parameters; the line says what to do"
+    line = refusal(pgd, EqualOnly().eval(), X, Y, eps=0.1)
+    assert line.startswith('model=')
+    assert line.endswith(
+        'expected modules that can be hashed: beside __eq__ put __hash__ = torch.nn.Module.__hash__'
+    )
+
+
+class Seeing(nn.Module):
+    "A network that notes how it is computed"
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = Flattening(), []
+
+    def __deepcopy__(self, memo):
+        other = Seeing()
+        other.seen = self.seen  # what a copy sees is noted too
+        return other
+
+    def forward(self, x):
+        logits = self.net(x)
+        self.seen.append((logits.dtype, torch.backends.cudnn.allow_tf32))
+        return logits
+
+
+def test_the_trial_is_made_in_float32():
+    "Whatever the caller has switched on"
+    net = Seeing().eval()
+    with torch.autocast('cpu', torch.bfloat16), tf32(True):
+        assert takes_channels_last(net, X)
+        assert torch.is_autocast_enabled('cpu')
+        assert torch.backends.cudnn.allow_tf32
+    assert set(net.seen) == {(torch.float32, False)}
+
+
+def test_an_error_of_the_compiler_has_its_own_line(monkeypatch):
+    "It is not blamed on the images, and the call is not made again"
+    whole, calls = torch.compile, []
+
+    def broken(graph, inputs):
+        calls.append(1)
+        raise RuntimeError('no such compiler')
+
+    monkeypatch.setattr(torch, 'compile', lambda f, **options: whole(f, backend=broken))
+    wrapper = ComputeWrapper(Flattening().eval(), ComputeSettings(compile='inductor'))
+    line = refusal(wrapper, side_by_side(X).requires_grad_())
+    assert line.startswith("model=Flattening: torch.compile fails: backend='broken' raised:")
+    assert 'no such compiler' in line
+    assert line.endswith("Use compile='none', or the network as it was before torch.compile")
+    assert '\n' not in line
+    assert len(calls) == 1
 
 
 def test_a_network_without_parameters_is_not_trained():
@@ -678,7 +820,7 @@ def test_what_is_folded(monkeypatch):
 
 @pytest.mark.parametrize('fault', [False, True])
 def test_folding_is_checked_each_epoch(fault, monkeypatch):
-    "A folded form that becomes wrong is found at the next epoch, with one line; without a fault there is none"
+    "A folded form that becomes wrong is found at the next epoch, with one line, else there is none"
     torch.manual_seed(0)
     recorder = Recorder(build_model('small_cnn', in_ch=3))
     right = bn_folding._scale_and_shift
