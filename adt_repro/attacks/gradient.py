@@ -74,7 +74,7 @@ class GradientLog:
     "Examples that were climbed, in order, each with a note on its gradients"
 
     def __init__(self):
-        self._zero, self._nonfinite, self._sizes = [], [], []
+        self._zero, self._nonfinite = [], []
 
     def add(
         self,
@@ -84,17 +84,11 @@ class GradientLog:
         "Note one climb"
         self._zero.append(zero)
         self._nonfinite.append(nonfinite)
-        self._sizes.append(len(zero))
 
     @property
     def zero(self) -> torch.Tensor:  # (M,) bool, on the CPU
         "Had an example's gradient no entry to follow, in all steps: only zeros, or not finite?"
         return _on_cpu(self._zero)
-
-    @property
-    def sizes(self) -> list:  # of int, of each climb in order; they add up to M
-        "How many examples were climbed at a time"
-        return [len(part) for part in self._zero]
 
     @property
     def nonfinite(self) -> torch.Tensor:  # (M,) bool, on the CPU
@@ -104,7 +98,7 @@ class GradientLog:
     @property
     def sizes(self) -> list:  # of int, each at least 1
         "How many examples each climb had, in order"
-        return list(self._sizes)
+        return [len(part) for part in self._zero]
 
 
 def _on_cpu(flags):
