@@ -175,6 +175,8 @@ def spsa(
     "SPSA: Adam along estimated gradients until misclassified; a `ParameterError` for settings out of range"
     eps, samples, steps = _checked_settings(eps=eps, samples=samples, steps=steps)
     lr, sigma, memory = _checked_settings(lr=lr, sigma=sigma, memory=memory)
+    if not len(x):
+        return x, torch.zeros_like(y)
     oracle, more_queries = _margin_oracle(model, y), torch.zeros_like(y)
     margins_at = _asking_inside(oracle, more_queries)
     estimate = partial(spsa_gradient, pairs=samples // 2, sigma=sigma, at_once=images_in(model, x, memory))

@@ -138,6 +138,8 @@ def fea_attack(
     eps, size, steps, n_targets, group = _checked_settings(eps, step_size, steps, n_targets, group)
     approach = partial(_approach, model, eps=eps, step_size=size, steps=steps)
     worst, least = x.clone(), x.new_full((len(x),), math.inf)
+    if not len(x):
+        return worst
     with eval_mode(model):
         goals, which = _target_features(model, x, y, pool, n_targets)
         for targets in which.split(group, 1):

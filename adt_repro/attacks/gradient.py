@@ -100,7 +100,7 @@ class GradientLog:
         "How many examples each climb had, in order"
         return [len(part) for part in self._zero]
 
-
+# %% ../../nbs/library/attacks/gradient.ipynb #on-cpu
 def _on_cpu(flags):
     "Flags of several climbs as one tensor"
     return torch.cat([torch.zeros(0, dtype=torch.bool), *[part.cpu() for part in flags]])
@@ -175,9 +175,7 @@ def sign_ascent(
     sign=torch.sign,  # takes the accumulated gradient to a direction in [-1, 1]
     project=_identity,  # takes a tensor back into its feasible set, after each step
 ) -> list:  # the tensors after the last step, detached
-    """Climb `f` by signed gradients
-
-    A `ParameterError` for settings out of range, or where `f` has no gradient."""
+    "Climb `f` by signed gradients; a `ParameterError` for settings out of range, or without a gradient"
     sizes, momentum = _step_sizes(step_size, steps), checked_value('momentum', momentum, _share)
     gradients_at = partial(_gradients, f, draws=checked_value('draws', draws, whole(1)))
     totals, notes = [0.0] * len(zs), _Notes()

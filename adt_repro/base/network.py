@@ -230,6 +230,8 @@ def _hint(net, x):
         return '. The images look like (N, H, W, C), expected (N, C, H, W): use x.permute(0, 3, 1, 2)'
     if x.dtype == torch.uint8:
         return '. The images are uint8, expected floats in [0, 1]: use x.float() / 255'
+    if x.is_floating_point() and not (x.min() >= 0 and x.max() <= 1):
+        return '. Some pixels are outside [0, 1], where an attack may start: use its clip_start=True'
     weight = next(net.parameters(), None) if isinstance(net, nn.Module) else None
     if weight is None:
         return ''
@@ -241,7 +243,7 @@ def _hint(net, x):
     return ''
 
 # %% ../../nbs/library/base/network.ipynb #failed
-_FAILURES = RuntimeError, ValueError, TypeError, LookupError, AttributeError
+_FAILURES = RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError
 
 
 def _is_of_compiler(error):
@@ -314,7 +316,7 @@ def _ask(network, f, x):
     except _FAILURES as error:
         raise _failed(network.user_network, x, error) from error
 
-
+# %% ../../nbs/library/base/network.ipynb #no-gradient
 def no_gradient(
     name: str = 'model',  # what the message begins with, such as model=SmallCNN
 ) -> ParameterError:  # to be raised

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 
 from ..attacks.gradient import sign_ascent
-from ..attacks.inputs import checked
+from ..attacks.inputs import checked, checked_inputs
 from ..base.device import eval_mode
-from ..base.network import as_network
+from ..base.network import as_network, tf32
 from ..base.noise import example_noise, zero_noise
 from ..losses import ce, margin
 from .distributions import dirac, implicit, tanh_gaussian
 from ..models.generators import Generator, generator_width
 from ..speed.batching import draws_at_once, over_draws
-from ..speed.precision import ComputeSettings, fused_on, tf32
+from ..speed.precision import ComputeSettings, fused_on
 
 # %% ../../nbs/library/methods/adversaries.ipynb #from-attack
 def from_attack(
@@ -143,18 +143,13 @@ def exp_adversary(
     group: int = None,  # images at a time, for memory and speed, see `adt_repro.speed.batching.group_size`
 ) -> partial:  # of `tanh_gaussian`; its `args` are μ, ρ (both (N, C, H, W), detached) and ε
     "Fit a squashed Gaussian to each example (the paper's section on ADT_EXP)"
-    model = as_network(model)
+    model, x, y = checked_inputs(model, x, y)
     n_mc = default_draws(x.shape[1:]) if n_mc is None else n_mc
     together = draws_at_once(n_mc, x, group)
-    mu, rho = sign_ascent(
-        _exp_objective(model, x, y, eps, loss, lbd, together, group),
-        [torch.zeros_like(x), torch.full_like(x, rho)],
-        step_size=step_size,
-        steps=steps,
-        draws=n_mc // together,
-        momentum=momentum,
-        sign=lambda g: g / (g.abs() + tol),
-    )
+    objective = _exp_objective(model, x, y, eps, loss, lbd, together, group)
+    start = [torch.zeros_like(x), torch.full_like(x, rho)]
+    how = dict(steps=steps, step_size=step_size, momentum=momentum, draws=n_mc // together)
+    mu, rho = sign_ascent(objective, start, sign=lambda g: g / (g.abs() + tol), **how)
     return partial(tanh_gaussian, mu, rho, eps)
 
 # %% ../../nbs/library/methods/adversaries.ipynb #image-only
@@ -178,7 +173,8 @@ def image_and_gradients(
 
     def gradient(at):
         at = at.detach().requires_grad_()
-        return torch.autograd.grad(ce(model, None, y)(at).sum(), at)[0] / 64
+        (found,) = torch.autograd.grad(ce(model, None, y)(at).sum(), at)
+        return found.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) / 64
 
     at_image = gradient(x)
     fgsm_point = (x + eps * at_image.sign()).clamp(0, 1)

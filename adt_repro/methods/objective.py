@@ -36,7 +36,7 @@ class _Flip(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        return -ctx.scale * g, None
+        return -ctx.scale * g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), None
 
 
 def flip_grad(

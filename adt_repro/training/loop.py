@@ -477,6 +477,18 @@ def _recipe_of(recipe, epochs, augment):
         recipe = replace(recipe, augment=augment)
     return recipe
 
+# %% ../../nbs/library/training/loop.ipynb #train-inputs
+def _check_types(model, data, eps, recipe):
+    "A `ParameterError` where what is to be trained is something else"
+    if not isinstance(model, torch.nn.Module) or not list(model.parameters()):
+        refuse('model', model, 'an nn.Module with parameters that are trained, such as build_model(...)')
+    if not isinstance(data, Data):
+        refuse('data', type(data).__name__, 'a data set of load_data(...) or as_data(...)')
+    if isinstance(eps, Recipe):
+        refuse('eps', eps, 'a radius; a recipe is given by name, recipe=...')
+    if recipe is not None and not isinstance(recipe, Recipe):
+        refuse('recipe', recipe, 'a Recipe, or None')
+
 # %% ../../nbs/library/training/loop.ipynb #train
 def train(
     model: torch.nn.Module,  # the network, on the device of `data`; trained in place
@@ -495,6 +507,7 @@ def train(
 
     A `ParameterError` says what does not fit, a `TrainingError` that numbers became infinite or NaN.
     The method's options have the command line's defaults for such images, but gen_width, which is 64 here."""
+    _check_types(model, data, eps, recipe)
     device, recipe = next(model.parameters()).device, _recipe_of(recipe, epochs, augment)
     if data.x_train.device != device:
         refuse('data', f'on {data.x_train.device}', f'on {device}, like the network: data.to(...)')

@@ -1,6 +1,7 @@
 "What attacks are given: pixels, labels, settings, gradients that are not finite; and what they give back"
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from adt_repro.attacks.inputs import already_checked
 from adt_repro.attacks.suite import TABLE1_ATTACKS
 from adt_repro.base.noise import example_noise, rand_normal, rand_unit
 from adt_repro.data import load_data
+from adt_repro.methods.adversaries import exp_adversary
 from adt_repro.models.trained import trained_network
 
 EPS = 0.15
@@ -571,3 +573,27 @@ def test_the_share_of_a_patch(size, share):
     asked, height = share * size[0] * size[1], min(size)
     assert len(seen) == 3
     assert abs(int((seen[2] != x).sum()) - asked) <= max(height / 2, asked**0.5)
+
+
+def test_no_images(net):
+    "Of none, none are attacked"
+    for attack in (spsa, partial(fea_attack, pool=(X, Y)), pgd, square):
+        made = attack(net, X[:0], Y[:0], eps=EPS)
+        x_adv = made[0] if isinstance(made, tuple) else made
+        assert x_adv.shape == X[:0].shape
+
+
+def test_a_network_that_insists_on_its_range(net):
+    "PGD starts outside [0, 1] as its authors do; the line says how to start inside"
+
+    def strict(x):
+        assert x.min() >= 0 and x.max() <= 1, 'outside'
+        return net(x)
+
+    assert 'clip_start=True' in refusal(pgd, strict, X, Y, eps=EPS)
+    assert pgd(strict, X, Y, eps=EPS, clip_start=True).shape == X.shape
+
+
+def test_a_distribution_is_fitted_to_images_alone(net):
+    assert 'expected pixels in [0, 1]' in refusal(exp_adversary, net, 255 * X, Y, eps=EPS)
+    assert 'class indices' in refusal(exp_adversary, net, X, F.one_hot(Y, 10), eps=EPS)

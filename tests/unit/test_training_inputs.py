@@ -610,3 +610,40 @@ def test_adt_exp_trades_is_the_authors_loop(digits):
     got = torch.cat([p.grad.flatten() for p in net.parameters()])
     error = ((got - want).norm() / want.norm()).item()
     assert math.isfinite(error) and error < 1e-8
+
+
+# What is no network, no data set and no recipe
+
+
+def test_train_says_what_it_was_not_given(digits):
+    net = trained_network('standard')
+    lines = {
+        'model=': lambda: adt.train(lambda x: net(x), digits, 'at_pgd', 0.15, progress=False),
+        "model='small_cnn'": lambda: adt.train('small_cnn', digits, 'at_pgd', 0.15, progress=False),
+        'data=': lambda: adt.train(net, (digits.x_train, digits.y_train), 'at_pgd', 0.15, progress=False),
+        'eps=Recipe': lambda: adt.train(net, digits, 'at_pgd', Recipe(), progress=False),
+        "recipe='tuned'": lambda: adt.train(net, digits, 'at_pgd', 0.15, recipe='tuned', progress=False),
+    }
+    for start, call in lines.items():
+        line = refusal(call)
+        assert line.startswith(start) and 'expected' in line and '\n' not in line
+
+
+@pytest.mark.parametrize('method', ['adt_exp_am', 'adt_imp_am', 'at_pgd', 'adt_exp'])
+def test_a_root_in_the_network_can_be_trained(method, digits):
+    "Its gradient at black pixels is infinite; the generator sees gradients, and gets them back through the images"
+
+    class Rooted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = trained_network('standard')
+
+        def forward(self, x):
+            return self.net(x.sqrt() ** 2)
+
+    few = digits.head(64, 8)
+    options = dict(gen_width=16) if 'am' in method else {}
+    recipe = Recipe(epochs=1, batch=32, lr=0.01, augment=False)
+    assert (few.x_train == 0).any()
+    history = adt.train(Rooted(), few, method, eps=0.15, recipe=recipe, progress=False, **options)
+    assert history.loss.map(math.isfinite).all()
