@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from ..attacks.gradient import sign_ascent
 from ..attacks.inputs import checked
 from ..base.device import eval_mode
-from ..base.network import as_network
+from ..base.network import as_network, tf32
 from ..base.noise import example_noise, zero_noise
 from ..losses import ce, margin
 from .distributions import dirac, implicit, tanh_gaussian
 from ..models.generators import Generator, generator_width
 from ..speed.batching import draws_at_once, over_draws
-from ..speed.precision import ComputeSettings, fused_on, tf32
+from ..speed.precision import ComputeSettings, fused_on
 
 # %% ../../nbs/library/methods/adversaries.ipynb #from-attack
 def from_attack(
