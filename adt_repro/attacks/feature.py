@@ -120,6 +120,13 @@ def _checked_settings(eps, step_size, steps, n_targets, group):
     counts = dict(steps=steps, n_targets=n_targets, group=group)
     return eps, step_size, *[checked_value(name, n, whole(1)) for name, n in counts.items()]
 
+# %% ../../nbs/library/attacks/feature.ipynb #keep-better
+def _keep_better(worst, least, live, found, margins):
+    "Put what was found for the images `live` where its margin is smaller, in place"
+    better = margins < least[live]
+    worst[live[better]] = found[better]
+    least[live[better]] = margins[better]
+
 # %% ../../nbs/library/attacks/feature.ipynb #feature
 @checked
 def fea_attack(
@@ -148,7 +155,5 @@ def fea_attack(
             if len(live) == 0:
                 continue
             found, margins = _try_targets(approach, x[live], y[live], goals[targets[live]], starts[live], eps)
-            better = margins < least[live]
-            worst[live[better]] = found[better]
-            least[live[better]] = margins[better]
+            _keep_better(worst, least, live, found, margins)
     return worst

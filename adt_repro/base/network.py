@@ -223,6 +223,13 @@ def _check_logits(net, output, x):
         'or as `logits` of the output; wrap it in a module whose forward gives the logits alone'
     )
 
+# %% ../../nbs/library/base/network.ipynb #hint-on-range
+def _hint_on_range(x):
+    "What to do where pixels are outside [0, 1]; '' where they are inside"
+    if x.is_floating_point() and x.numel() and not (x.min() >= 0 and x.max() <= 1):
+        return '. Some pixels are outside [0, 1], where an attack may start: use its clip_start=True'
+    return ''
+
 # %% ../../nbs/library/base/network.ipynb #failure
 def _hint(net, x):
     "What may be wrong with the images, and what to do; '' where nothing is known"
@@ -230,17 +237,15 @@ def _hint(net, x):
         return '. The images look like (N, H, W, C), expected (N, C, H, W): use x.permute(0, 3, 1, 2)'
     if x.dtype == torch.uint8:
         return '. The images are uint8, expected floats in [0, 1]: use x.float() / 255'
-    if x.is_floating_point() and not (x.min() >= 0 and x.max() <= 1):
-        return '. Some pixels are outside [0, 1], where an attack may start: use its clip_start=True'
     weight = next(net.parameters(), None) if isinstance(net, nn.Module) else None
     if weight is None:
-        return ''
+        return _hint_on_range(x)
     if weight.device != x.device:
         return f'. The network is on {weight.device}: use x.to({str(weight.device)!r})'
     if weight.dtype != x.dtype:
         given, own = _dtype_name(x), _dtype_name(weight)
         return f'. The network is in {own}, the images are in {given}: use x.to(torch.{own})'
-    return ''
+    return _hint_on_range(x)
 
 # %% ../../nbs/library/base/network.ipynb #failed
 _FAILURES = RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 
 from ..attacks.gradient import gradient_log, pgd
 from ..attacks.inputs import check_images, check_labels
-from ..base.network import as_network, user_network_of
+from ..base.network import as_network, tf32, user_network_of
 from ..base.noise import example_noise
 from ..base.parameters import ParameterError, checked_value, number, refuse, whole
 from ..base.stats import share, with_interval
 from ..data import Data
 from ..losses import margin
 from ..speed.batching import group_size
-from ..speed.precision import ComputeWrapper, measuring, tf32
+from ..speed.precision import ComputeWrapper, measuring
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #check-adversarial
 def _check_form(x_adv, x, attack):

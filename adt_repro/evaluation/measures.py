@@ -24,11 +24,12 @@ from adt_repro.analysis.coverage import (
 )
 from ..analysis.landscape import top_curvature
 from ..attacks.gradient import fgsm, pgd
+from ..base.network import tf32
 from ..base.noise import example_noise
 from ..base.parameters import refuse
 from .cache import in_parts
 from ..losses import ce
-from ..speed.precision import measuring, tf32
+from ..speed.precision import measuring
 
 # %% ../../nbs/library/evaluation/measures.ipynb #clouds
 def sample_clouds(

@@ -26,14 +26,7 @@ from adt_repro.base.parameters import (
     whole,
 )
 from ..losses import alp, ce, half_ce, kl, least_likely, scatter, smooth_ce, trades
-from adt_repro.methods.adversaries import (
-    GEN_INPUTS,
-    ExpAM,
-    ImpAM,
-    default_draws,
-    exp_adversary,
-    from_attack,
-)
+from .adversaries import GEN_INPUTS, ExpAM, ImpAM, default_draws, exp_adversary, from_attack
 from .distributions import dirac, uniform
 from .objective import Method
 from ..models.generators import Encoder, Generator

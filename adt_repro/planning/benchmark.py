@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from ..attacks.suite import TABLE1_ATTACKS
-from ..base.network import channels_last
+from ..base.network import channels_last, tf32
 from ..data import Data, crop_flip
 from ..evaluation.metrics import robust
 from ..evaluation.suite import run_suite
@@ -31,7 +31,7 @@ from ..models.generators import generator_width
 from .timing import bare_step, in_turn, peak_growth, plain_adt_exp_step, step_passes
 from ..runs.config import RULES
 from ..runs.resolve import resolve, start_run
-from ..speed.precision import ComputeSettings, ComputeWrapper, tf32
+from ..speed.precision import ComputeSettings, ComputeWrapper
 from ..training.loop import train_epochs, train_step
 from ..training.state import Recipe, State
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from ..base.network import tf32
 from ..base.parameters import refuse
 from ..evaluation.metrics import accuracies, robust
 from ..evaluation.suite import run_suite
@@ -24,7 +25,6 @@ from .fit import fit_run
 from .launch import end_with_parent
 from .resolve import resolve
 from .store import load_method, load_run
-from ..speed.precision import tf32
 from ..training.loop import trains_when_iterated
 
 # %% ../../nbs/library/runs/sweeps.ipynb #many

@@ -24,13 +24,13 @@ import torch
 # %% ../../nbs/library/training/loop.ipynb #imports-here
 from ..attacks.inputs import already_checked
 from ..base.device import eval_mode, kept_random_state
-from ..base.network import as_network, channels_last, laid_out
+from ..base.network import as_network, channels_last, laid_out, tf32
 from ..base.parameters import ParameterError, plain_scalar, refuse
 from ..data import Data, check_data, crop_flip
 from ..methods.objective import Method, adt_loss
 from ..methods.table import make_method
 from ..models.classifiers import check_model
-from ..speed.precision import ComputeSettings, ComputeWrapper, tf32
+from ..speed.precision import ComputeSettings, ComputeWrapper
 from .signals import STOP_SIGNALS, StopSignals
 from adt_repro.training.state import (
     Recipe,
@@ -503,9 +503,8 @@ def train(
     progress: bool = True,  # show a bar?
     **options,  # of the method, where it is given by name, see `method_options`
 ) -> pd.DataFrame:  # a row an epoch: epoch (from 1), lr, loss, entropy, seconds
-    """Train a network, left in the mode that it was in; one line where it cannot be
+    """Train a network; a `ParameterError` says what does not fit, a `TrainingError` that numbers are not finite
 
-    A `ParameterError` says what does not fit, a `TrainingError` that numbers became infinite or NaN.
     The method's options have the command line's defaults for such images, but gen_width, which is 64 here."""
     _check_types(model, data, eps, recipe)
     device, recipe = next(model.parameters()).device, _recipe_of(recipe, epochs, augment)
