@@ -175,10 +175,12 @@ def _doubt_on_answers(network, x):
             'accuracy is one draw; expected the same answer each time: attack and judge its mean over draws'
         )
     if counts['elsewhere']:
+        advice = 'a function cannot be put in evaluation mode, so call eval() of its network before'
+        if isinstance(network, torch.nn.Module):
+            advice = 'batch normalisation needs running statistics'
         return (
             f'gives other logits in another batch, for {counts["elsewhere"]} of {len(x)} images, so '
-            'accuracies depend on `batch`; expected an answer for each image alone: batch normalisation '
-            'needs running statistics'
+            f'accuracies depend on `batch`; expected an answer for each image alone: {advice}'
         )
     return None
 

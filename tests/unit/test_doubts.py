@@ -448,3 +448,13 @@ def test_numbers_in_another_form_are_numbers():
 def test_an_attack_that_returns_something_else(made, text):
     line = refusal(evaluate, trained_network(), X, Y, lambda model, x, y, eps: made(x), eps=EPS)
     assert text in line and '\n' not in line
+
+
+def test_a_function_that_stays_in_training_mode():
+    "Its network is out of reach, so the line says what its owner must do"
+    normalised = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    net = torch.nn.Sequential(normalised, torch.nn.Linear(144, 10))
+    (line,) = lines_of(evaluate, lambda z: net(z), X, Y)
+    assert 'a function cannot be put in evaluation mode' in line
+    net.eval()
+    assert lines_of(evaluate, lambda z: net(z), X, Y) == []
