@@ -135,14 +135,16 @@ def _few_lucky_starts(evidence):
     return at_most(lucky) | dict(problem=problem)
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #zero-gradients
-def _clean_gradients(model, x, y, batch):
-    "Gradients of the cross-entropy at clean images, (n, D) for each batch"
-    network = as_network(model, y)
+def _flawed_gradients(model, x, y, batch):
+    "Of the cross-entropy's gradient at each clean image: has it no entry but 0, has it one that is not finite?"
+    network, zero, nonfinite = as_network(model, y), [], []
     with measuring(model):
         for xb, yb in zip(x.split(batch), y.split(batch), strict=True):
             xb = xb.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(ce(network, xb, yb)(xb).sum(), xb)
-            yield gradient.flatten(1)
+            zero.append(~(gradient.abs() > 0).flatten(1).any(1).cpu())
+            nonfinite.append(~gradient.isfinite().flatten(1).all(1).cpu())
+    return torch.cat(zero), torch.cat(nonfinite)
 
 
 def zero_gradients(
@@ -152,7 +154,8 @@ def zero_gradients(
     batch: int = 256,  # images at a time
 ) -> torch.Tensor:  # (N,) bool, on the CPU
     "Which images have a cross-entropy gradient without a single entry other than zero"
-    return torch.cat([~(g.abs() > 0).any(1).cpu() for g in _clean_gradients(model, x, y, batch)])
+    zero, _ = _flawed_gradients(model, x, y, batch)
+    return zero
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #few-flawed-gradients
 def _few_zero_gradients(evidence):
@@ -193,10 +196,8 @@ CHECKS = {
 # %% ../../nbs/library/evaluation/sanity.ipynb #gather
 def _gradient_evidence(model, x, y, batch, along_pgd):
     "Images without a gradient, and images with entries that are not finite, also along PGD-20"
-    zero = zero_gradients(model, x, y, batch)
-    at_clean = [~g.isfinite().all(1).cpu() for g in _clean_gradients(model, x, y, batch)]
-    nonfinite = torch.cat(at_clean) | along_pgd
-    return dict(zero=pd.Series(zero.numpy()), nonfinite=pd.Series(nonfinite.numpy()))
+    zero, at_clean = _flawed_gradients(model, x, y, batch)
+    return dict(zero=pd.Series(zero.numpy()), nonfinite=pd.Series((at_clean | along_pgd).numpy()))
 
 
 def _rows_of(model, x, y, attack=None, **options):

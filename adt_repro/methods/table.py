@@ -248,7 +248,7 @@ def _read_sizes(value):
     return _sizes.read(value) if isinstance(value, list) else _size.read(value)
 
 
-# each of `OPTIONS` to what it may be; a function of the method checks names further
+# each of `OPTIONS` to what it may be; a method checks names further, and options of its own
 _OPTION_RULES = dict(
     inner_steps=_count,
     inner_step=Rule(lambda v: _size.ok(v) or _sizes.ok(v), f'{_size.says}, or a list of them', _read_sizes),
@@ -287,5 +287,5 @@ def make_method(
         if k not in known:
             expected = ', '.join(known) or 'none'
             raise ParameterError(f'{k}={v!r}: method {name} has no such option. Expected {expected}')
-        given[k] = checked_value(k, v, _OPTION_RULES[k])
+        given[k] = checked_value(k, v, _OPTION_RULES[k]) if k in _OPTION_RULES else v
     return replace(METHODS[name](eps, tuple(shape), **given), name=name)
