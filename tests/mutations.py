@@ -32,7 +32,7 @@ class Fault(NamedTuple):
 
 
 FAULTS = dict(
-    sign_of_the_gradient=Fault('attacks.gradient', '+ size * sign(t))', '- size * sign(t))'),
+    sign_of_the_gradient=Fault('attacks.gradient', '+ size * sign(total)', '- size * sign(total)'),
     clamp_missing=Fault('attacks.gradient', '(x + eps).clamp(max=1)', '(x + eps)'),
     training_mode=Fault('attacks.gradient', 'with eval_mode(model):\n        return', 'if True:\n        return'),
     one_step_less=Fault('attacks.gradient', '[step_size] * steps', '[step_size] * max(1, steps - 1)'),

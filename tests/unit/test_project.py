@@ -8,6 +8,7 @@ from importlib.metadata import requires, version
 import nbformat
 import pytest
 from helpers import ROOT, copy_files, files_of_git, tool
+from mutations import FAULTS, notebook_of
 from packaging.requirements import Requirement
 from scipy.stats import t as student
 
@@ -76,6 +77,13 @@ def test_notebook_is_readable(path):
     )  # base64 may spell anything
     assert '"output_type": "error"' not in outputs
     assert not re.search(r'(?<![\w.])/(root|home|tmp|Users|work)/', outputs)
+
+
+def test_faults_to_try_can_be_put_in():
+    "What tests/mutations.py replaces stands once in its notebook"
+    for name, fault in FAULTS.items():
+        sources = [cell.source for cell in nbformat.read(notebook_of(ROOT, fault.module), 4).cells]
+        assert sum(source.count(fault.right) for source in sources) == 1, name
 
 
 def test_settings_ini_is_the_single_source():
