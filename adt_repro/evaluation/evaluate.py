@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from ..attacks.gradient import gradient_log, pgd
 from ..attacks.inputs import check_images, check_labels
+from ..base.device import kept_random_state
 from ..base.network import as_network, tf32, user_network_of
 from ..base.noise import example_noise
 from ..base.parameters import ParameterError, checked_value, number, refuse, whole
@@ -144,8 +145,7 @@ def unsteady_answers(
     "For which images are a network's answers random, or dependent on the rest of the batch?"
     network = as_network(getattr(user_network_of(model), '_orig_mod', model))  # not compiled for another size
     third = max(1, min(batch, len(x)) // 3)
-    devices = [x.device] if x.device.type == 'cuda' else []
-    with measuring(network), torch.no_grad(), torch.random.fork_rng(devices):
+    with measuring(network), torch.no_grad(), kept_random_state(x.device):
         first = torch.cat([network(part) for part in x.split(batch)])
         second = torch.cat([network(part) for part in x.split(batch)])
         others = [network(torch.cat([part, 1 - part]))[: len(part)] for part in x.split(third)]

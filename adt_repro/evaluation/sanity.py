@@ -54,22 +54,24 @@ def no_gain(
     return dict(value=(gained - lost) / n, limit=max(limit / n, SLACK), n=n)
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #check-answers
-def _same_twice(evidence):
-    again = evidence['again']
-    problem = (
-        f'{_share(again)} of the images get other logits when the network is asked again: '
-        'each accuracy is one draw; attack and judge the mean over draws'
-    )
-    return at_most(again) | dict(problem=problem)
+def _few(kind, says, evidence):
+    "Is a kind of flaw found in few images? `says` follows their share"
+    flags = evidence[kind]
+    return at_most(flags) | dict(problem=f'{_share(flags)} of the images {says}')
 
 
-def _same_elsewhere(evidence):
-    elsewhere = evidence['elsewhere']
-    problem = (
-        f'{_share(elsewhere)} of the images get other logits in another batch: '
-        'accuracies depend on the batch; batch normalisation needs running statistics'
-    )
-    return at_most(elsewhere) | dict(problem=problem)
+_same_twice = partial(
+    _few,
+    'again',
+    'get other logits when the network is asked again: each accuracy is one draw; '
+    'attack and judge the mean over draws',
+)
+_same_elsewhere = partial(
+    _few,
+    'elsewhere',
+    'get other logits in another batch: accuracies depend on the batch; '
+    'batch normalisation needs running statistics',
+)
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #check-radii
 def _is_right(rows):
@@ -158,19 +160,13 @@ def zero_gradients(
     return zero
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #few-flawed-gradients
-def _few_zero_gradients(evidence):
-    zero = evidence['zero']
-    problem = f'{_share(zero)} of the images have a gradient of zero, which no step can follow'
-    return at_most(zero) | dict(problem=problem)
-
-
-def _finite_gradients(evidence):
-    nonfinite = evidence['nonfinite']
-    problem = (
-        f'{_share(nonfinite)} of the images have a gradient with entries that are NaN or infinite, '
-        'as of a root or a logarithm at 0, which attacks count as 0; give the network a slope there'
-    )
-    return at_most(nonfinite) | dict(problem=problem)
+_few_zero_gradients = partial(_few, 'zero', 'have a gradient of zero, which no step can follow')
+_finite_gradients = partial(
+    _few,
+    'nonfinite',
+    'have a gradient with entries that are NaN or infinite, as of a root or a logarithm at 0, '
+    'which attacks count as 0; give the network a slope there',
+)
 
 
 def _loss_increases(evidence):
