@@ -123,7 +123,7 @@ def _check_sum(path, noted, found):
 
 def read_bytes(
     path: Path | str,  # a file
-    most: int = MOST_TEXT,  # bytes that it may have
+    most: int = MOST_TEXT,  # bytes that it may have, at least 0
 ) -> bytes:  # its content
     "Read a file; a `TableError` where it is too large, no regular file, or not what the scale's list says"
     noted = noted_sums(path)
@@ -248,7 +248,7 @@ _FILES_OF_A_SCALE = (
 def note_files(
     scale: Path | str,  # a folder such as outputs/digits
 ) -> list:  # names of the files that were noted with another SHA-256 before
-    "Note the SHA-256 of all files of a scale as they are now"
+    "Note the SHA-256 of all files of a scale as they are now; a `TableError` where there is no such folder"
     scale = Path(scale)
     if not scale.is_dir():
         raise TableError(f'{shown(str(scale))}: expected the folder of a scale, such as outputs/digits')
@@ -409,7 +409,9 @@ def write_parquet(
     path: Path | str,  # where to; folders are made
     facts: dict = None,  # what belongs to the rows as a whole, such as weights' digests; values as in JSON
 ):
-    "Write a Parquet file, completely or not at all, with checksums and a digest of its content"
+    """Write a Parquet file, completely or not at all, with checksums and a digest of its content
+
+    A `TableError` where a column is of another type."""
     table = pa.Table.from_pandas(rows, preserve_index=False)
     for name, kind in zip(table.column_names, table.schema.types, strict=True):
         if not _is_plain(kind):
