@@ -428,6 +428,9 @@ def write_parquet(
     write_bytes(path, buffer.getvalue())
 
 # %% ../../nbs/library/base/tables.ipynb #thrift
+_SIZES = {1: 1, 2: 1, 3: 1, 7: 8}  # bytes of truth values in a list, of a byte, of a floating-point number
+
+
 class _Thrift:
     "Reads structures of Thrift's compact protocol; any error where there is none"
 
@@ -479,8 +482,7 @@ class _Structs(_Thrift):
             return self._list(depth)
         if kind == 12:
             return self.struct(depth)
-        sizes = {1: 1, 2: 1, 3: 1, 7: 8}  # truth values in a list, bytes and floating-point numbers
-        self._skip(self._varint() if kind == 8 else sizes[kind])
+        self._skip(self._varint() if kind == 8 else _SIZES[kind])
         return None
 
     def _list(self, depth):
