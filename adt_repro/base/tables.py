@@ -378,6 +378,7 @@ _MOST_GROUPS = 1000
 _MOST_FOOTER = 2**23  # bytes
 _ROWS_AT_A_TIME = 1024
 _METADATA = b'adt_repro'  # key of the file's own metadata
+_THRIFT_BYTES = {1: 1, 2: 1, 3: 1, 7: 8}  # of truth values in a list, bytes and floating-point numbers
 
 
 def _is_text(kind):
@@ -428,9 +429,6 @@ def write_parquet(
     write_bytes(path, buffer.getvalue())
 
 # %% ../../nbs/library/base/tables.ipynb #thrift
-_SIZES = {1: 1, 2: 1, 3: 1, 7: 8}  # bytes of truth values in a list, of a byte, of a floating-point number
-
-
 class _Thrift:
     "Reads structures of Thrift's compact protocol; any error where there is none"
 
@@ -482,7 +480,7 @@ class _Structs(_Thrift):
             return self._list(depth)
         if kind == 12:
             return self.struct(depth)
-        self._skip(self._varint() if kind == 8 else _SIZES[kind])
+        self._skip(self._varint() if kind == 8 else _THRIFT_BYTES[kind])
         return None
 
     def _list(self, depth):
