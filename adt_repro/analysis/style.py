@@ -15,6 +15,7 @@ import pandas as pd
 from cycler import cycler
 
 from ..base.files import replacing
+from ..base.tables import write_table
 
 # %% ../../nbs/library/analysis/style.ipynb #style
 # Okabe and Ito's colours, and a marker for each
@@ -91,12 +92,10 @@ def save_figure(
     figures, frames = Path(folder) / 'figures', Path(folder) / 'frames'
     svg, png, csv = figures / f'{name}.svg', figures / f'{name}.png', frames / f'{name}.csv'
     figures.mkdir(parents=True, exist_ok=True)
-    frames.mkdir(parents=True, exist_ok=True)
     with house_style():
         _write_figure(fig, svg, metadata=dict(Date=None, Creator=None))
         _write_figure(fig, png, dpi=150, metadata=dict(Software=None))
-    with replacing(csv) as f:
-        f.write(frame.to_csv(index=False, float_format='%.6g').encode())
+    write_table(frame, csv)
     return [svg, png, csv]
 
 
