@@ -20,7 +20,7 @@ CALLS = {
     'diversity': dict(n_images=2, n_samples=10),
     'train': dict(method='standard', epochs=2, n_train=128, n_test=20, scale='tiny', seed=7),
     'ablation': dict(train='true', scale='tiny', lbd=[0], n_mc=[], inner_steps=[], inner_momentum=[], rho=[])
-    | dict(u_max=[], seeds=2, epochs=1, n_train=60, n_test=20, draws=2),
+    | dict(u_max=[], seeds=2, epochs=1, n_train=64, n_test=20, draws=2),
     'benchmark': dict(parts=['training'], methods=['standard'], batch=2, machine='mine'),
 }
 
