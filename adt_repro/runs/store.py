@@ -143,19 +143,24 @@ def open_outputs(
 ) -> list:  # the locks, one for each name in `records`, held until they are released or the process ends
     "What an experiment does before any work; a `ParameterError` where it cannot write, or is not alone"
     folder = Path(folder)
-    for place in folder, *(folder / name for name in folders):
-        _check_folder(place, folder)
+    places = [folder, *(folder / name for name in folders)]
+    if 'records' in folders:
+        places += [folder / 'records' / 'parts' / record for record in records]
     if records:
-        _check_folder(folder / '.locks', folder)
-    locks = []
-    for record in records:
-        path = (folder / '.locks' / f'{record}.lock').absolute()
-        held = _OUTPUT_LOCKS.get(path)
-        if held is None or not held.is_locked:
-            held = lock_file(path, f'record={record!r}', f'making it with {notebook}.ipynb')
-        _OUTPUT_LOCKS[path] = held
-        locks.append(held)
-    return locks
+        places.append(folder / '.locks')
+    for place in places:
+        _check_folder(place, folder)
+    return [_output_lock(folder / '.locks' / f'{record}.lock', record, notebook) for record in records]
+
+
+def _output_lock(path, record, notebook):
+    "The lock of a record, new or the one that this process holds"
+    path = path.absolute()
+    held = _OUTPUT_LOCKS.get(path)
+    if held is None or not held.is_locked:
+        held = lock_file(path, f'record={record!r}', f'making it with {notebook}.ipynb')
+    _OUTPUT_LOCKS[path] = held
+    return held
 
 # %% ../../nbs/library/runs/store.ipynb #read-config
 def _read_table(path, parse):
