@@ -281,7 +281,7 @@ def _check_declared(scale):
                 refuse('added', name, ', '.join(known))
 
 # %% ../../nbs/library/runs/scales.ipynb #check-size
-_MOST_RUNS = 10_000  # whose plan Snakemake still makes in a minute
+_MOST_RUNS = 500  # whose names still fit into one command line, that of the paper's page
 
 
 def _check_size(scale):
