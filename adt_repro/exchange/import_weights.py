@@ -12,12 +12,18 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from ..base.parameters import ParameterError, check_params, refuse, shown
 from ..data import DATASETS
 from ..models.classifiers import Normalized, arch_rule, build_model
-from ..models.weights import fit_weights
+from adt_repro.models.weights import (
+    check_fit,
+    fit_weights,
+    plain_name,
+    read_pickled,
+    read_safetensors,
+    why_unreadable,
+)
 from ..runs.config import IMPORTED, IMPORTED_RULES, INPUTS, RULES, is_range
 from ..runs.select import chosen_runs, experiment_runs
 from ..runs.store import lock_run, provenance, read_config, read_facts, run_folder, save_run
@@ -26,25 +32,24 @@ from ..runs.store import lock_run, provenance, read_config, read_facts, run_fold
 WRAPPERS = 'state_dict', 'net', 'model', 'model_state_dict'  # where training scripts put the weights
 
 
-def _reading_error(path, error):
-    "The refusal of a file that cannot be opened"
-    asked = re.search(r'GLOBAL (\S+)', str(error))
-    if asked:
-        why = f'it asks for {asked[1]}'
-    elif isinstance(error, FileNotFoundError):
-        why = f'there is no {path.absolute()}'
-    else:
-        why = type(error).__name__
-    return ParameterError(
-        f'weights={path.name!r}: cannot be read ({why}), '
-        'expected a file of safetensors, or of PyTorch with tensors and plain values only'
-    )
+_MOST_NAMES = 10_000  # tensors of a network; a WRN-100 has 700
+_LONGEST_NAME = 300  # characters of a tensor's name
 
 
 def _is_state_dict(found):
     if not isinstance(found, dict) or not found:
         return False
     return all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items())
+
+
+def _check_names(found, file):
+    "Refuse a state dict whose names alone would keep a computer busy"
+    longest = max(found, key=len)
+    if len(found) > _MOST_NAMES or len(longest) > _LONGEST_NAME:
+        raise ParameterError(
+            f'weights={file!r}: holds {len(found)} tensors, the longest name is {plain_name(longest)}; '
+            f'expected at most {_MOST_NAMES} with names of up to {_LONGEST_NAME} characters'
+        )
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #read
 def read_weights(
@@ -54,11 +59,14 @@ def read_weights(
     path = Path(path).expanduser()
     try:
         if path.suffix == '.safetensors':
-            found = load_file(path)
+            found = read_safetensors(path)
         else:
-            found = torch.load(path, map_location='cpu', weights_only=True)
+            found = read_pickled(path)
     except Exception as e:  # a damaged file makes PyTorch raise almost anything
-        raise _reading_error(path, e) from None
+        raise ParameterError(
+            f'weights={path.name!r}: cannot be read ({why_unreadable(path, e)}), '
+            'expected a file of safetensors, or of PyTorch with tensors and plain values only'
+        ) from None
 
     candidates, has = [found], f'a {type(found).__name__}'
     if isinstance(found, dict):
@@ -66,6 +74,7 @@ def read_weights(
         has = shown(list(found))
     for candidate in candidates:
         if _is_state_dict(candidate):
+            _check_names(candidate, path.name)
             return candidate
     raise ParameterError(
         f'weights={path.name!r}: holds {has}, '
@@ -73,12 +82,24 @@ def read_weights(
     )
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #name-parts
+_MOST_CHANNELS = 1000  # of an image
+
+
+def _check_channels(found, *names):
+    "Refuse the normalisation of an image that no network here takes"
+    for name in names:
+        if found[name].numel() > _MOST_CHANNELS:
+            given = f'{plain_name(name)} has {found[name].numel()} numbers'
+            raise ParameterError(f'weights: {given}, expected one for each channel of an image')
+
+
 def _split_normalisation(found):
     "([means, deviations] of a normalisation in a state dict, or None; the state dict without it)"
     for mean, std in ('mean', 'std'), ('mu', 'sigma'):
         for name in found:
             other = name.removesuffix(mean) + std
             if name.rpartition('.')[2] == mean and other in found:
+                _check_channels(found, name, other)
                 inputs = [found[n].double().flatten().tolist() for n in (name, other)]
                 return inputs, {k: v for k, v in found.items() if k not in (name, other)}
     return None, found
@@ -165,7 +186,7 @@ def infer_arch(
     elif 'body.0.0.weight' in found:
         arch, first = 'small_cnn', 'body.0.0.weight'
     else:
-        has = ', '.join(list(found)[:3]) + _and_more(len(found) - 3)
+        has = ', '.join(map(plain_name, list(found)[:3])) + _and_more(len(found) - 3)
         raise ParameterError(
             f'weights={name!r}: of no network that is known here, it has {has}; expected {arch_rule.says}'
         )
@@ -217,6 +238,8 @@ def load_network(
     found, facts = plain_names(read_weights(path))
     arch, in_ch, n_classes = infer_arch(found, path.name)
     facts['inputs'] = mean_std(_seen_numbers(inputs, facts), in_ch)
+    with torch.device('meta'):  # without numbers: the shapes are compared before anything is allocated
+        check_fit(build_model(arch, in_ch, n_classes), found, path.name)
     model = fit_weights(build_model(arch, in_ch, n_classes), found, path.name)
     bad = [k for k, v in found.items() if not v.isfinite().all()]
     if bad:

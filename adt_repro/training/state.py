@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from zipfile import ZipFile
 
 import torch
 from torch.optim.swa_utils import AveragedModel
@@ -28,6 +27,7 @@ from adt_repro.base.parameters import (
     whole,
 )
 from ..methods.objective import Method
+from ..models.weights import FileContentError, read_pickled, why_unreadable
 from ..speed.precision import ComputeSettings, ComputeWrapper, fused_on
 
 # %% ../../nbs/library/training/state.ipynb #described
@@ -315,7 +315,7 @@ def _is_row(row):
 
 def _is_order(order):
     "Is it a permutation?"
-    if not isinstance(order, torch.Tensor) or order.dtype != torch.int64:
+    if not isinstance(order, torch.Tensor) or order.dtype != torch.int64 or order.dim() != 1:
         return False
     return torch.equal(order.sort().values, torch.arange(order.numel()))
 
@@ -399,29 +399,30 @@ def _reading(path):
         yield
     except Exception as e:  # damaged content makes PyTorch raise almost anything
         raise ParameterError(
-            f'checkpoint={Path(path).name!r}: cannot be read as a state of training ({type(e).__name__}),'
-            ' expected a whole file without code'
+            f'checkpoint={Path(path).name!r}: cannot be read as a state of training '
+            f'({why_unreadable(path, e)}), expected a whole file without code'
         ) from None
 
 
 def read_checkpoint(
     path: Path | str,  # a file of `save_checkpoint`, or one that claims to be
-) -> dict:  # tensors and plain values, not checked any further
+) -> dict:  # tensors and plain values, with a dict as `facts`, not checked any further
     "Read a file without executing anything in it; a `ParameterError` with one line where it cannot be read"
     with _reading(path):
-        with ZipFile(path) as parts:
-            if any(p.compress_type for p in parts.infolist()) or parts.testzip():
-                raise ValueError('a check sum is wrong')
-        saved = torch.load(path, map_location='cpu', weights_only=True)
-    return saved if isinstance(saved, dict) else {}
+        saved = read_pickled(path, check_sums=True)
+        if not isinstance(saved, dict):
+            return {}
+        if not isinstance(saved.get('facts', {}), dict):
+            raise FileContentError('its facts are no table')
+    return saved
 
 # %% ../../nbs/library/training/state.ipynb #checkpoint-save
 def _check_content(buffer, state, path):
     "A `ParameterError` where training could not go on from what is about to be written"
     buffer.seek(0)
     with _reading(path):
-        saved = torch.load(buffer, map_location='cpu', weights_only=True)
-    wrong = _wrong(saved, state)
+        saved = read_pickled(buffer, check_sums=True)
+        wrong = _wrong(saved, state)
     if wrong is not None:
         raise ParameterError(f'checkpoint={Path(path).name!r}: training could not go on from it: {wrong}')
 
@@ -446,7 +447,8 @@ def load_checkpoint(
 ) -> State:  # the same
     "Go on from a file, with PyTorch's random states; a `ParameterError` where the file is of another run"
     saved = read_checkpoint(path)
-    wrong = _wrong(saved, state)
+    with _reading(path):
+        wrong = _wrong(saved, state)
     if wrong is None:
         try:
             _load(state, saved)
