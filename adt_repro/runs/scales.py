@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCALE_PARAMETERS', 'scale_table', 'Scale', 'seeds_of', 'check_scale', 'scale_runs', 'runs_of', 'transfer_runs',
-           'call_parameters', 'made_files', 'all_files', 'load_scale', 'read_scale', 'find_scale', 'scale_schema']
+           'call_parameters', 'made_files', 'all_files', 'load_scale', 'read_scale', 'find_scale', 'plan_digest',
+           'scale_schema']
 
 # %% ../../nbs/library/runs/scales.ipynb #imports
+import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import adt_repro
 from adt_repro.base.parameters import (
     ParameterError,
     check_table,
@@ -407,7 +410,7 @@ def call_parameters(
     scale: Scale,  # of `check_scale`
     notebook: str,  # train, one of `EXPERIMENTS`, or paper
     run: str = None,  # for train, white_box and spsa, which are called once for each run
-) -> str:  # JSON, which is YAML too: for papermill's -y
+) -> str:  # JSON: for the -j of `adt_repro.runs.notebook`
     "The parameters of one call of a notebook"
     if notebook == 'train':
         base = {k: v for k, v in scale.content.items() if k not in ('rows', 'experiments')}
@@ -562,6 +565,17 @@ def find_scale(
     if name not in files:
         refuse('scale', name, f'the files of {folder}/, {", ".join(files)}')
     return files[name]
+
+# %% ../../nbs/library/runs/scales.ipynb #plan-digest
+def plan_digest(
+    path: Path | str,  # a scale's file
+) -> str:  # 64 hexadecimal digits
+    "What a plan follows from: the SHA-256 of a scale's file and of the package's code"
+    package = Path(adt_repro.__file__).parent
+    digest = hashlib.sha256(Path(path).read_bytes())
+    for file in sorted(package.rglob('*.py')):
+        digest.update(f'{file.relative_to(package)} {hashlib.sha256(file.read_bytes()).hexdigest()}'.encode())
+    return digest.hexdigest()
 
 # %% ../../nbs/library/runs/scales.ipynb #schema
 def _table_schema(properties):
