@@ -98,7 +98,7 @@ _SCALE_EXPERIMENTS = dict(
         None,
         'what the scale is to decide, said before it runs',
     ),
-    rate=Parameter(number(1e-6, 1e9), None, 'TFLOP/s of one processor, for the table of costs'),
+    rate=Parameter(number(0, 1e15, above=True), None, 'TFLOP/s of one processor, for the table of costs'),
     threads=Parameter(whole(1, 1024), 1, 'CPU threads of each job'),
     **{name: Parameter(_TABLE, None, f'parameters of {name}.ipynb') for name in (*EXPERIMENTS, 'paper')},
 )
@@ -342,9 +342,8 @@ def scale_runs(
         for seed in seeds_of(scale, row):
             name = _run_of(scale, row, seed)
             if name in runs:
-                raise ParameterError(
-                    f'{row}: its run {name} is that of {runs[name]["method"]} too; expected labels that differ'
-                )
+                other = runs[name]['method']
+                raise ParameterError(f'{row}: its run {name} is that of {other} too, expected other labels')
             runs[name] = dict(method=row, seed=seed, rows=own)
     return runs
 
