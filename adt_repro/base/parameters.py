@@ -12,7 +12,6 @@ import difflib
 import math
 import re
 import reprlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -121,26 +120,23 @@ def _or_text(schema):
     return dict(anyOf=[schema, dict(type='string', pattern=ends, maxLength=_LONGEST_NUMBER)])
 
 # %% ../../nbs/library/base/parameters.ipynb #number
+_FLOAT32_HOLDS = 1e30  # networks compute in float32, which holds 3e38
+
+
 def number(
-    lo: float = -math.inf,  # smallest value, in units of the parameter
-    hi: float = math.inf,  # largest value, itself included, in units of the parameter
+    lo: float = -_FLOAT32_HOLDS,  # smallest value, in units of the parameter
+    hi: float = _FLOAT32_HOLDS,  # largest value, itself included, in units of the parameter
     above: bool = False,  # is `lo` itself excluded?
-) -> Rule:  # satisfied by finite ints and floats of the interval, never by a bool
-    "A finite number in an interval"
+) -> Rule:  # satisfied by ints and floats of the interval, never by a bool or NaN
+    "A number in an interval, which float32 holds"
 
     def ok(v):
-        if type(v) not in (int, float) or not abs(v) <= sys.float_info.max:
-            return False
-        return v <= hi and (v > lo if above else v >= lo)
+        return type(v) in (int, float) and v <= hi and (v > lo if above else v >= lo)
 
-    left = '(' if above or lo == -math.inf else '['
-    right = ')' if hi == math.inf else ']'
-    schema = dict(type='number')
-    if lo > -math.inf:
-        schema['exclusiveMinimum' if above else 'minimum'] = lo
-    if hi < math.inf:
-        schema['maximum'] = hi
-    return Rule(ok, f'a number in {left}{lo:g}, {hi:g}{right}', read_number, float, _or_text(schema))
+    left = '(' if above else '['
+    schema = dict(type='number', maximum=hi)
+    schema['exclusiveMinimum' if above else 'minimum'] = lo
+    return Rule(ok, f'a number in {left}{lo:g}, {hi:g}]', read_number, float, _or_text(schema))
 
 # %% ../../nbs/library/base/parameters.ipynb #whole
 def whole(
@@ -159,28 +155,33 @@ def whole(
     return Rule(ok, says, _read_whole, int, _or_text(schema))
 
 # %% ../../nbs/library/base/parameters.ipynb #even
+def _of_parity(name, remainder, divisible, lo, hi):
+    "A rule for whole numbers of a range that are all even, or all odd"
+    says, schema = f'{name} of at least {lo}', dict(type='integer', minimum=lo) | divisible
+    if hi is not None:
+        says += f' and at most {hi}'
+        schema['maximum'] = hi
+
+    def ok(v):
+        return type(v) is int and v >= lo and (hi is None or v <= hi) and v % 2 == remainder
+
+    return Rule(ok, says, _read_whole, int, _or_text(schema))
+
+
 def even(
     lo: int = 2,  # smallest value
-) -> Rule:  # satisfied by even ints of at least `lo`
+    hi: int = None,  # largest value; None: no limit
+) -> Rule:  # satisfied by even ints of the range
     "An even number"
-    schema = dict(type='integer', minimum=lo, multipleOf=2)
+    return _of_parity('an even number', 0, dict(multipleOf=2), lo, hi)
 
-    def ok(v):
-        return type(v) is int and v >= lo and v % 2 == 0
-
-    return Rule(ok, f'an even number of at least {lo}', _read_whole, int, _or_text(schema))
-
-
+# %% ../../nbs/library/base/parameters.ipynb #odd
 def odd(
     lo: int = 1,  # smallest value
-) -> Rule:  # satisfied by odd ints of at least `lo`
+    hi: int = None,  # largest value; None: no limit
+) -> Rule:  # satisfied by odd ints of the range
     "An odd number"
-    schema = {'type': 'integer', 'minimum': lo, 'not': {'multipleOf': 2}}
-
-    def ok(v):
-        return type(v) is int and v >= lo and v % 2 == 1
-
-    return Rule(ok, f'an odd whole number of at least {lo}', _read_whole, int, _or_text(schema))
+    return _of_parity('an odd whole number', 1, {'not': {'multipleOf': 2}}, lo, hi)
 
 # %% ../../nbs/library/base/parameters.ipynb #matching
 def text() -> Rule:  # satisfied by strings that can be printed and are not empty
@@ -239,11 +240,14 @@ def maybe(
 def several(
     rule: Rule,  # the rule for each item
     least: int = 0,  # items of the shortest list, at least 0
+    most: int = None,  # items of the longest list; None: no limit
 ) -> Rule:  # lists of them
     "A list"
 
     def ok(v):
-        return isinstance(v, list) and len(v) >= least and all(rule.ok(i) for i in v)
+        if not isinstance(v, list) or len(v) < least or (most is not None and len(v) > most):
+            return False
+        return all(rule.ok(i) for i in v)
 
     def read(v):
         return [rule.read(i) for i in v] if isinstance(v, list) else v
@@ -251,7 +255,11 @@ def several(
     schema = dict(type='array', items=rule.schema)
     if least:
         schema['minItems'] = least
-    length = f' of at least {least}' if least else ''
+    if most is not None:
+        schema['maxItems'] = most
+    lengths = [f'at least {least}'] if least else []
+    lengths += [f'at most {most}'] if most is not None else []
+    length = f' of {" and ".join(lengths)}' if lengths else ''
     return Rule(ok, f'a list{length}, each item {rule.says}', read, list, schema)
 
 # %% ../../nbs/library/base/parameters.ipynb #table
@@ -319,6 +327,9 @@ _PLAIN_TYPES = str, int, float, bool, list, dict, tuple, type(None)
 
 
 def _is_parameter(name, value):
+    "Is an entry of a namespace meant as a parameter? What is no name in Python can only come from a file"
+    if not (isinstance(name, str) and name.isidentifier()):
+        return True
     return not name.startswith('_') and name not in _IPYTHON_NAMES and type(value) in _PLAIN_TYPES
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..base.parameters import ParameterError
-from .cache import write_rows
+from ..base.tables import TableError, file_label, read_parquet, write_parquet
 
 # %% ../../nbs/library/evaluation/records.ipynb #schema
 SCHEMA = dict(
@@ -39,11 +39,12 @@ class RecordError(ParameterError):
 def save_records(
     rows: pd.DataFrame,  # columns of `SCHEMA`
     path: Path | str,  # where to; the name appears when the file is complete
+    weights: dict = None,  # name of a run to the SHA-256 of its weights, see `weights_digest`; None: not known
 ):
     "Write records; a `RecordError` says what does not fit"
     path = Path(path)
     _checked(rows, path.name)
-    write_rows(rows, path)
+    write_parquet(rows, path, dict(weights=weights or {}))
 
 # %% ../../nbs/library/evaluation/records.ipynb #files-load
 def _has_type(column, name):
@@ -77,11 +78,10 @@ def _checked(rows, name):
 # %% ../../nbs/library/evaluation/records.ipynb #files-read
 def _read(path):
     try:
-        return _checked(pd.read_parquet(path), path.name)
-    except ParameterError:
-        raise
-    except (OSError, ValueError) as e:
-        raise RecordError(f'{path.name}: cannot be read as records ({type(e).__name__})') from None
+        rows, _ = read_parquet(path)
+    except TableError as e:
+        raise RecordError(str(e)) from None
+    return _checked(rows, file_label(path))
 
 
 def load_records(

@@ -85,11 +85,15 @@ FRESH = Rule(
     bool,
     dict(enum=[True, False, 'changed']),
 )
-_COUNT = whole(1)
+_LARGEST = 10**6  # of numbers and counts: far above what an experiment needs, far below what fails halfway
+_COUNT = whole(1, _LARGEST)
+_SOME = whole(2, _LARGEST)
 _SEED = whole(0, 2**31 - 1)
-_MAYBE_COUNT = maybe(whole(1, 10**6))
-_MAYBE_POSITIVE = maybe(number(0, above=True))
-_RUN_PATTERNS = maybe(several(text()))
+_POSITIVE = number(0, _LARGEST, above=True)
+_MAYBE_COUNT, _MAYBE_POSITIVE = maybe(_COUNT), maybe(_POSITIVE)
+_RUN_PATTERNS = maybe(several(text(), most=10_000))
+_MANY_SEEDS = whole(2, 1000)  # of each value or method
+_WORKERS = whole(1, 1024)  # processes or threads
 _TRANSFER_ATTACKS = several(one_of(*(name for name in ATTACK_NAMES if name != 'feature')))
 
 # %% ../../nbs/library/runs/config.ipynb #train-what
@@ -124,10 +128,12 @@ _RECIPE = dict(
     batch=Parameter(_MAYBE_COUNT, None, 'images in a step; default 64, tuned 128'),
     lr=Parameter(_MAYBE_POSITIVE, None, 'largest learning rate of SGD; default 0.1'),
     momentum=Parameter(maybe(number(0, 0.9999)), None, 'of SGD, in [0, 1); default 0.9'),
-    weight_decay=Parameter(maybe(number(0)), None, 'of SGD, on every parameter; default 2e-4, tuned 5e-4'),
+    weight_decay=Parameter(
+        maybe(number(0, _LARGEST)), None, 'of SGD, on every parameter; default 2e-4, tuned 5e-4'
+    ),
     schedule=Parameter(maybe(one_of('step', 'one_cycle')), None, 'step (default), or one_cycle (tuned)'),
     drops=Parameter(
-        maybe(several(whole(-(10**6), 10**6))),
+        maybe(several(whole(-_LARGEST, _LARGEST), most=1000)),
         None,
         'epochs before which the rate falls to a tenth, negative: from the end; default [-2]',
     ),
@@ -155,7 +161,7 @@ _INNER = dict(
     n_mc=Parameter(
         maybe(whole(1, 1000)), None, 'Monte-Carlo draws in a step of adt_exp; default 1 on digits, else 5'
     ),
-    lbd=Parameter(maybe(number(0)), None, 'entropy weight lambda; default 0.01, adt_imp_am 1'),
+    lbd=Parameter(maybe(number(0, _LARGEST)), None, 'entropy weight lambda; default 0.01, adt_imp_am 1'),
     inner_momentum=Parameter(
         maybe(number(0, 1)), None, "of adt_exp's inner steps: 1 as released (default), 0 as in the paper"
     ),
@@ -183,7 +189,9 @@ _OPTIONS = dict(
         maybe(number(0, 0.9)), None, 'mass that feature_scatter takes from the label; default 0.5'
     ),
     u_max=Parameter(
-        maybe(number()), None, 'of adt_imp_am: U above which entropy is rewarded; default 0.9 as released'
+        maybe(number(-_LARGEST, _LARGEST)),
+        None,
+        'of adt_imp_am: U above which entropy is rewarded; default 0.9 as released',
     ),
     gen_width=Parameter(
         maybe(whole(1, 1024)),
@@ -216,7 +224,7 @@ _COMPUTING = dict(
         maybe(flag()), None, 'on CUDA too, the same numbers from the same seed, or an error; default false'
     ),
     processes=Parameter(
-        maybe(whole(1, 1024)),
+        maybe(_WORKERS),
         None,
         'that train together on parts of each batch, on CUDA one a card; default this alone',
     ),
@@ -229,10 +237,8 @@ _SESSION = dict(
     fresh=Parameter(
         FRESH, False, 'start over, deleting what is there; changed: only if begun with other parameters'
     ),
-    max_minutes=Parameter(
-        maybe(number(0, 10**6, above=True)), None, 'stop training so long after the start, with a checkpoint'
-    ),
-    checkpoint_minutes=Parameter(number(0, 10**6, above=True), 10.0, 'between checkpoints within an epoch'),
+    max_minutes=Parameter(_MAYBE_POSITIVE, None, 'stop training so long after the start, with a checkpoint'),
+    checkpoint_minutes=Parameter(_POSITIVE, 10.0, 'between checkpoints within an epoch'),
     experiments=Parameter(
         maybe(table('a table of experiments')), None, 'what Snakemake does at this scale; not read here'
     ),
@@ -362,10 +368,12 @@ _WHITE_BOX_ATTACKS = dict(
     ),
     limits=Parameter(maybe(LIMITS), None, 'fewer images for expensive attacks, such as {feature: 1000}'),
     draws=Parameter(
-        whole(0), 20, 'of the adversarial distribution of each image, as one more attack; 0 for none'
+        whole(0, 10_000), 20, 'of the adversarial distribution of each image, as one more attack; 0 for none'
     ),
     generator=Parameter(
-        whole(0), 0, 'steps of fitting a generator to a frozen network, whose draws attack too; 0 for none'
+        whole(0, _LARGEST),
+        0,
+        'steps of fitting a generator to a frozen network, whose draws attack too; 0 for none',
     ),
     autoattack=Parameter(flag(), False, 'AutoAttack too; uv run --extra autoattack'),
 )
@@ -425,12 +433,14 @@ _SPSA = (
     | WEIGHTS
     | dict(
         samples=Parameter(
-            several(even()), [16, 64], 'queries for one gradient of SPSA, even; in the paper 256 to 2048'
+            several(even(2, 100_000), most=100),
+            [16, 64],
+            'queries for one gradient of SPSA, even; in the paper 256 to 2048',
         ),
         steps=Parameter(_COUNT, 15, 'of SPSA at most; 100 in the paper'),
         budget=Parameter(_COUNT, 500, 'queries of Square at most; 5000 is usual'),
         n_test=Parameter(_COUNT, 50, 'the first n test images'),
-        memory=Parameter(number(0, above=True), 256, 'MiB for the images that are in the network at a time'),
+        memory=Parameter(_POSITIVE, 256, 'MiB for the images that are in the network at a time'),
         batch=_BATCH,
         seed=_ATTACK_SEED,
         label=_LABEL,
@@ -445,18 +455,20 @@ _LANDSCAPE = (
     dict(runs=_RUNS)
     | WEIGHTS
     | dict(
-        image=Parameter(whole(0), 0, 'which test image the landscape is drawn around'),
+        image=Parameter(whole(0, _LARGEST), 0, 'which test image the landscape is drawn around'),
         grid=Parameter(
-            odd(3), 41, 'points of the landscape in each direction; odd, to have the image among them'
+            odd(3, 2001), 41, 'points of the landscape in each direction; odd, to have the image among them'
         ),
         radius=Parameter(
-            number(0, above=True), 10.0, 'of the landscape, in units of ε; 10 in the paper: 80/255'
+            number(0, 10_000, above=True), 10.0, 'of the landscape, in units of ε; 10 in the paper: 80/255'
         ),
-        n_images=Parameter(whole(2), 5, 'the first n test images, for the coverage of attacks'),
-        n_samples=Parameter(maybe(whole(2)), None, 'points of each cloud; default 1000, at scale tiny 200'),
+        n_images=Parameter(_SOME, 5, 'the first n test images, for the coverage of attacks'),
+        n_samples=Parameter(
+            maybe(whole(2, 100_000)), None, 'points of each cloud; default 1000, at scale tiny 200'
+        ),
         k=Parameter(_COUNT, 3, "neighbours that make an attack's result covered"),
         n_targets=_N_TARGETS,
-        n_curvature=Parameter(whole(2), 100, 'the first n test images, for the curvature'),
+        n_curvature=Parameter(_SOME, 100, 'the first n test images, for the curvature'),
         curvature_steps=Parameter(_COUNT, 200, 'products with the matrix of second derivatives, at most'),
         batch=Parameter(
             _COUNT, 20, 'images at a time, for the curvature and the coverage; a matter of memory'
@@ -473,10 +485,10 @@ _DIVERSITY = (
     dict(runs=_RUNS)
     | WEIGHTS
     | dict(
-        image=Parameter(whole(0), 0, 'which test image the pictures show'),
-        n_images=Parameter(whole(2), 20, 'the first n test images, for the measures'),
+        image=Parameter(whole(0, _LARGEST), 0, 'which test image the pictures show'),
+        n_images=Parameter(_SOME, 20, 'the first n test images, for the measures'),
         n_samples=Parameter(
-            whole(8), 100, "draws, and starts of PGD, for each image; 100 in the paper's figure"
+            whole(8, 100_000), 100, "draws, and starts of PGD, for each image; 100 in the paper's figure"
         ),
         batch=Parameter(_COUNT, 50, 'images at a time'),
         seed=Parameter(_SEED, 0, 'of the draws and the starts'),
@@ -487,7 +499,8 @@ _DIVERSITY = (
 )
 
 # %% ../../nbs/library/runs/config.ipynb #ablation-sweeps
-_NUMBERS, _COUNTS = several(number()), several(_COUNT)
+_NUMBERS = several(number(-_LARGEST, _LARGEST), most=1000)
+_COUNTS = several(_COUNT, most=1000)
 _SWEEPS = dict(
     lbd=Parameter(
         _NUMBERS, [0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10], 'weights λ of the entropy, for adt_exp; []: no sweep'
@@ -509,7 +522,7 @@ _SWEEPS = dict(
 _ABLATION = (
     dict(train=Parameter(flag(), False, 'train and evaluate what is missing; else only draw what is there'))
     | _SWEEPS
-    | dict(seeds=Parameter(whole(2), 3, 'seeds 0, 1, ... of each value, at least 2'))
+    | dict(seeds=Parameter(_MANY_SEEDS, 3, 'seeds 0, 1, ... of each value, at least 2'))
     | _DATA
     | dict(
         epochs=_RECIPE['epochs'],
@@ -523,8 +536,10 @@ _ABLATION = (
             _TRANSFER_ATTACKS, ['pgd20'], 'of fgsm, pgd20, mim, cw, pgd100: robust is what withstands all'
         ),
         n_test=Parameter(_COUNT, 360, 'the first n test images'),
-        draws=Parameter(_COUNT, 20, 'of the adversarial distribution, for its expected loss and entropy'),
-        jobs=Parameter(_COUNT, 1, 'runs trained at a time'),
+        draws=Parameter(
+            whole(1, 10_000), 20, 'of the adversarial distribution, for its expected loss and entropy'
+        ),
+        jobs=Parameter(_WORKERS, 1, 'runs trained at a time'),
         batch=Parameter(_COUNT, 256, 'images at a time, in the evaluation'),
         fresh=Parameter(FRESH, False, 'do all of it anew; changed: only runs begun with other parameters'),
         device=_DEVICE,
@@ -535,11 +550,13 @@ _ABLATION = (
 # %% ../../nbs/library/runs/config.ipynb #seeds
 _SEEDS = dict(
     methods=Parameter(
-        maybe(several(text())), None, 'rows of the table of methods, as method or method:recipe; default all'
+        maybe(several(text(), most=100)),
+        None,
+        'rows of the table of methods, as method or method:recipe; default all',
     ),
-    seeds=Parameter(whole(2), 5, 'seeds 0, 1, ... of each, at least 2'),
+    seeds=Parameter(_MANY_SEEDS, 5, 'seeds 0, 1, ... of each, at least 2'),
     train=Parameter(flag(), False, 'train what is missing and write the table; else only show the table'),
-    jobs=Parameter(_COUNT, 2, 'runs at a time, each on one core'),
+    jobs=Parameter(_WORKERS, 2, 'runs at a time, each on one core'),
     scale=Parameter(
         word(), 'digits', 'parameters from nbs/scales/<scale>.yaml, runs in outputs/<scale>/runs/'
     ),
@@ -549,19 +566,21 @@ _SEEDS = dict(
 BENCHMARK_PARTS = 'training', 'plain', 'growth', 'memory', 'attacks', 'cascade', 'paper'
 _BENCHMARK_TRAINING = dict(
     archs=Parameter(
-        several(ARCH), ['wrn-10-1'], 'networks that are trained, with fresh weights, on random images'
+        several(ARCH, most=100),
+        ['wrn-10-1'],
+        'networks that are trained, with fresh weights, on random images',
     ),
     methods=Parameter(
         maybe(several(one_of(*METHOD_NAMES))), None, 'whose training steps are timed; default all'
     ),
-    batch=Parameter(whole(2), 4, 'images in a training step'),
+    batch=Parameter(_SOME, 4, 'images in a training step'),
     batches=Parameter(_COUNTS, [4, 8], "sizes of a batch for the growth of a step's time"),
     draws=Parameter(_COUNTS, [32], 'Monte-Carlo draws of adt_exp for the growth of memory'),
     precision=Parameter(
         maybe(one_of(*PRECISION_NAMES)), None, 'fp32, tf32 or bf16 inside the networks; default by device'
     ),
     compile=Parameter(maybe(one_of(*COMPILE_NAMES)), None, 'none (default), inductor or graphs'),
-    repeats=Parameter(whole(2), 2, 'rounds of each comparison, at least 2'),
+    repeats=Parameter(whole(2, 1000), 2, 'rounds of each comparison, at least 2'),
     parts=Parameter(
         maybe(several(one_of(*BENCHMARK_PARTS))),
         None,
@@ -576,9 +595,11 @@ _BENCHMARK = _BENCHMARK_TRAINING | dict(
         maybe(_COUNT), None, 'images that are attacked; default 128, and 8 where only ours is timed'
     ),
     steps=Parameter(_COUNT, 20, 'of PGD'),
-    radii=Parameter(several(EPS), [0.25], 'ε of the networks on which the cascade is timed: digits, at_pgd'),
+    radii=Parameter(
+        several(EPS, most=100), [0.25], 'ε of the networks on which the cascade is timed: digits, at_pgd'
+    ),
     paper_images=Parameter(_COUNT, 1, "images in a pass of the paper's networks, to project its hours"),
-    threads=Parameter(maybe(_COUNT), None, "CPU threads; default PyTorch's own number"),
+    threads=Parameter(maybe(_WORKERS), None, "CPU threads; default PyTorch's own number"),
     device=Parameter(text(), 'cpu', 'cpu, cuda, cuda:<n> or mps'),
     peers=Parameter(
         maybe(text()), None, 'Python of the environment with the other libraries; default $ADT_PEERS, or none'
@@ -593,7 +614,9 @@ _PAPER = dict(
     scale=Parameter(
         maybe(word()), None, 'whose records, in outputs/<scale>/; default the latest real scale that has any'
     ),
-    runs=Parameter(maybe(several(word())), None, 'names of the runs that count; default all finished ones'),
+    runs=Parameter(
+        maybe(several(word(), most=10_000)), None, 'names of the runs that count; default all finished ones'
+    ),
     parts=Parameter(
         maybe(several(one_of(*EXPERIMENTS))),
         None,
