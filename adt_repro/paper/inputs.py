@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FRAMES', 'SOUNDNESS', 'WHITE_BOX', 'PRECISION_GAPS', 'FrameKind', 'read_frame', 'finished_runs', 'named_frame',
            'white_box_table', 'white_box_file', 'white_box_records', 'black_box_records', 'ablation_records', 'panels',
-           'compared_black_boxes', 'precision_gaps']
+           'compared_black_boxes', 'run_results', 'precision_gaps']
 
 # %% ../../nbs/library/paper/inputs.ipynb #imports
 import math
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..base.parameters import shown
+from ..base.parameters import ParameterError, number, shown, whole, word
 from ..base.tables import TableError, file_label, read_table
 from ..evaluation.records import load_records
 from ..evaluation.sanity import CHECKS
+from ..runs.store import read_facts
 
 # %% ../../nbs/library/paper/inputs.ipynb #frame-kind
 @dataclass(frozen=True)
@@ -331,6 +332,34 @@ def compared_black_boxes(
         _check_compared(path, frame, sorted(folder.glob(f'records/{pattern}')))
         frames.append(frame)
     return frames
+
+# %% ../../nbs/library/paper/inputs.ipynb #results
+_RESULT = dict(
+    attack=word(), n=whole(1), correct=whole(0), accuracy=number(0, 1), lo=number(0, 1), hi=number(0, 1)
+)
+
+
+def run_results(
+    folder: Path | str,  # of a finished run
+    *attacks: str,  # that must be among them
+) -> dict:  # attack to a dict of n, correct, and as shares accuracy, lo, hi
+    "The results in a run.json; a `ParameterError` with one line where they are others"
+    results, name = read_facts(folder).get('results'), Path(folder).name
+    expected = f'expected a list of results, each with {", ".join(_RESULT)}; train it again'
+    if not isinstance(results, list) or not all(
+        isinstance(r, dict) and set(_RESULT) <= set(r) for r in results
+    ):
+        raise ParameterError(f'run={name!r}: its run.json holds no results, {expected}')
+    for result in results:
+        for key, rule in _RESULT.items():
+            if not rule.ok(result[key]):
+                given = f'{key}={shown(result[key])} in its run.json'
+                raise ParameterError(f'run={name!r}: {given}, expected {rule.says}; train it again')
+    found = {result['attack']: result for result in results}
+    missing = [attack for attack in attacks if attack not in found]
+    if missing:
+        raise ParameterError(f'run={name!r}: its run.json has no result of {missing[0]}, {expected}')
+    return found
 
 # %% ../../nbs/library/paper/inputs.ipynb #gaps
 def precision_gaps(
