@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..attacks.suite import TABLE1_ATTACKS
 from ..base.parameters import ParameterError, number, shown, whole, word
 from ..base.tables import TableError, file_label, read_table
 from ..evaluation.records import load_records
@@ -187,6 +188,19 @@ def _check_alike(path, met):
         _refuse_file(path, why, 'all attacks on the same images')
 
 # %% ../../nbs/library/paper/inputs.ipynb #white-box-table
+def _check_sums(path, rows):
+    "Refuse a table without the rows that sum up the others, which come last"
+    attacks = [row for row in rows if row.rstrip('+') not in ('rob', 'worst')]
+    total = 'rob' if set(TABLE1_ATTACKS) <= set(attacks) else 'worst'
+    totals = [total]
+    if set(attacks) - {'natural', *TABLE1_ATTACKS}:
+        totals.append(f'{total}+')
+    missing = [row for row in totals if row not in rows]
+    if missing or 'natural' not in rows:
+        lacks = missing[0] if missing else 'natural'
+        _refuse_file(path, f'it has {len(rows)} rows and lacks {lacks}', 'the sums of all attacks last')
+
+
 def white_box_table(
     folder: Path | str,  # of a scale, such as outputs/digits
     run: str,  # its name
@@ -194,16 +208,21 @@ def white_box_table(
 ) -> pd.DataFrame:  # a row for each attack, with n, correct and n_targets; None where it is not there
     "What white_box.ipynb says about a run"
     path = Path(folder) / 'tables' / f'white_box{mark}-{run}.csv'
-    return read_frame(path, WHITE_BOX, [run]) if path.exists() else None
+    if not path.exists():
+        return None
+    table = read_frame(path, WHITE_BOX, [run])
+    _check_sums(path, list(table.attack))
+    return table
 
 
 def _check_counts(path, rows, table):
     "Refuse a record of other counts than the table's"
     expected = table.set_index('attack')
     for attack, met in rows.groupby('attack', sort=False):
-        if attack not in expected.index or 'rob' not in expected.index:
-            why = f'tables/{path.stem}.csv has no row {shown(attack if "rob" in expected.index else "rob")}'
-            _refuse_file(path, why, 'the attacks of the record, and rob, in both')
+        if attack not in expected.index:
+            _refuse_file(
+                path, f'tables/{path.stem}.csv has no row {shown(attack)}', 'the same attacks in both'
+            )
         counts = {'images': (len(met), expected.n[attack])}
         if met.attacked.all():
             counts['of them right'] = (met.pred == met.y).sum(), expected.correct[attack]
