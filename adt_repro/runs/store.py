@@ -9,6 +9,7 @@ __all__ = ['run_folder', 'provenance', 'save_run', 'lock_run', 'open_outputs', '
 
 # %% ../../nbs/library/runs/store.ipynb #imports
 import json
+import os
 import platform
 import subprocess
 import warnings
@@ -40,6 +41,7 @@ from adt_repro.base.parameters import (
     whole,
 )
 from ..base.tables import file_digest, note_file, noted_sums, read_table, write_text
+from ..base.yaml_files import read_json, read_yaml
 from ..data import DATASETS, Data, fingerprint
 from ..evaluation.records import read_record
 from ..methods.objective import Method
