@@ -349,7 +349,8 @@ def test_facts_that_cannot_be(run, bad):
         (load_run, run),
     ):
         line = refusal(read, folder)
-        assert kind(line) == 'refused' and 'run.json' in line and next(iter(bad)) in line, line
+        assert kind(line) == 'refused' and 'run.json' in line, line
+        assert next(iter(bad)) in line or 'NaN' in line, line
 
 
 @pytest.mark.parametrize('name', ['run.json', 'config.yaml', 'history.csv'])
