@@ -247,7 +247,7 @@ def read_config(
 ) -> dict:  # checked, as of `resolve`
     "A run's parameters from its `config.yaml`; a `ParameterError` where they cannot be used"
     check_file(folder, 'config.yaml')
-    config = dict.fromkeys(RULES) | _read_table(Path(folder) / 'config.yaml', yaml.safe_load)
+    config = dict.fromkeys(RULES) | _read_table(Path(folder) / 'config.yaml', read_yaml)
     if config['method'] == IMPORTED:
         return check_params(config, **IMPORTED_RULES)
     check_params(config, **RULES)
@@ -261,7 +261,7 @@ def read_facts(
     path = Path(folder) / 'run.json'
     if path.exists():
         file_digest(path)
-    facts = _read_table(path, json.loads)
+    facts = _read_table(path, read_json)
     _check_facts(facts, f'run={path.parent.name!r}: its run.json: ')
     return facts
 
