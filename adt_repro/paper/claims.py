@@ -70,6 +70,16 @@ def _share_below(config, path):
     return (-history.entropy < config['u_max']).mean()
 
 
+def _read_config(folder):
+    "A run's parameters; the line on one that cannot be used names the run"
+    try:
+        return read_config(folder)
+    except ParameterError as e:
+        of_run = f'run={folder.name!r}: '
+        line = str(e) if str(e).startswith(of_run) else f'{of_run}its config.yaml has {e}'
+        raise ParameterError(line) from None
+
+
 def _check_facts(run, config, facts):
     "Refuse a run.json of another run, or with anything but a time and a name of a device"
     rules = dict(run=one_of(run)) | _FACTS
@@ -107,7 +117,7 @@ def run_table(
     """
     rows = []
     for file in sorted(Path(folder).glob('runs/*/run.json')):
-        config, facts = read_config(file.parent), read_facts(file.parent)
+        config, facts = _read_config(file.parent), read_facts(file.parent)
         if config['method'] != IMPORTED:
             rows.append(_run_row(file.parent, config, facts))
     return pd.DataFrame(rows, columns=['run', 'row', *_SETTING, 'seconds', 'device', 'below'])
