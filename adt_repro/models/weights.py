@@ -259,7 +259,10 @@ def read_pickled(
 def read_safetensors(
     file: Path | str,  # of `save_weights`, or one that claims to be
 ) -> dict:  # name to tensor, on the CPU
-    "What a safetensors file holds; the library holds each size against the file's, here the header's is bounded"
+    """What a safetensors file holds; a `FileContentError` where its header is too long
+
+    The library compares each size with the file's; a damaged file makes it raise almost anything.
+    """
     with open(file, 'rb') as opened:
         if int.from_bytes(opened.read(8), 'little') > _MOST_HEADER:
             raise FileContentError(f'its header has more than {_MOST_HEADER:,} bytes')

@@ -43,7 +43,7 @@ def published_table1(
     table = read_table(file, dict(row='str') | columns, key=['row']).set_index('row')
     if list(table.columns) != list(columns) or list(table.index) != PUBLISHED_ROWS:
         raise ParameterError(
-            f'{file.name}: expected the columns {", ".join(columns)}, and the rows {", ".join(PUBLISHED_ROWS)}'
+            f'{file.name}: expected the columns {", ".join(columns)} and the rows {", ".join(PUBLISHED_ROWS)}'
         )
     if not ((table >= 0) & (table <= 100)).all(axis=None):
         raise ParameterError(f'{file.name}: expected accuracies in percent, from 0 to 100')
@@ -69,7 +69,7 @@ def _share_below(config, path):
         )
     return (-history.entropy < config['u_max']).mean()
 
-
+# %% ../../nbs/library/paper/claims.ipynb #read-run
 def _read_config(folder):
     "A run's parameters; the line on one that cannot be used names the run"
     try:

@@ -172,7 +172,7 @@ def _color_css(word):
     _, color = VERDICTS[word]
     return f'background:{color};color:#111' if color else ''
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-legend
 _LEGEND = """\
 <p class="adt">{% for word, sign, look in items %}\
 <span style="padding:1px 6px;{{ look }}">{{ sign }} {{ word }}</span>\
