@@ -170,8 +170,10 @@ class _Sizes(_Calls):
 def _check_opcodes(file, limit):
     "A `FileContentError` where a pickle is longer, or holds other operations, than PyTorch writes"
     for count, (opcode, value, _) in enumerate(pickletools.genops(file)):
-        if opcode.name not in _OPCODES or (opcode.name == 'PROTO' and value != 2):
-            raise FileContentError(f'its pickle has {opcode.name}')
+        if opcode.name == 'PROTO' and value != 2:
+            raise FileContentError(f'it is a pickle of protocol {value}, PyTorch writes 2')
+        if opcode.name not in _OPCODES:
+            raise FileContentError(f'its pickle has the operation {opcode.name}')
         if count > _MOST_OPCODES or ('PUT' in opcode.name and value > limit):
             raise FileContentError(f'its pickle has more than {_MOST_OPCODES:,} operations')
 
