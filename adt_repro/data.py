@@ -93,7 +93,7 @@ MNIST_SUMS = {  # MD5 of the unpacked files
     't10k-labels-idx1-ubyte': '27ae3e4e09519cfbb04c329615203637',
 }
 
-
+# %% ../nbs/library/data.ipynb #checked-mnist
 def _checked_mnist(cls):
     "torchvision's class, but it reads no unpacked file with another sum, and no `processed/*.pt`"
     from torchvision.datasets.utils import check_integrity
@@ -213,7 +213,7 @@ def _check_counts(data):
                 f'{data.name}: {len(x)} {part} images {tuple(x.shape[1:])}, expected {count} of {spec.shape}'
             )
 
-
+# %% ../nbs/library/data.ipynb #check-all-data
 def check_data(
     data: Data,  # as it is about to be used
 ) -> Data:  # the same

@@ -170,8 +170,10 @@ class _Sizes(_Calls):
 def _check_opcodes(file, limit):
     "A `FileContentError` where a pickle is longer, or holds other operations, than PyTorch writes"
     for count, (opcode, value, _) in enumerate(pickletools.genops(file)):
-        if opcode.name not in _OPCODES or (opcode.name == 'PROTO' and value != 2):
-            raise FileContentError(f'its pickle has {opcode.name}')
+        if opcode.name == 'PROTO' and value != 2:
+            raise FileContentError(f'it is a pickle of protocol {value}, PyTorch writes 2')
+        if opcode.name not in _OPCODES:
+            raise FileContentError(f'its pickle has the operation {opcode.name}')
         if count > _MOST_OPCODES or ('PUT' in opcode.name and value > limit):
             raise FileContentError(f'its pickle has more than {_MOST_OPCODES:,} operations')
 
@@ -259,7 +261,10 @@ def read_pickled(
 def read_safetensors(
     file: Path | str,  # of `save_weights`, or one that claims to be
 ) -> dict:  # name to tensor, on the CPU
-    "What a safetensors file holds; the library holds each size against the file's, here the header's is bounded"
+    """What a safetensors file holds; a `FileContentError` where its header is too long
+
+    The library compares each size with the file's; a damaged file makes it raise almost anything.
+    """
     with open(file, 'rb') as opened:
         if int.from_bytes(opened.read(8), 'little') > _MOST_HEADER:
             raise FileContentError(f'its header has more than {_MOST_HEADER:,} bytes')

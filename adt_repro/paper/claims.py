@@ -43,7 +43,7 @@ def published_table1(
     table = read_table(file, dict(row='str') | columns, key=['row']).set_index('row')
     if list(table.columns) != list(columns) or list(table.index) != PUBLISHED_ROWS:
         raise ParameterError(
-            f'{file.name}: expected the columns {", ".join(columns)}, and the rows {", ".join(PUBLISHED_ROWS)}'
+            f'{file.name}: expected the columns {", ".join(columns)} and the rows {", ".join(PUBLISHED_ROWS)}'
         )
     if not ((table >= 0) & (table <= 100)).all(axis=None):
         raise ParameterError(f'{file.name}: expected accuracies in percent, from 0 to 100')
@@ -68,6 +68,16 @@ def _share_below(config, path):
             f'{config["epochs"]}, as its config.yaml says; train it again'
         )
     return (-history.entropy < config['u_max']).mean()
+
+# %% ../../nbs/library/paper/claims.ipynb #read-run
+def _read_config(folder):
+    "A run's parameters; the line on one that cannot be used names the run"
+    try:
+        return read_config(folder)
+    except ParameterError as e:
+        of_run = f'run={folder.name!r}: '
+        line = str(e) if str(e).startswith(of_run) else f'{of_run}its config.yaml has {e}'
+        raise ParameterError(line) from None
 
 
 def _check_facts(run, config, facts):
@@ -107,7 +117,7 @@ def run_table(
     """
     rows = []
     for file in sorted(Path(folder).glob('runs/*/run.json')):
-        config, facts = read_config(file.parent), read_facts(file.parent)
+        config, facts = _read_config(file.parent), read_facts(file.parent)
         if config['method'] != IMPORTED:
             rows.append(_run_row(file.parent, config, facts))
     return pd.DataFrame(rows, columns=['run', 'row', *_SETTING, 'seconds', 'device', 'below'])

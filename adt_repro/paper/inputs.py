@@ -31,7 +31,7 @@ class FrameKind:
     grid: list = field(default_factory=list)  # columns of which all combinations must be there
     within: list = field(default_factory=list)  # the same, for each run by itself
     may_lack: tuple = ()  # columns that may have no value in a row
-    least: int = 1  # rows
+    least: int = 1  # rows, at least 0
 
 
 def _columns(**names):
@@ -40,7 +40,7 @@ def _columns(**names):
     return {name: kinds[kind] for kind, listed in names.items() for name in listed.split()}
 
 # %% ../../nbs/library/paper/inputs.ipynb #frame-kinds
-FRAMES = dict(
+_IMAGES = dict(
     landscape=FrameKind(_columns(text='run', real='a b loss'), ['run', 'a', 'b'], grid=['run', 'a', 'b']),
     curvature=FrameKind(
         _columns(text='run', whole='i y', real='eigenvalue residual', truth='converged'),
@@ -59,6 +59,10 @@ FRAMES = dict(
         grid=['run', 'i'],
         within=['i', 'kind'],
     ),
+)
+
+# %% ../../nbs/library/paper/inputs.ipynb #ablation-kinds
+_ABLATION = dict(
     ablation=FrameKind(
         _columns(
             text='option run method dataset arch attacks',
@@ -75,6 +79,7 @@ FRAMES = dict(
         least=0,
     ),
 )
+FRAMES = _IMAGES | _ABLATION
 
 # %% ../../nbs/library/paper/inputs.ipynb #table-kinds
 SOUNDNESS = FrameKind(
@@ -97,17 +102,15 @@ def _is_plain(text):
 
 def _check_values(path, frame, kind):
     "Refuse a row without a value, and text that no table should show"
-    for name, of in kind.columns.items():
-        if name in kind.may_lack:
-            continue
-        if frame[name].isna().any():
+    for name in kind.columns:
+        if name not in kind.may_lack and frame[name].isna().any():
             _refuse_file(path, f'its column {name} lacks a value', 'one in each row')
     for name in [name for name, of in kind.columns.items() if of == 'str']:
         for value in frame[name].dropna().unique():
             if not _is_plain(value):
                 _refuse_file(path, f'its column {name} holds {shown(value)}', 'one short line of text')
 
-
+# %% ../../nbs/library/paper/inputs.ipynb #check-grid
 def _check_grid(path, frame, columns):
     "Refuse a frame in which a combination of values is missing"
     found = frame[columns].drop_duplicates()
@@ -130,7 +133,7 @@ def read_frame(
     kind: FrameKind,  # what it must hold
     runs: list = None,  # names of the runs that it may be of; None: any
 ) -> pd.DataFrame:  # its columns, those of the kind of their types
-    "Read a frame; a `TableError` with one line where a column, a row, a value or a run is not what it must be"
+    "Read a frame; a `TableError` with one line where a column, row, value or run is not what it must be"
     frame = read_table(path, kind.columns, kind.key, least=kind.least)
     _check_values(path, frame, kind)
     if kind.grid:
@@ -200,7 +203,7 @@ def _check_sums(path, rows):
         lacks = missing[0] if missing else 'natural'
         _refuse_file(path, f'it has {len(rows)} rows and lacks {lacks}', 'the sums of all attacks last')
 
-
+# %% ../../nbs/library/paper/inputs.ipynb #white-box-table-read
 def white_box_table(
     folder: Path | str,  # of a scale, such as outputs/digits
     run: str,  # its name
@@ -214,7 +217,7 @@ def white_box_table(
     _check_sums(path, list(table.attack))
     return table
 
-
+# %% ../../nbs/library/paper/inputs.ipynb #check-counts
 def _check_counts(path, rows, table):
     "Refuse a record of other counts than the table's"
     expected = table.set_index('attack')
@@ -334,7 +337,7 @@ def _check_compared(path, frame, files):
         why = f'{shown(check)} of {shown(run)} is in one of it and the records alone'
         _refuse_file(path, why, 'a row for each attack in the records')
 
-
+# %% ../../nbs/library/paper/inputs.ipynb #compared-black-boxes
 def compared_black_boxes(
     folder: Path | str,  # of a scale
     experiment: str,  # transfer or spsa

@@ -24,7 +24,7 @@ from ..base.parameters import ParameterError, refuse
 from ..base.stats import with_interval
 from ..base.tables import file_label, read_bytes
 from ..base.yaml_files import read_yaml
-from .claims import TABLE1, Evidence
+from .claims import PUBLISHED_ROWS, TABLE1, Evidence
 from .verdicts import cell_verdict
 from ..runs.config import RULES
 from ..runs.resolve import resolve
@@ -42,9 +42,14 @@ def paper_settings(
     scale = read_yaml(file, file.name)
     common = dict.fromkeys(RULES) | dict(recipe='paper2020', device='auto')
     common |= {k: v for k, v in scale.items() if k in RULES}
-    settings = {}
-    for row in scale['rows']:
-        config = resolve(common | dict(method=row))
+    rows, settings = scale.get('rows'), {}
+    if not isinstance(rows, dict) or not set(PUBLISHED_ROWS) <= set(rows):
+        raise ParameterError(f'{file.name}: expected a table rows with {", ".join(PUBLISHED_ROWS)}')
+    for row in rows:
+        try:
+            config = resolve(common | dict(method=row))
+        except ParameterError as e:
+            raise ParameterError(f'{file.name}: {e}') from None
         settings[row] = {k: config[k] for k in ('dataset', 'arch', 'eps', 'epochs', 'recipe')}
     return settings
 
@@ -167,7 +172,7 @@ def _color_css(word):
     _, color = VERDICTS[word]
     return f'background:{color};color:#111' if color else ''
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-legend
 _LEGEND = """\
 <p class="adt">{% for word, sign, look in items %}\
 <span style="padding:1px 6px;{{ look }}">{{ sign }} {{ word }}</span>\
