@@ -5,14 +5,17 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)   # this project's package, however Snakemake was started
-from adt_repro.base.parameters import ParameterError
+from adt_repro.base.files import lock_file, replacing
+from adt_repro.base.parameters import ParameterError, checked_value, word
 from adt_repro.runs import scales   # no PyTorch: every job reads this file again
 
-# Jobs find this environment's papermill
+# Jobs find this environment's Python
 os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
 
 # Several cards in one machine: with ADT_GPUS="0 1" each job takes the first free one, by a lock
 if cards := os.environ.get('ADT_GPUS', '').split():
+    for card in cards:
+        checked_value('ADT_GPUS', card, word())
     shell.prefix(
         'set -euo pipefail; '
         f'for card in {" ".join(cards)} none; do '
@@ -30,7 +33,7 @@ try:
     scale = scales.read_scale(FILE)
 except ParameterError as error:
     raise WorkflowError(str(error))
-OUT, THREADS = f'outputs/{scale.name}', scale.asked['threads']
+OUT, THREADS = f'outputs/{scale.name}', scale.asked['threads']   # the scale's name is letters, digits, - and _
 made, everything = scales.made_files(scale), scales.all_files(scale)
 
 def given(notebook):
@@ -40,10 +43,9 @@ def given(notebook):
 def call(notebook, label=''):
     "The shell's line for one notebook; the executed one stays in notebooks/, whether it failed or not"
     return (
-        f'mkdir -p {OUT}/notebooks && '
-        f'OMP_NUM_THREADS={{threads}} python -m papermill --no-progress-bar nbs/{notebook}.ipynb '
+        f'OMP_NUM_THREADS={{threads}} python -m adt_repro.runs.notebook {notebook} '
         f'{OUT}/notebooks/{notebook}{label}.ipynb '
-        '-y {params.given:q} </dev/null >{log} 2>&1'
+        '-j {params.given:q} </dev/null >{log:q} 2>&1'
     )
 
 def files_of_runs(runs):
@@ -62,7 +64,7 @@ rule train:
     params: given=given('train')
     threads: THREADS
     log: f'{OUT}/logs/train-{{run}}.log'
-    shell: call('train', '-{wildcards.run}')
+    shell: call('train', '-{wildcards.run:q}')
 
 if 'white_box' in made:
     rule white_box:
@@ -71,7 +73,7 @@ if 'white_box' in made:
         params: given=given('white_box')
         threads: THREADS
         log: f'{OUT}/logs/white_box-{{run}}.log'
-        shell: call('white_box', '-{wildcards.run}')
+        shell: call('white_box', '-{wildcards.run:q}')
 
 if 'spsa' in made:
     rule spsa:
@@ -80,7 +82,7 @@ if 'spsa' in made:
         params: given=given('spsa')
         threads: THREADS
         log: f'{OUT}/logs/spsa-{{run}}.log'
-        shell: call('spsa', '-{wildcards.run}')
+        shell: call('spsa', '-{wildcards.run:q}')
 
 if 'transfer' in made:
     targets, sources = scales.transfer_runs(scale)
@@ -130,27 +132,52 @@ rule paper:
     log: f'{OUT}/logs/paper.log'
     shell: call('paper')
 
-# What it will cost, before anything starts
+# One Snakemake at a time makes a scale; a second one would delete what the first has just finished. A dry run needs no lock.
+taken = None
+if workflow.is_main_process and not workflow.output_settings.dryrun:
+    Path(OUT).mkdir(parents=True, exist_ok=True)
+    try:
+        LOCK = lock_file(Path(OUT)/'.snakemake.lock', f'scale={scale.name!r}', 'making it')   # until this process ends
+    except ParameterError as error:
+        taken = str(error)
 
-def is_older(path, others):
-    return not path.exists() or path.stat().st_mtime < max(other.stat().st_mtime for other in others)
+onstart:
+    if taken:
+        raise WorkflowError(taken)
 
-if workflow.is_main_process:
-    plan = Path(OUT)/'plan.txt'
-    if is_older(plan, [FILE, *Path('adt_repro').rglob('*.py')]):
-        costs = subprocess.run(
-            [sys.executable, '-m', 'adt_repro.planning.costs', FILE],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=os.environ | dict(OMP_NUM_THREADS='1'),
-        )
-        if costs.returncode:
-            last_line = (costs.stderr.strip() or '?').splitlines()[-1]
-            raise WorkflowError(f'{FILE}: {last_line}')
+# What it will cost, before anything starts. A plan is read again only if its first line says that it is of this file and this code.
+
+def costs_of(file):
+    "The table of costs, which finds faults of a scale that can only be seen with PyTorch"
+    costs = subprocess.run(
+        [sys.executable, '-m', 'adt_repro.planning.costs', file],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(OMP_NUM_THREADS='1'),
+    )
+    if costs.returncode:
+        last_line = (costs.stderr.strip() or '?').splitlines()[-1]
+        raise WorkflowError(f'{file}: {last_line}')
+    return costs.stdout
+
+def planned_costs(plan, digest):
+    "What an earlier start has noted, without what a terminal would obey; None where it is not of this file and code"
+    try:
+        first_line, _, text = plan.read_text(encoding='utf-8').partition('\n')
+    except (OSError, ValueError):
+        return None
+    return ''.join(c for c in text if c.isprintable() or c == '\n') if first_line == digest else None
+
+if workflow.is_main_process and not taken:
+    plan, digest = Path(OUT)/'plan.txt', scales.plan_digest(FILE)
+    costs = planned_costs(plan, digest)
+    if costs is None:
+        costs = costs_of(FILE)
         plan.parent.mkdir(parents=True, exist_ok=True)
-        plan.write_text(costs.stdout, encoding='utf-8')
-    print(plan.read_text(encoding='utf-8'), file=sys.stderr)
+        with replacing(plan) as file:
+            file.write(f'{digest}\n{costs}'.encode())
+    print(costs, file=sys.stderr)
 
 onsuccess:
     print(f'All of scale {scale.name} is made: {OUT}/report.html', file=sys.stderr)

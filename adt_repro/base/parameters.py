@@ -9,7 +9,6 @@ __all__ = ['OR_NONE', 'ParameterError', 'shown', 'refuse', 'Rule', 'one_of', 'pl
 
 # %% ../../nbs/library/base/parameters.ipynb #imports
 import difflib
-import math
 import re
 import reprlib
 from collections.abc import Callable

@@ -105,7 +105,7 @@ def draw_claims(
     "Each claim's estimate, bounds and published size, with its verdict"
     ran = judged[judged.verdict != 'not run']
     bounds = {claim.key: claim.bounds for claim in claims}
-    units = [unit for unit in ('points', '%', 'log₁₀') if (ran.unit == unit).any()]
+    units = [unit for unit in ('points', '%', 'log₁₀') if (ran.unit == unit).any()] or ['points']
     heights = [(ran.unit == unit).sum() + 1 for unit in units]
     size = 8, 0.9 * len(units) + 0.32 * len(ran)
     fig, axes = subplot_grid(len(units), 1, size, squeeze=False, height_ratios=heights)
@@ -114,7 +114,7 @@ def draw_claims(
         for at, claim in enumerate(rows.itertuples()):
             _draw_claim(ax, at, claim, bounds[claim.key])
         ax.set_yticks(range(len(rows)), rows.key + '  ' + rows.statistic, fontsize=7)
-        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)  # a panel without a line where no claim was run
         ax.set_xlabel(unit)
         ax.grid(axis='x', alpha=0.3)
     fig.suptitle('dot: ours with 95 % interval; bars: bounds; diamond: published', fontsize=9)

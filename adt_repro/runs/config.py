@@ -91,6 +91,8 @@ _SOME = whole(2, _LARGEST)
 _SEED = whole(0, 2**31 - 1)
 _POSITIVE = number(0, _LARGEST, above=True)
 _MAYBE_COUNT, _MAYBE_POSITIVE = maybe(_COUNT), maybe(_POSITIVE)
+_WEIGHT, _SIGNED, _SHARE = number(0, _LARGEST), number(-_LARGEST, _LARGEST), number(0, 1)
+_RHO, _DRAWS = number(-20, 20), whole(1, 1000)  # of adt_exp
 _RUN_PATTERNS = maybe(several(text(), most=10_000))
 _MANY_SEEDS = whole(2, 1000)  # of each value or method
 _WORKERS = whole(1, 1024)  # processes or threads
@@ -128,9 +130,7 @@ _RECIPE = dict(
     batch=Parameter(_MAYBE_COUNT, None, 'images in a step; default 64, tuned 128'),
     lr=Parameter(_MAYBE_POSITIVE, None, 'largest learning rate of SGD; default 0.1'),
     momentum=Parameter(maybe(number(0, 0.9999)), None, 'of SGD, in [0, 1); default 0.9'),
-    weight_decay=Parameter(
-        maybe(number(0, _LARGEST)), None, 'of SGD, on every parameter; default 2e-4, tuned 5e-4'
-    ),
+    weight_decay=Parameter(maybe(_WEIGHT), None, 'of SGD, on every parameter; default 2e-4, tuned 5e-4'),
     schedule=Parameter(maybe(one_of('step', 'one_cycle')), None, 'step (default), or one_cycle (tuned)'),
     drops=Parameter(
         maybe(several(whole(-_LARGEST, _LARGEST), most=1000)),
@@ -159,13 +159,13 @@ _INNER = dict(
         'their size: of an image in units of eps (0.25), or of mu and rho (adt_exp, 0.3)',
     ),
     n_mc=Parameter(
-        maybe(whole(1, 1000)), None, 'Monte-Carlo draws in a step of adt_exp; default 1 on digits, else 5'
+        maybe(_DRAWS), None, 'Monte-Carlo draws in a step of adt_exp; default 1 on digits, else 5'
     ),
-    lbd=Parameter(maybe(number(0, _LARGEST)), None, 'entropy weight lambda; default 0.01, adt_imp_am 1'),
+    lbd=Parameter(maybe(_WEIGHT), None, 'entropy weight lambda; default 0.01, adt_imp_am 1'),
     inner_momentum=Parameter(
-        maybe(number(0, 1)), None, "of adt_exp's inner steps: 1 as released (default), 0 as in the paper"
+        maybe(_SHARE), None, "of adt_exp's inner steps: 1 as released (default), 0 as in the paper"
     ),
-    rho=Parameter(maybe(number(-20, 20)), None, "start of adt_exp's rho; default 0, a sigma of 0.693"),
+    rho=Parameter(maybe(_RHO), None, "start of adt_exp's rho; default 0, a sigma of 0.693"),
     group=Parameter(
         _MAYBE_COUNT,
         None,
@@ -189,7 +189,7 @@ _OPTIONS = dict(
         maybe(number(0, 0.9)), None, 'mass that feature_scatter takes from the label; default 0.5'
     ),
     u_max=Parameter(
-        maybe(number(-_LARGEST, _LARGEST)),
+        maybe(_SIGNED),
         None,
         'of adt_imp_am: U above which entropy is rewarded; default 0.9 as released',
     ),
@@ -499,22 +499,23 @@ _DIVERSITY = (
 )
 
 # %% ../../nbs/library/runs/config.ipynb #ablation-sweeps
-_NUMBERS = several(number(-_LARGEST, _LARGEST), most=1000)
 _COUNTS = several(_COUNT, most=1000)
+_WEIGHTS, _MOMENTA, _RHOS = several(_WEIGHT, most=1000), several(_SHARE, most=1000), several(_RHO, most=1000)
+
 _SWEEPS = dict(
     lbd=Parameter(
-        _NUMBERS, [0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10], 'weights λ of the entropy, for adt_exp; []: no sweep'
+        _WEIGHTS, [0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10], 'weights λ of the entropy, for adt_exp; []: no sweep'
     ),
-    n_mc=Parameter(_COUNTS, [1, 3, 5], 'Monte-Carlo draws in an inner step, for adt_exp'),
+    n_mc=Parameter(several(_DRAWS, most=1000), [1, 3, 5], 'Monte-Carlo draws in an inner step, for adt_exp'),
     inner_steps=Parameter(_COUNTS, [1, 3, 7, 14], 'steps of the inner problem, for adt_exp'),
     inner_momentum=Parameter(
-        _NUMBERS, [0, 1], 'momentum of the inner steps, for adt_exp: 1 as released, 0 as in the paper'
+        _MOMENTA, [0, 1], 'momentum of the inner steps, for adt_exp: 1 as released, 0 as in the paper'
     ),
-    rho=Parameter(
-        _NUMBERS, [-5, -2, 0], 'starts of ρ, for adt_exp: 0 as released, -5 in the development code'
-    ),
+    rho=Parameter(_RHOS, [-5, -2, 0], 'starts of ρ, for adt_exp: 0 as released, -5 in the development code'),
     u_max=Parameter(
-        _NUMBERS, [0.5, 0.85, 0.9, 1.2], 'U above which entropy is rewarded, for adt_imp_am: 0.9 as released'
+        several(_SIGNED, most=1000),
+        [0.5, 0.85, 0.9, 1.2],
+        'U above which entropy is rewarded, for adt_imp_am: 0.9 as released',
     ),
 )
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..base.device import pick_device
 from ..base.noise import example_noise
-from ..base.parameters import ParameterError, check_params, refuse
+from ..base.parameters import ParameterError, check_table, refuse
+from ..base.yaml_files import read_value, read_yaml
 from ..evaluation.evaluate import watch
 from .config import RULES, SESSION
 from .fit import prepare_run, train_run
@@ -170,15 +170,12 @@ def _parser():
 # %% ../../nbs/library/runs/distributed.ipynb #parameters
 def _parameters(options):
     "The parameters of the file and the command line, checked"
-    try:
-        given = yaml.safe_load(Path(options.file).read_text())
-        given |= {k: yaml.safe_load(v) for k, v in options.p}
-    except Exception as e:  # a damaged file makes a parser raise almost anything
-        raise ParameterError(f'{options.file}: expected a file of parameters ({type(e).__name__})') from None
+    given = read_yaml(Path(options.file), options.file)
+    given |= {name: read_value(value, f'-p {name}') for name, value in options.p}
     size = int(os.environ.get('WORLD_SIZE', 1))
     if given.get('processes') != size:
         refuse('processes', given.get('processes'), f'{size}, as many as were started')
-    return check_params(_LEFT_OUT | given, **RULES, **SESSION)
+    return check_table(_LEFT_OUT | given, RULES | SESSION)
 
 # %% ../../nbs/library/runs/distributed.ipynb #main-rank
 def _work(args):

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCALE_PARAMETERS', 'scale_table', 'Scale', 'seeds_of', 'check_scale', 'scale_runs', 'runs_of', 'transfer_runs',
-           'call_parameters', 'made_files', 'all_files', 'load_scale', 'read_scale', 'find_scale', 'scale_schema']
+           'call_parameters', 'made_files', 'all_files', 'load_scale', 'read_scale', 'find_scale', 'plan_digest',
+           'scale_schema']
 
 # %% ../../nbs/library/runs/scales.ipynb #imports
+import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+import adt_repro
 from adt_repro.base.parameters import (
     ParameterError,
     check_table,
@@ -28,6 +29,7 @@ from adt_repro.base.parameters import (
     whole,
     word,
 )
+from ..base.yaml_files import read_yaml
 
 # %% ../../nbs/library/runs/scales.ipynb #imports-config
 from adt_repro.runs.config import (
@@ -46,7 +48,7 @@ from adt_repro.runs.config import (
 )
 
 # %% ../../nbs/library/runs/scales.ipynb #scale-parameters
-_NAMES, _SEED_LIST = several(word()), several(whole(0))
+_NAMES, _SEED_LIST = several(word(), most=200), several(whole(0, 2**31 - 1), most=1000)
 _CHOSEN_RUNS = dict(
     methods=Parameter(maybe(_NAMES), None, 'methods or rows whose runs are used; default all'),
     seeds=Parameter(maybe(_SEED_LIST), None, 'seeds of these runs; default all seeds of each method'),
@@ -82,8 +84,10 @@ SCALE_PARAMETERS = {name: _left_to_a_scale(name) for name in EXPERIMENTS} | dict
 # %% ../../nbs/library/runs/scales.ipynb #scale-top
 _TABLE = maybe(table('a table of parameters'))
 _SCALE_EXPERIMENTS = dict(
-    methods=Parameter(several(word(), least=1), None, 'methods or rows that are trained and evaluated'),
-    seeds=Parameter(several(whole(0), least=1), [0], 'seeds of each of them'),
+    methods=Parameter(
+        several(word(), least=1, most=200), None, 'methods or rows that are trained and evaluated'
+    ),
+    seeds=Parameter(several(whole(0, 2**31 - 1), least=1, most=1000), [0], 'seeds of each of them'),
     more_seeds=Parameter(
         maybe(table('a table of methods, for each a list of seeds', word(), _SEED_LIST)),
         None,
@@ -94,8 +98,8 @@ _SCALE_EXPERIMENTS = dict(
         None,
         'what the scale is to decide, said before it runs',
     ),
-    rate=Parameter(number(0, above=True), None, 'TFLOP/s of one processor, for the table of costs'),
-    threads=Parameter(whole(1), 1, 'CPU threads of each job'),
+    rate=Parameter(number(0, 1e15, above=True), None, 'TFLOP/s of one processor, for the table of costs'),
+    threads=Parameter(whole(1, 1024), 1, 'CPU threads of each job'),
     **{name: Parameter(_TABLE, None, f'parameters of {name}.ipynb') for name in (*EXPERIMENTS, 'paper')},
 )
 
@@ -106,7 +110,10 @@ def scale_table() -> str:  # in Markdown, one row an entry
 
 # %% ../../nbs/library/runs/scales.ipynb #declared-parameters
 _POINTS = number(0, 100, above=True)
-_ADDED = matching('[0-9]{4}-[0-9]{2}-[0-9]{2}: .+', 'a date and a reason, such as 2026-12-24: asked for')
+_REASON = r'[^\x00-\x1f\x7f-\x9f]{1,1000}'  # no control characters
+_ADDED = matching(
+    f'[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}: {_REASON}', 'a date and a reason, such as 2026-12-24: asked for'
+)
 _DECLARED = dict(
     gate=Parameter(maybe(table('a table of gap, pgd20 and met')), None, 'what a pilot had to show'),
     claims=Parameter(
@@ -276,6 +283,16 @@ def _check_declared(scale):
             if name not in known:
                 refuse('added', name, ', '.join(known))
 
+# %% ../../nbs/library/runs/scales.ipynb #check-size
+_MOST_RUNS = 500  # whose names still fit into one command line, that of the paper's page
+
+
+def _check_size(scale):
+    "A scale has as many runs as can be planned"
+    runs = sum(len(seeds_of(scale, row)) for row in set(scale.asked['methods']))
+    if runs > _MOST_RUNS:
+        refuse('seeds', scale.asked['seeds'], f'at most {_MOST_RUNS} runs in all; {runs} are asked for')
+
 # %% ../../nbs/library/runs/scales.ipynb #check-scale
 def check_scale(
     content: dict,  # of a scale's file
@@ -300,6 +317,7 @@ def check_scale(
             if asked[name] is not None:
                 asked[name] = _checked_experiment(name, asked[name], common)
         scale = Scale(content, common, asked)
+        _check_size(scale)
         _check_declared(scale)
     return scale
 
@@ -316,21 +334,25 @@ def _run_of(scale, row, seed):
 def scale_runs(
     scale: Scale,  # of `check_scale`
 ) -> dict:  # name of a run to the parameters of train.ipynb that are its own: method, seed, rows
-    "The runs of a scale; a `ParameterError` where the network is not named"
+    "The runs of a scale; a `ParameterError` where the network is not named, or two runs have one name"
     rows = scale.common['rows'] or {}
     runs = {}
-    for row in scale.asked['methods']:
+    for row in dict.fromkeys(scale.asked['methods']):
         own = {row: rows[row]} if row in rows else None
         for seed in seeds_of(scale, row):
-            runs[_run_of(scale, row, seed)] = dict(method=row, seed=seed, rows=own)
+            name = _run_of(scale, row, seed)
+            if name in runs:
+                other = runs[name]['method']
+                raise ParameterError(f'{row}: its run {name} is that of {other} too, expected other labels')
+            runs[name] = dict(method=row, seed=seed, rows=own)
     return runs
 
 # %% ../../nbs/library/runs/scales.ipynb #experiment-runs
 def _named(scale, experiment, rows, seeds):
     "The runs of some rows; seeds of None stands for all of each row"
     names = []
-    for row in scale.asked['methods'] if rows is None else rows:
-        own_seeds = seeds_of(scale, row) if seeds is None else seeds
+    for row in dict.fromkeys(scale.asked['methods'] if rows is None else rows):
+        own_seeds = seeds_of(scale, row) if seeds is None else dict.fromkeys(seeds)
         names += [_run_of(scale, row, seed) for seed in own_seeds]
     missing = sorted(set(names) - set(scale_runs(scale)))
     if missing:
@@ -387,7 +409,7 @@ def call_parameters(
     scale: Scale,  # of `check_scale`
     notebook: str,  # train, one of `EXPERIMENTS`, or paper
     run: str = None,  # for train, white_box and spsa, which are called once for each run
-) -> str:  # JSON, which is YAML too: for papermill's -y
+) -> str:  # JSON: for the -j of `adt_repro.runs.notebook`
     "The parameters of one call of a notebook"
     if notebook == 'train':
         base = {k: v for k, v in scale.content.items() if k not in ('rows', 'experiments')}
@@ -509,10 +531,7 @@ def load_scale(
     path: Path | str,  # such as nbs/scales/paper.yaml
 ) -> dict:  # its content, not checked
     "A scale's file; a `ParameterError` where it cannot be read"
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
-        raise ParameterError(f'{Path(path).name}: cannot be read as a scale ({type(e).__name__})') from None
+    return read_yaml(Path(path), str(path))
 
 
 def read_scale(
@@ -541,10 +560,21 @@ def find_scale(
         if name != 'scale':
             raise ParameterError(f'--config {name}: there is no such setting, expected scale')
     name = str(settings.get('scale', 'demo'))
-    files = {file.stem: file for file in sorted(Path(folder).glob('*.yaml'))}
+    files = {file.stem: file for file in sorted(Path(folder).glob('*.yaml')) if word().ok(file.stem)}
     if name not in files:
         refuse('scale', name, f'the files of {folder}/, {", ".join(files)}')
     return files[name]
+
+# %% ../../nbs/library/runs/scales.ipynb #plan-digest
+def plan_digest(
+    path: Path | str,  # a scale's file
+) -> str:  # 64 hexadecimal digits
+    "What a plan follows from: the SHA-256 of a scale's file and of the package's code"
+    package = Path(adt_repro.__file__).parent
+    digest = hashlib.sha256(Path(path).read_bytes())
+    for file in sorted(package.rglob('*.py')):
+        digest.update(f'{file.relative_to(package)} {hashlib.sha256(file.read_bytes()).hexdigest()}'.encode())
+    return digest.hexdigest()
 
 # %% ../../nbs/library/runs/scales.ipynb #schema
 def _table_schema(properties):

@@ -9,6 +9,7 @@ __all__ = ['run_folder', 'provenance', 'save_run', 'lock_run', 'open_outputs', '
 
 # %% ../../nbs/library/runs/store.ipynb #imports
 import json
+import os
 import platform
 import subprocess
 import warnings
@@ -40,6 +41,7 @@ from adt_repro.base.parameters import (
     whole,
 )
 from ..base.tables import file_digest, note_file, noted_sums, read_table, write_text
+from ..base.yaml_files import read_json, read_yaml
 from ..data import DATASETS, Data, fingerprint
 from ..evaluation.records import read_record
 from ..methods.objective import Method
@@ -67,25 +69,54 @@ def _check_folder(folder, scale):
     if why:
         refuse('scale', scale.name, f'a folder of outputs/ that can be written to ({why})')
 
-# %% ../../nbs/library/runs/store.ipynb #provenance
-def _git(*args):
-    "What git answers; None where there is no git or no repository"
+# %% ../../nbs/library/runs/store.ipynb #git
+_GIT = (
+    'git --no-pager --no-optional-locks -c core.fsmonitor=false -c core.hooksPath=/dev/null'
+    ' -c core.sshCommand=false -c protocol.allow=never'
+).split()
+
+
+def _git(root, *args):
+    "What git answers about the repository of a folder itself; None where there is no git or none such"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+    environment |= dict(GIT_CEILING_DIRECTORIES=str(root.parent), GIT_NO_LAZY_FETCH='1')
+    how = dict(stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace', check=True)
     try:
-        done = subprocess.run(['git', *args], cwd=find_root(), capture_output=True, text=True, check=True)
+        return subprocess.run([*_GIT, *args], cwd=root, env=environment, **how).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+
+# %% ../../nbs/library/runs/store.ipynb #git-commit
+def _has_own_filters(root):
+    "May the repository's own settings have git start a program for each file? True where that is not known"
+    listed = _git(root, 'config', '--list', '--name-only', '--show-scope', '-z')
+    if listed is None:
+        return True
+    parts = listed.split('\0')
+    settings = zip(parts[::2], parts[1::2], strict=False)  # the last part is empty
+    return any(name.startswith('filter.') and scope in ('local', 'worktree') for scope, name in settings)
 
 
+def _git_commit(root):
+    "The commit of a folder's own repository; +: files were changed, ?: not asked; None: no repository"
+    if _git(root, 'rev-parse', '--show-toplevel') != str(root):
+        return None
+    commit = _git(root, 'rev-parse', 'HEAD')
+    if commit is None:
+        return None
+    if _has_own_filters(root):
+        return f'{commit}?'
+    changed = _git(root, 'status', '--porcelain', '-uno', '--ignore-submodules=all')
+    return f'{commit}+' if changed else commit
+
+# %% ../../nbs/library/runs/store.ipynb #provenance
 def provenance(
     device: torch.device,  # that the run used
-) -> dict:  # git_commit ("+": files were changed; None: no git), versions, device, platform
+) -> dict:  # git_commit ("+": files were changed, "?": perhaps; None: no git), versions, device, platform
     "What a result depends on besides its parameters"
     import torchvision  # here, because the import takes two seconds
 
-    commit = _git('rev-parse', 'HEAD')
-    if commit and _git('status', '--porcelain', '-uno'):
-        commit += '+'
+    commit = _git_commit(find_root())
     if device.type == 'cuda':
         device_name = torch.cuda.get_device_name(device)
     else:
@@ -163,18 +194,9 @@ def open_outputs(
     return [_output_lock(folder / '.locks' / f'{record}.lock', record, notebook) for record in records]
 
 # %% ../../nbs/library/runs/store.ipynb #read-config
-def _read_table(path, parse):
-    "The dict in a file; a `ParameterError` with one line where the file holds anything else"
-    run = path.parent.name
-    try:
-        with path.open('rb') as f:
-            found = parse(f.read(10**6).decode())
-    except Exception as e:  # a damaged file makes a parser raise almost anything
-        why = type(e).__name__ if path.exists() else f'there is no {path.absolute()}'
-        raise ParameterError(f'run={run!r}: its {path.name} cannot be read ({why})') from None
-    if not (isinstance(found, dict) and all(isinstance(k, str) for k in found)):
-        raise ParameterError(f'run={run!r}: its {path.name} holds no table of names and values')
-    return found
+def _read_table(path, read):
+    "The table in a file of a run, by `read_yaml` or `read_json`"
+    return read(path, f'run={path.parent.name!r}: its {path.name}')
 
 # %% ../../nbs/library/runs/store.ipynb #fact-rules
 _STRING = Rule(lambda v: isinstance(v, str), 'text')
@@ -225,7 +247,7 @@ def read_config(
 ) -> dict:  # checked, as of `resolve`
     "A run's parameters from its `config.yaml`; a `ParameterError` where they cannot be used"
     check_file(folder, 'config.yaml')
-    config = dict.fromkeys(RULES) | _read_table(Path(folder) / 'config.yaml', yaml.safe_load)
+    config = dict.fromkeys(RULES) | _read_table(Path(folder) / 'config.yaml', read_yaml)
     if config['method'] == IMPORTED:
         return check_params(config, **IMPORTED_RULES)
     check_params(config, **RULES)
@@ -239,7 +261,7 @@ def read_facts(
     path = Path(folder) / 'run.json'
     if path.exists():
         file_digest(path)
-    facts = _read_table(path, json.loads)
+    facts = _read_table(path, read_json)
     _check_facts(facts, f'run={path.parent.name!r}: its run.json: ')
     return facts
 

@@ -102,7 +102,7 @@ def test_what_is_asked_is_what_it_costs():
             dict(experiments=dict(methods=['standard'], rate=1, spsa=dict(n_tset=3))),
             "spsa: n_tset=3: there is no such parameter, did you mean 'n_test'",
         ),
-        (dict(experiments=dict(methods=['standard'], rate=1, ablation=dict(lbd=[-1]))), 'lbd=-1'),
+        (dict(experiments=dict(methods=['standard'], rate=1, ablation=dict(lbd=[-1]))), 'lbd=[-1]'),
         (dict(epoch=3), "epoch=3: there is no such parameter, did you mean 'epochs'"),
     ],
     ids=str,

@@ -76,7 +76,7 @@ def test_a_signal_whose_handler_returns(status, said, monkeypatch):
     [
         ('', 'processes=3: expected 1, as many as were started'),
         ('-p processes 1 -p epoch 3', "epoch=3: there is no such parameter, did you mean 'epochs'?"),
-        ('-p processes 1 -p lr [1', 'expected a file of parameters (ParserError)'),
+        ('-p processes 1 -p lr [1', '-p lr: cannot be read (ParserError in line 1), expected YAML'),
     ],
 )
 def test_command_line(args, words, tmp_path, monkeypatch, capsys):

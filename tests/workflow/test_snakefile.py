@@ -17,6 +17,7 @@ from helpers import MINI, ROOT, experiments, run, snakemake
 from adt_repro.planning.costs import cost_table
 from adt_repro.runs.config import PARAMETERS, RULES
 from adt_repro.runs.resolve import resolve
+from adt_repro.runs.scales import plan_digest
 from adt_repro.runs.store import run_folder
 
 SCALES = [p.stem for p in sorted((ROOT / 'nbs' / 'scales').glob('*.yaml'))]
@@ -46,7 +47,7 @@ def dry_run(root, *args, scale='mini'):
     "What Snakemake says it would do; what that costs is not asked"
     plan = root / 'outputs' / scale / 'plan.txt'
     plan.parent.mkdir(parents=True, exist_ok=True)
-    plan.write_text('')
+    plan.write_text(plan_digest(root / 'nbs' / 'scales' / f'{scale}.yaml') + '\n')
     done = snakemake(root, '--cores', '2', '--config', f'scale={scale}', '-n', *args)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -101,7 +102,7 @@ def test_a_scale_of_low_precision_and_an_ablation_of_another_network(tmp_path):
         assert f in said
     assert 'records/white_box-' not in said
     assert '"precision": "bf16"' in said
-    given = re.search(r'nbs/ablation.ipynb .* -y (\S.*?) </dev/null', said)[1]
+    given = re.search(r'notebook ablation .* -j (\S.*?) </dev/null', said)[1]
     assert '"arch": "wrn-10-1"' in given and '"dataset": "cifar10"' in given
 
 
@@ -119,7 +120,8 @@ def test_more_seeds_of_one_method(tmp_path):
     'change, line',
     [
         (experiments(spsa=dict(n_tset=3)), 'nbs/scales/mini.yaml: experiments: spsa: n_tset=3: there is no'),
-        (experiments(ablation=dict(lbd=[-1])), 'nbs/scales/mini.yaml: lbd=-1'),  # from the table of costs
+        (experiments(ablation=dict(lbd=[-1])), 'nbs/scales/mini.yaml: experiments: ablation: lbd=[-1]'),
+        (dict(n_mc=2), 'nbs/scales/mini.yaml: n_mc=2: method standard has no such'),  # from the table of costs
     ],
 )
 def test_and_before_anything_starts(change, line, tmp_path):
