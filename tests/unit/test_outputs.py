@@ -208,15 +208,14 @@ def plain_writes(code):
         to_file = (name in ('to_csv', 'to_json', 'savefig') and node.args) or (
             method and name == 'write_text'
         )
-        if opens or to_file:
+        to_buffer = name == 'savefig' and ast.unparse(node.args[0]) == 'drawn'
+        if opens or (to_file and not to_buffer):
             found.append(ast.unparse(node))
     return found
 
 
 # What is written elsewhere than under outputs/, or is the writer itself
 EXPECTED = {
-    'fig.savefig(drawn, format=path.suffix[1:], transparent=False, **options)',  # to a buffer
-    "picture.savefig(drawn, format='png', dpi=dpi, metadata=dict(Software=None))",
     "(Path(folder) / 'job.json').write_text(json.dumps(job))",  # to a temporary folder
     'file.write_text(yaml.safe_dump(run.config | dict(checkpoint_minutes=checkpoint_minutes)))',
     "open(Path(folder) / 'printed', 'w+')",
