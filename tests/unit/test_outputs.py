@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import filelock
@@ -279,21 +280,22 @@ def test_a_lock_that_cannot_be_used(number, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason='needs to become another user')
-def test_a_lock_of_another_user(tmp_path):
+def test_a_lock_of_another_user():
     "The real thing: a lock made by root, asked for by nobody"
-    for folder in [tmp_path, *tmp_path.parents][:4]:
-        folder.chmod(0o777)
-    lock_run(tmp_path).release()
-    (tmp_path / '.lock').chmod(0o600)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.setuid(65534)
-        os.write(write, refusal(lock_run, tmp_path).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    line = os.read(read, 5000).decode()
-    assert line.startswith(f'run={tmp_path.name!r}: its lock {tmp_path}/.lock cannot be used (Permission')
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        lock_run(folder).release()
+        (folder / '.lock').chmod(0o600)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.setuid(65534)
+            os.write(write, refusal(lock_run, folder).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        line = os.read(read, 5000).decode()
+    assert line.startswith(f'run={folder.name!r}: its lock {folder}/.lock cannot be used (Permission'), line
 
 
 def test_a_file_system_without_flock(tmp_path, monkeypatch, recwarn):
