@@ -162,10 +162,20 @@ def lock_run(
     "Keep other processes out of a run's folder; a `ParameterError` where one has it already"
     return lock_file(folder / '.lock', f'run={folder.name!r}', 'training it')
 
-# %% ../../nbs/library/runs/store.ipynb #open-outputs
+# %% ../../nbs/library/runs/store.ipynb #output-lock
 _OUTPUT_LOCKS = {}  # what this process has locked: path to its lock
 
 
+def _output_lock(path, record, notebook):
+    "The lock of a record, new or the one that this process holds"
+    path = path.absolute()
+    held = _OUTPUT_LOCKS.get(path)
+    if held is None or not held.is_locked:
+        held = lock_file(path, f'record={record!r}', f'making it with {notebook}.ipynb')
+    _OUTPUT_LOCKS[path] = held
+    return held
+
+# %% ../../nbs/library/runs/store.ipynb #open-outputs
 def open_outputs(
     folder: Path | str,  # of a scale, such as outputs/demo
     notebook: str,  # who asks, such as white_box: for the message that another process gets
@@ -182,16 +192,6 @@ def open_outputs(
     for place in places:
         _check_folder(place, folder)
     return [_output_lock(folder / '.locks' / f'{record}.lock', record, notebook) for record in records]
-
-
-def _output_lock(path, record, notebook):
-    "The lock of a record, new or the one that this process holds"
-    path = path.absolute()
-    held = _OUTPUT_LOCKS.get(path)
-    if held is None or not held.is_locked:
-        held = lock_file(path, f'record={record!r}', f'making it with {notebook}.ipynb')
-    _OUTPUT_LOCKS[path] = held
-    return held
 
 # %% ../../nbs/library/runs/store.ipynb #read-config
 def _read_table(path, read):
