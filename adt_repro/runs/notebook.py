@@ -8,6 +8,7 @@ __all__ = ['checked_parameters', 'NotebookError', 'run_notebook', 'main']
 # %% ../../nbs/library/runs/notebook.ipynb #imports
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -71,6 +72,7 @@ def run_notebook(
     from nbclient.exceptions import DeadKernelError  # these take a second, and need not be there
     from papermill import PapermillExecutionError, execute_notebook
 
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)  # its errors are the line below
     os.environ.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')  # as papermill's own command does
     try:
         execute_notebook(source, output, parameters, progress_bar=sys.stderr.isatty())
