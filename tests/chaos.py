@@ -103,7 +103,7 @@ def kill(pid, outputs, evaluating, writing, rng):
         return {f: f.stat().st_mtime_ns for f in written}
 
     def parts():
-        return {(f, f.stat().st_ino) for f in [*outputs.rglob('*.part')]}
+        return set(outputs.rglob('*.part'))  # each has a name of its own
 
     def tried(f):
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from cycler import cycler
 
-from ..base.files import replacing
+from ..base.tables import write_bytes, write_table
 
 # %% ../../nbs/library/analysis/style.ipynb #style
 # Okabe and Ito's colours, and a marker for each
@@ -90,18 +90,14 @@ def save_figure(
     "Write a figure twice, and what it shows as a table"
     figures, frames = Path(folder) / 'figures', Path(folder) / 'frames'
     svg, png, csv = figures / f'{name}.svg', figures / f'{name}.png', frames / f'{name}.csv'
-    figures.mkdir(parents=True, exist_ok=True)
-    frames.mkdir(parents=True, exist_ok=True)
     with house_style():
         _write_figure(fig, svg, metadata=dict(Date=None, Creator=None))
         _write_figure(fig, png, dpi=150, metadata=dict(Software=None))
-    with replacing(csv) as f:
-        f.write(frame.to_csv(index=False, float_format='%.6g').encode())
+    write_table(frame, csv)
     return [svg, png, csv]
 
 
 def _write_figure(fig, path, **options):
     drawn = BytesIO()
     fig.savefig(drawn, format=path.suffix[1:], transparent=False, **options)
-    with replacing(path) as f:
-        f.write(drawn.getbuffer())
+    write_bytes(path, drawn.getvalue())

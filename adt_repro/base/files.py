@@ -182,6 +182,7 @@ def lock_file(
     try:
         _acquire(lock, path, subject)
     except Timeout:
+        time.sleep(0.1)  # a holder that has just come writes who it is
         line = f'{subject}: another process is {doing}{_holder(path)}, expected one at a time'
         if isinstance(lock, SoftFileLock):
             line += f'; if that process has ended, delete {path}'

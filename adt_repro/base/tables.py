@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'MOST_TEXT', 'LOCK_SECONDS', 'MOST_PARQUET', 'MOST_MEMORY', 'TableError', 'file_label', 'read_sums',
-           'noted_sums', 'read_bytes', 'file_digest', 'write_bytes', 'write_text', 'note_files', 'main', 'write_table',
-           'read_table', 'write_parquet', 'read_parquet']
+           'noted_sums', 'read_bytes', 'file_digest', 'write_bytes', 'note_file', 'write_text', 'note_files', 'main',
+           'write_table', 'read_table', 'write_parquet', 'read_parquet']
 
 # %% ../../nbs/library/base/tables.ipynb #imports
 import csv
@@ -123,7 +123,7 @@ def _check_sum(path, noted, found):
 
 def read_bytes(
     path: Path | str,  # a file
-    most: int = MOST_TEXT,  # bytes that it may have
+    most: int = MOST_TEXT,  # bytes that it may have, at least 0
 ) -> bytes:  # its content
     "Read a file; a `TableError` where it is too large, no regular file, or not what the scale's list says"
     noted = noted_sums(path)
@@ -218,6 +218,16 @@ def write_bytes(
         expected = 'expected a folder with room that can be written to'
         raise ParameterError(f'{file_label(path)}: cannot be written, {expected} ({e.strerror})') from None
 
+# %% ../../nbs/library/base/tables.ipynb #write-others
+def note_file(
+    path: Path | str,  # a file that was just written by other means
+) -> str:  # its SHA-256, 64 hexadecimal digits
+    "Note a file's SHA-256 as it is now"
+    with open(path, 'rb') as content:
+        digest = hashlib.file_digest(content, 'sha256').hexdigest()
+    with _noting(Path(path), digest):
+        return digest
+
 
 def write_text(
     path: Path | str,  # the file; its folder is made
@@ -238,7 +248,7 @@ _FILES_OF_A_SCALE = (
 def note_files(
     scale: Path | str,  # a folder such as outputs/digits
 ) -> list:  # names of the files that were noted with another SHA-256 before
-    "Note the SHA-256 of all files of a scale as they are now"
+    "Note the SHA-256 of all files of a scale as they are now; a `TableError` where there is no such folder"
     scale = Path(scale)
     if not scale.is_dir():
         raise TableError(f'{shown(str(scale))}: expected the folder of a scale, such as outputs/digits')
@@ -364,7 +374,8 @@ def read_table(
 MOST_PARQUET = 2**26  # bytes of a Parquet file
 MOST_MEMORY = 2**29  # bytes of its rows in memory
 _MOST_COLUMNS = 200
-_MOST_GROUPS = 10_000
+_MOST_GROUPS = 1000
+_MOST_FOOTER = 2**23  # bytes
 _ROWS_AT_A_TIME = 1024
 _METADATA = b'adt_repro'  # key of the file's own metadata
 
@@ -399,7 +410,9 @@ def write_parquet(
     path: Path | str,  # where to; folders are made
     facts: dict = None,  # what belongs to the rows as a whole, such as weights' digests; values as in JSON
 ):
-    "Write a Parquet file, completely or not at all, with checksums and a digest of its content"
+    """Write a Parquet file, completely or not at all, with checksums and a digest of its content
+
+    A `TableError` where a column is of another type."""
     table = pa.Table.from_pandas(rows, preserve_index=False)
     for name, kind in zip(table.column_names, table.schema.types, strict=True):
         if not _is_plain(kind):
@@ -414,37 +427,130 @@ def write_parquet(
     pq.write_table(table, buffer, write_page_checksum=True)
     write_bytes(path, buffer.getvalue())
 
+# %% ../../nbs/library/base/tables.ipynb #thrift
+class _Thrift:
+    "Reads structures of Thrift's compact protocol; any error where there is none"
+
+    def __init__(self, data, at):
+        self.data, self.at = data, at
+
+    def _byte(self):
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def _varint(self):
+        found = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte()
+            found |= (byte & 127) << shift
+            if byte < 128:
+                return found
+        raise ValueError('a number has no end')
+
+    def _whole(self):
+        n = self._varint()
+        return (n >> 1) ^ -(n & 1)
+
+    def _skip(self, n):
+        self.at += n
+        if self.at > len(self.data):
+            raise ValueError('a value has no end')
+
+# %% ../../nbs/library/base/tables.ipynb #thrift-structs
+class _Structs(_Thrift):
+    "Structures as dicts, number of a field to its value; texts are skipped"
+
+    def struct(self, depth=0):
+        fields, number = {}, 0
+        while True:
+            head = self._byte()
+            if head == 0:
+                return fields
+            number = number + (head >> 4) if head >> 4 else self._whole()
+            kind = head & 15
+            fields[number] = kind == 1 if kind in (1, 2) else self._value(kind, depth + 1)
+
+    def _value(self, kind, depth):
+        if depth > 20:
+            raise ValueError('too deep')
+        if kind in (4, 5, 6):
+            return self._whole()
+        if kind in (9, 10):
+            return self._list(depth)
+        if kind == 12:
+            return self.struct(depth)
+        sizes = {1: 1, 2: 1, 3: 1, 7: 8}  # truth values in a list, bytes and floating-point numbers
+        self._skip(self._varint() if kind == 8 else sizes[kind])
+        return None
+
+    def _list(self, depth):
+        head = self._byte()
+        n = self._varint() if head >> 4 == 15 else head >> 4
+        return [self._value(head & 15, depth) for _ in range(n)]
+
+# %% ../../nbs/library/base/tables.ipynb #parquet-pages
+_MOST_PAGES = 10**5
+
+
+def _footer(content):
+    "The footer of a Parquet file"
+    size = int.from_bytes(content[-8:-4], 'little')
+    if content[-4:] != b'PAR1' or size > min(len(content) - 8, _MOST_FOOTER):
+        raise ValueError('no footer')
+    return _Structs(content, len(content) - 8 - size).struct()
+
+
+def _pages(content, chunk):
+    "The headers of all pages of a column in a group of rows"
+    about = chunk[3]
+    at = min(offset for offset in (about[9], about.get(11)) if offset)
+    end = at + about[7]
+    while at < end:
+        page = _Structs(content, at)
+        header = page.struct()
+        if not 0 <= header[3] <= len(content):
+            raise ValueError('a page has no end')
+        at = page.at + header[3]
+        yield header
+
 # %% ../../nbs/library/base/tables.ipynb #parquet-bounds
-_PHYSICAL = {'BOOLEAN', 'INT32', 'INT64', 'FLOAT', 'DOUBLE', 'BYTE_ARRAY'}
-_ENCODINGS = {'PLAIN', 'RLE', 'RLE_DICTIONARY', 'PLAIN_DICTIONARY', 'BIT_PACKED'}  # no text is put together
-_COMPRESSION = {'SNAPPY', 'UNCOMPRESSED'}  # neither makes much of little
-
-# %% ../../nbs/library/base/tables.ipynb #parquet-footer
-def _too_much(footer):
-    "What a Parquet file asks for and does not get, in words; None where its footer stays within all bounds"
-    if footer.num_columns > _MOST_COLUMNS or footer.num_row_groups > _MOST_GROUPS:
-        return f'it has {footer.num_columns:,} columns and {footer.num_row_groups:,} groups of rows'
-    if footer.num_rows < 0 or footer.num_rows * max(1, footer.num_columns) * 8 > MOST_MEMORY:
-        return f'it says that it has {footer.num_rows:,} rows'
-    for column in range(footer.num_columns):
-        about = footer.schema.column(column)
-        if about.max_repetition_level > 0 or about.max_definition_level > 1:
-            return 'it has a column of lists or tables'
-        if about.physical_type not in _PHYSICAL:
-            return f'it has a column of type {about.physical_type}'
-    return _too_much_in_groups(footer)
+_BYTES_TO_TYPES = {0, 1, 2, 4, 5, 6}  # truth values, whole and floating-point numbers, and bytes
+_PLAIN_ENCODINGS = {0, 2, 3, 4, 8}  # plain, by dictionary, run lengths: no text is put together from parts
 
 
-def _too_much_in_groups(footer):
-    "The same for the groups of rows"
+def _too_much(content):
+    "What a Parquet file asks for and does not get, in words; None where it stays within all bounds"
+    footer = _footer(content)
+    schema, groups, rows = footer[2], footer[4], footer[3]
+    columns = len(schema) - 1
+    if columns > _MOST_COLUMNS or len(groups) > _MOST_GROUPS:
+        return f'it has {columns:,} columns and {len(groups):,} groups of rows'
+    if not 0 <= rows * max(1, columns) * 8 <= MOST_MEMORY:
+        return f'it says that it has {rows:,} rows'
+    if any(column.get(5) or column.get(3) not in (0, 1) for column in schema[1:]):
+        return 'it has a column of lists or tables'
+    if not {column.get(1) for column in schema[1:]} <= _BYTES_TO_TYPES:
+        return 'it has a column that is neither text, numbers nor truth values'
+    return _too_much_in_pages(content, groups)
+
+# %% ../../nbs/library/base/tables.ipynb #parquet-page-bounds
+def _all_pages(content, groups):
+    for group in groups:
+        for chunk in group[1]:
+            yield from _pages(content, chunk)
+
+
+def _too_much_in_pages(content, groups):
+    "The same for the headers of the pages"
     size = 0
-    for group in range(footer.num_row_groups):
-        for column in range(footer.num_columns):
-            chunk = footer.row_group(group).column(column)
-            size += max(0, chunk.total_uncompressed_size)
-            if not set(chunk.encodings) <= _ENCODINGS or chunk.compression not in _COMPRESSION:
-                return f'it has a column in {"/".join(chunk.encodings)}, compressed by {chunk.compression}'
-    return f'it says that it needs {size:,} bytes' if size > MOST_MEMORY else None
+    for number, page in enumerate(_all_pages(content, groups)):
+        size += page[2]
+        encoding = page.get(5, {}).get(2, page.get(8, {}).get(4, 0))
+        if number > _MOST_PAGES or page[2] < 0 or size > MOST_MEMORY:
+            return f'its pages need {size:,} bytes'
+        if encoding not in _PLAIN_ENCODINGS:
+            return f'it has a page in encoding {encoding}'
+    return None
 
 # %% ../../nbs/library/base/tables.ipynb #parquet-decode
 _LIMITS = dict(thrift_string_size_limit=10**7, thrift_container_size_limit=10**5)
@@ -453,13 +559,13 @@ _WITHIN_BOUNDS = f'expected flat columns, and at most {MOST_MEMORY:,} bytes of r
 
 def _checked_schema(path, content):
     "Names and types of the columns, from the footer alone"
-    source = pq.ParquetFile(pa.BufferReader(content), **_LIMITS)
-    why = _too_much(source.metadata)
-    if why is None and not all(map(_is_plain, source.schema_arrow.types)):
-        why = 'it has a column that is neither text, numbers nor truth values'
+    why = _too_much(content)
     if why:
         raise _refused(path, why, _WITHIN_BOUNDS)
-    return source.schema_arrow
+    schema = pq.ParquetFile(pa.BufferReader(content), **_LIMITS).schema_arrow
+    if not all(map(_is_plain, schema.types)):
+        raise _refused(path, 'it has a column that is neither text, numbers nor truth values', _WITHIN_BOUNDS)
+    return schema
 
 # %% ../../nbs/library/base/tables.ipynb #parquet-batches
 def _bytes_of(column):

@@ -34,6 +34,8 @@ WRAPPERS = 'state_dict', 'net', 'model', 'model_state_dict'  # where training sc
 
 _MOST_NAMES = 10_000  # tensors of a network; a WRN-100 has 700
 _LONGEST_NAME = 300  # characters of a tensor's name
+_OF_CHANNELS = 'mean', 'std', 'mu', 'sigma'  # of a normalisation that was saved with a network
+_MOST_CHANNELS = 1000  # of an image
 
 
 def _is_state_dict(found):
@@ -50,6 +52,10 @@ def _check_names(found, file):
             f'weights={file!r}: holds {len(found)} tensors, the longest name is {plain_name(longest)}; '
             f'expected at most {_MOST_NAMES} with names of up to {_LONGEST_NAME} characters'
         )
+    for name, tensor in found.items():
+        if name.rpartition('.')[2] in _OF_CHANNELS and tensor.numel() > _MOST_CHANNELS:
+            given = f'{plain_name(name)} has {tensor.numel()} numbers'
+            raise ParameterError(f'weights={file!r}: {given}, expected one for each channel of an image')
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #read
 def read_weights(
@@ -82,24 +88,12 @@ def read_weights(
     )
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #name-parts
-_MOST_CHANNELS = 1000  # of an image
-
-
-def _check_channels(found, *names):
-    "Refuse the normalisation of an image that no network here takes"
-    for name in names:
-        if found[name].numel() > _MOST_CHANNELS:
-            given = f'{plain_name(name)} has {found[name].numel()} numbers'
-            raise ParameterError(f'weights: {given}, expected one for each channel of an image')
-
-
 def _split_normalisation(found):
     "([means, deviations] of a normalisation in a state dict, or None; the state dict without it)"
     for mean, std in ('mean', 'std'), ('mu', 'sigma'):
         for name in found:
             other = name.removesuffix(mean) + std
             if name.rpartition('.')[2] == mean and other in found:
-                _check_channels(found, name, other)
                 inputs = [found[n].double().flatten().tolist() for n in (name, other)]
                 return inputs, {k: v for k, v in found.items() if k not in (name, other)}
     return None, found

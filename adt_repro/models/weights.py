@@ -329,5 +329,7 @@ def load_weights(
         found = read_safetensors(path)
     except Exception as e:  # a damaged file makes the library raise almost anything
         why = why_unreadable(path, e)
-        raise ParameterError(f'weights={name!r}: cannot be read as weights ({why})') from None
+        raise ParameterError(
+            f'weights={name!r}: cannot be read as weights ({why}), expected a whole file of safetensors'
+        ) from None
     return fit_weights(model, found, name)

@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['CIFAR10_TEST', 'REAL', 'COLUMNS', 'VERDICTS', 'paper_settings', 'same_setting', 'latest_scale', 'table1_cells',
-           'scale_line', 'legend_html', 'table1_html', 'claims_html', 'readme_table', 'readme_claims', 'put_between',
-           'inline', 'page']
+           'scale_line', 'fill', 'legend_html', 'table1_html', 'claims_html', 'readme_table', 'readme_claims',
+           'put_between', 'inline', 'page']
 
 # %% ../../nbs/library/paper/report.ipynb #imports
 import base64
-import html
 import re
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from ..base.files import find_root
 from ..base.parameters import ParameterError, refuse
 from ..base.stats import with_interval
+from ..base.tables import file_label, read_bytes
+from ..base.yaml_files import read_yaml
 from .claims import TABLE1, Evidence
 from .verdicts import cell_verdict
 from ..runs.config import RULES
@@ -37,7 +39,7 @@ def paper_settings(
 ) -> dict:  # row to dataset, arch, eps, epochs, recipe
     "What the paper trained, row by row; a `ParameterError` where nbs/scales/paper.yaml does not fit"
     file = Path(root or find_root()) / 'nbs' / 'scales' / 'paper.yaml'
-    scale = yaml.safe_load(file.read_text(encoding='utf-8'))
+    scale = read_yaml(file, file.name)
     common = dict.fromkeys(RULES) | dict(recipe='paper2020', device='auto')
     common |= {k: v for k, v in scale.items() if k in RULES}
     settings = {}
@@ -137,6 +139,17 @@ def scale_line(
     )
     return line if e.precision == 'fp32' else f'{line}, attacks in {e.precision}'
 
+# %% ../../nbs/library/paper/report.ipynb #fill
+_TEMPLATES = Environment(autoescape=True, undefined=StrictUndefined)
+
+
+def fill(
+    template: str,  # HTML of our own, with {{ name }} where a value goes
+    **values,  # text, which is escaped; or `Markup`, which is not; or lists of them, for a loop
+) -> Markup:  # HTML
+    "HTML with values in it; whatever they are, they are text there, and not HTML"
+    return Markup(_TEMPLATES.from_string(template).render(**values))
+
 # %% ../../nbs/library/paper/report.ipynb #html-verdicts
 VERDICTS = {  # word: sign, colour; None: no colour
     'reproduced': ('✓', '#bfe5d6'),
@@ -155,60 +168,61 @@ def _color_css(word):
     return f'background:{color};color:#111' if color else ''
 
 
+_LEGEND = """\
+<p class="adt">{% for word, sign, look in items %}\
+<span style="padding:1px 6px;{{ look }}">{{ sign }} {{ word }}</span>\
+{% if not loop.last %} {% endif %}{% endfor %}</p>"""
+
+
 def legend_html(
     words,  # verdicts that occur, in any order
-) -> str:  # HTML of one line
+) -> Markup:  # HTML of one line
     "What the colours and signs mean"
     items = []
     for word, (sign, _) in VERDICTS.items():
         if word in set(words):
-            look = _color_css(word) or 'border:1px solid #8888'
-            items.append(f'<span style="padding:1px 6px;{look}">{sign} {word}</span>')
-    return f'<p class="adt">{" ".join(items)}</p>'
+            items.append((word, sign, _color_css(word) or 'border:1px solid #8888'))
+    return fill(_LEGEND, items=items)
 
 # %% ../../nbs/library/paper/report.ipynb #html-cells
-def _heads(titles):
-    "The head of a table"
-    return ''.join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+_CELLS = """\
+<table class="adt cells"><caption>{{ caption }}</caption>\
+<thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>\
+{% for row, cells in rows %}<tr><th scope="row">{{ row }}</th>\
+{% for c in cells %}\
+<td title="{{ c.title }}"{% if c.css %} style="{{ c.css }}"{% endif %}>{{ c.ours }}\
+{% if c.published %}<br><small>({{ c.published }})</small>{% endif %}</td>\
+{% endfor %}</tr>{% endfor %}</tbody></table>"""
 
 
 def _table1_cell(c):
-    "A cell: ours with its interval, the sign of the verdict, and the published number below"
-    content = '–' if c.verdict == 'not run' else with_interval(c.lo, c.accuracy, c.hi)
+    "A cell: ours with its interval and the sign of the verdict, and the published number, empty for none"
+    ours = '–' if c.verdict == 'not run' else with_interval(c.lo, c.accuracy, c.hi)
     sign, _ = VERDICTS[c.verdict]
-    if sign:
-        content += f' {sign}'
-    if not pd.isna(c.published):
-        content += f'<br><small>({c.published:.2f})</small>'
-    title, css = html.escape(f'{c.verdict}: {c.why}'), _color_css(c.verdict)
-    style = f' style="{css}"' if css else ''
-    return f'<td title="{title}"{style}>{content}</td>'
-
-
-def _table1_row(row, cells):
-    content = ''.join(_table1_cell(c) for c in cells.itertuples())
-    return f'<tr><th scope="row">{html.escape(row)}</th>{content}</tr>'
+    return dict(
+        ours=f'{ours} {sign}' if sign else ours,
+        published='' if pd.isna(c.published) else f'{c.published:.2f}',
+        title=f'{c.verdict}: {c.why}',
+        css=_color_css(c.verdict),
+    )
 
 # %% ../../nbs/library/paper/report.ipynb #html-table1
 def table1_html(
     cells: pd.DataFrame,  # of `table1_cells`
     said: str,  # what it is of, see `scale_line`
-) -> str:  # HTML of a table, with its caption and legend
+) -> Markup:  # HTML of a table, with its caption and legend
     "Table 1, ours with its interval (published)"
     if cells.same.any():
         compared = 'Compared by two one-sided tests.'
     else:
         compared = 'Not the paper’s setting: nothing here is compared with the published numbers.'
     caption = (
-        f'Accuracy in percent, ± 95 %; {html.escape(said)}. '
+        f'Accuracy in percent, ± 95 %; {said}. '
         f'In parentheses: published, CIFAR-10, WRN-28-10, one network each. {compared}'
     )
-    rows = ''.join(_table1_row(row, g) for row, g in cells.groupby('row', sort=False))
-    return (
-        f'<table class="adt cells"><caption>{caption}</caption>'
-        f'<thead><tr>{_heads(["", *COLUMNS])}</tr></thead><tbody>{rows}</tbody></table>'
-        + legend_html(cells.verdict)
-    )
+    groups = cells.groupby('row', sort=False)
+    rows = [(row, [_table1_cell(c) for c in group.itertuples()]) for row, group in groups]
+    return fill(_CELLS, caption=caption, heads=['', *COLUMNS], rows=rows) + legend_html(cells.verdict)
 
 # %% ../../nbs/library/paper/report.ipynb #html-claims-row
 def _size(c):
@@ -223,29 +237,31 @@ def _published_size(c):
 def _claim_row(c):
     tested = f'{c.seeds} × {c.n}' if c.n else '–'
     p = '–' if pd.isna(c.p_holm) else f'{c.p_holm:.2g}'
-    texts = [c.key, c.claim, c.statistic, _size(c), _published_size(c), tested, p]
-    cells = ''.join(f'<td>{html.escape(text)}</td>' for text in texts)
     sign, _ = VERDICTS[c.verdict]
-    css = _color_css(c.verdict)
-    style = f' style={css}' if css else ''
-    why = html.escape(c.why)
-    return f'<tr>{cells}<td{style}>{sign} {c.verdict}<br><small>{why}</small></td></tr>'
+    return dict(
+        texts=[c.key, c.claim, c.statistic, _size(c), _published_size(c), tested, p],
+        verdict=f'{sign} {c.verdict}',
+        why=c.why,
+        css=_color_css(c.verdict),
+    )
 
 # %% ../../nbs/library/paper/report.ipynb #html-claims
 _CLAIM_HEADS = ['', 'claim', 'statistic', 'estimate ± 95 %', 'published', 'seeds × n', 'p (Holm)', 'verdict']
+_CLAIMS = """\
+<table class="adt"><caption>{{ said }}. What a verdict says, it says of this scale.</caption>\
+<thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>\
+{% for c in claims %}<tr>{% for text in c.texts %}<td>{{ text }}</td>{% endfor %}\
+<td{% if c.css %} style={{ c.css }}{% endif %}>{{ c.verdict }}<br><small>{{ c.why }}</small></td></tr>\
+{% endfor %}</tbody></table>"""
 
 
 def claims_html(
     judged: pd.DataFrame,  # of `judge`
     said: str,  # what it is of, see `scale_line`
-) -> str:  # HTML of a table, with its caption
+) -> Markup:  # HTML of a table, with its caption
     "The claims, each with statistic, published size and verdict"
-    rows = ''.join(_claim_row(c) for c in judged.itertuples())
-    return (
-        f'<table class="adt"><caption>{html.escape(said)}. '
-        'What a verdict says, it says of this scale.</caption>'
-        f'<thead><tr>{_heads(_CLAIM_HEADS)}</tr></thead><tbody>{rows}</tbody></table>'
-    )
+    rows = [_claim_row(c) for c in judged.itertuples()]
+    return fill(_CLAIMS, said=said, heads=_CLAIM_HEADS, claims=rows)
 
 # %% ../../nbs/library/paper/report.ipynb #readme-table
 def _markdown_row(row, cells):
@@ -302,23 +318,45 @@ def put_between(
         )
     return pattern.sub(lambda m: m[1] + new + m[2], text)
 
+# %% ../../nbs/library/paper/report.ipynb #saved-picture
+_MOST_PIXELS = 5 * 10**7  # of a figure; at 110 dots an inch, a square of 64 inches
+
+
+def _saved_picture(path):
+    "The picture in a PNG; a `ParameterError` with one line where it cannot be read"
+    expected = f'expected a PNG of at most {_MOST_PIXELS:,} pixels; run its experiment again'
+    content = read_bytes(path)
+    try:
+        picture = Image.open(BytesIO(content), formats=['PNG'])
+        if picture.width * picture.height > _MOST_PIXELS:
+            raise ValueError('too large')
+        return picture.convert('RGB')
+    except Exception as e:  # damaged content makes Pillow raise almost anything
+        raise ParameterError(
+            f'{file_label(path)}: cannot be read as a picture ({type(e).__name__}), {expected}'
+        ) from None
+
+
+def _drawn_picture(figure, dpi):
+    drawn = BytesIO()
+    figure.savefig(drawn, format='png', dpi=dpi, metadata=dict(Software=None))
+    return Image.open(drawn).convert('RGB')
+
 # %% ../../nbs/library/paper/report.ipynb #inline
 def inline(
     picture,  # a matplotlib Figure, or the path of a PNG
     alt: str,  # what it shows, for those who do not see it
     dpi: int = 110,  # of a Figure, at least 20
-) -> str:  # HTML of an image within the page
+) -> Markup:  # HTML of an image within the page
     "A figure that travels with its page, in 256 colours"
     if isinstance(picture, (str, Path)):
-        drawn = BytesIO(Path(picture).read_bytes())
+        image = _saved_picture(picture)
     else:
-        drawn = BytesIO()
-        picture.savefig(drawn, format='png', dpi=dpi, metadata=dict(Software=None))
+        image = _drawn_picture(picture, dpi)
     small = BytesIO()
-    image = Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE)
-    image.save(small, format='png', optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(small, format='png', optimize=True)
     data = base64.b64encode(small.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+    return fill('<img alt="{{ alt }}" src="data:image/png;base64,{{ data }}">', alt=alt, data=data)
 
 # %% ../../nbs/library/paper/report.ipynb #page
 _STYLE = (
@@ -332,18 +370,18 @@ _STYLE = (
 )
 
 
+_PAGE = """\
+<!doctype html><html lang="en"><head><meta charset="utf-8">\
+<meta name="viewport" content="width=device-width,initial-scale=1">\
+<title>{{ title }}</title><style>{{ style }}</style></head><body><h1>{{ title }}</h1>
+{% for heading, content in sections %}<section><h2>{{ heading }}</h2>{{ content }}</section>
+{% endfor %}</body></html>
+"""
+
+
 def page(
     title: str,  # of the page
-    sections: list,  # of (heading, HTML)
+    sections: list,  # of (heading, HTML that `fill` made; other text is shown as text)
 ) -> str:  # a whole HTML document that loads nothing
     "A self-contained page"
-    title = html.escape(title)
-    body = ''
-    for heading, content in sections:
-        body += f'<section><h2>{html.escape(heading)}</h2>{content}</section>\n'
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<title>{title}</title><style>{_STYLE}</style></head>'
-        f'<body><h1>{title}</h1>\n{body}</body></html>\n'
-    )
+    return str(fill(_PAGE, title=title, style=Markup(_STYLE), sections=sections)) + '\n'

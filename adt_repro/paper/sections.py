@@ -9,9 +9,10 @@ __all__ = ['ABOUT', 'paragraph', 'Report', 'add_missing', 'add_figure', 'add_tab
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 
-from ..base.files import replacing
-from .report import inline, page
+from ..base.tables import write_text
+from .report import fill, inline, page
 
 # %% ../../nbs/library/paper/sections.ipynb #about
 ABOUT = (
@@ -23,16 +24,17 @@ ABOUT = (
 
 
 def paragraph(
-    text: str,  # HTML
-) -> str:  # HTML
+    text: str,  # plain text, or HTML that `fill` made
+) -> Markup:  # HTML
     "A paragraph of the page"
-    return f'<p>{text}</p>'
+    return fill('<p>{{ text }}</p>', text=text)
 
 
 def _table_html(table):
-    "A data frame as HTML; only an index of several levels keeps its names"
+    "A data frame as HTML, escaped by pandas; only an index of several levels keeps its names"
     names = table.index.names if table.index.nlevels > 1 else None
-    return table.rename_axis(index=names, columns=None).to_html(float_format='{:.3g}'.format)
+    named = table.rename_axis(index=names, columns=None)
+    return Markup(named.to_html(float_format='{:.3g}'.format, escape=True))
 
 # %% ../../nbs/library/paper/sections.ipynb #report
 class Report:
@@ -48,10 +50,10 @@ class Report:
     def add(
         self,
         heading: str,  # of the section
-        *parts: str,  # HTML
+        *parts: Markup,  # HTML that `fill` made; other text is shown as text
     ):
         "A section that the notebook shows by itself"
-        self.sections.append((heading, '\n'.join(parts)))
+        self.sections.append((heading, Markup('\n').join(parts)))
 
 # %% ../../nbs/library/paper/sections.ipynb #report-missing
 def add_missing(
@@ -85,11 +87,11 @@ def add_tables(
     *tables: pd.DataFrame,  # any columns
 ):
     "A section of plain tables under a line that says what they are of"
-    from IPython.display import Markdown, display
+    from IPython.display import HTML, display
 
     text = f'{text} {report.said}.'
     report.add(heading, paragraph(text), *map(_table_html, tables))
-    display(Markdown(f'*{text}*'), *tables)
+    display(HTML(fill('<p><em>{{ text }}</em></p>', text=text)), *tables)
 
 # %% ../../nbs/library/paper/sections.ipynb #report-write
 def write_report(
@@ -100,5 +102,4 @@ def write_report(
     opening = paragraph(ABOUT) + paragraph(f'Scale {report.scale}: {report.said}.')
     title = f'Adversarial Distributional Training, scale {report.scale}'
     text = page(title, [('What this is', opening), *report.sections])
-    with replacing(file) as out:
-        out.write(text.encode())
+    write_text(file, text)

@@ -16,6 +16,15 @@ from ..base.stats import mcnemar
 from ..evaluation.metrics import accuracies, percent_cells, robust
 from ..evaluation.records import load_records
 from .claims import TABLE1, Evidence, marked
+from adt_repro.paper.inputs import (
+    black_box_records,
+    compared_black_boxes,
+    named_frame,
+    panels,
+    precision_gaps,
+    white_box_records,
+    white_box_table,
+)
 from .report import COLUMNS
 
 # %% ../../nbs/library/paper/summaries.ipynb #run-labels
@@ -29,8 +38,10 @@ def run_labels(
 # %% ../../nbs/library/paper/summaries.ipynb #caption
 def _targets_asked(folder, precision):
     "Numbers of FeaAttack's target images in a scale's tables, each once"
-    files = Path(folder).glob(f'tables/white_box{marked(precision)}-*.csv')
-    return sorted({int(n) for file in files for n in pd.read_csv(file).n_targets})
+    mark = f'white_box{marked(precision)}-'
+    runs = [file.stem.removeprefix(mark) for file in Path(folder).glob(f'tables/{mark}*.csv')]
+    tables = [white_box_table(folder, run, marked(precision)) for run in runs]
+    return sorted({int(n) for table in tables for n in table.n_targets})
 
 
 def _images_met(found):
@@ -95,11 +106,8 @@ def beyond_table1(
     "What an attack finds that Table 1's attacks on the same images do not"
     lines = []
     for run, label in labels.items():
-        file = Path(folder) / 'records' / f'white_box{marked(precision)}-{run}.parquet'
-        if 'white_box' not in parts or not file.exists():
-            continue
-        rows = load_records(file)
-        if set(TABLE1) <= set(rows.attack):
+        rows = white_box_records(folder, run, marked(precision)) if 'white_box' in parts else None
+        if rows is not None and set(TABLE1) <= set(rows.attack):
             lines += _beyond(rows, label)
     if not lines:
         return None
@@ -116,6 +124,8 @@ def black_box_table(
     files = sorted(Path(folder).glob(f'records/{experiment}-*.parquet'))
     if experiment not in parts or not files:
         return None, 0
+    for file in files:
+        black_box_records(file)  # refuses what is not whole
     rows = load_records(*files)
     rows = rows[rows.run.isin(labels.index) & rows.source.isin(labels.index)]
     if not len(rows):
@@ -130,19 +140,16 @@ def black_box_table(
     return table.reindex([key for key in order if key in table.index]).fillna(''), sums.n.iloc[0]
 
 # %% ../../nbs/library/paper/summaries.ipynb #check-frames
-def _check_frames(folder, precision, parts):
+def _check_frames(folder, runs, precision, parts):
     "The frames of checks that are there: name to rows"
-    places = dict(
-        panel=('white_box', f'soundness{marked(precision)}-*.csv'),
-        transfer=('transfer', 'soundness_transfer*.csv'),
-        queries=('spsa', 'soundness_spsa*.csv'),
-    )
-    frames = {}
-    for name, (part, pattern) in places.items():
-        files = sorted(Path(folder).glob(f'frames/{pattern}'))
-        if part in parts and files:
-            frames[name] = pd.concat([pd.read_csv(f) for f in files]).assign(by=name)
-    return frames
+    found = {}
+    if 'white_box' in parts:
+        found['panel'] = panels(folder, runs, marked(precision))
+    if 'transfer' in parts:
+        found['transfer'] = compared_black_boxes(folder, 'transfer', runs)
+    if 'spsa' in parts:
+        found['queries'] = compared_black_boxes(folder, 'spsa', runs)
+    return {name: pd.concat(frames).assign(by=name) for name, frames in found.items() if frames}
 
 
 def _passed_of(passed):
@@ -156,7 +163,7 @@ def sanity_table(
     parts: list,  # experiments that count, of `PARTS`
 ) -> tuple:  # a row a run, such as 8 of 8; the failures: run, check, reason; and how many checks there are
     "How many checks each run passes, and which it does not; (None, None, 0) where there are none"
-    frames = _check_frames(folder, precision, parts)
+    frames = _check_frames(folder, list(labels.index), precision, parts)
     if not frames:
         return None, None, 0
     checks = pd.concat(list(frames.values()))
@@ -174,11 +181,10 @@ def low_precision_gaps(
     precision: str,  # of the attacks, one of `PRECISIONS`
 ) -> pd.DataFrame:  # index run and attack: the columns of `paired_attacks`; None: there is nothing to compare
     "Attacks of low precision beside the same attacks in float32"
-    files = sorted(Path(folder).glob(f'tables/white_box{marked(precision)}_vs_fp32-*.csv'))
-    if precision == 'fp32' or not files:
+    frames = [] if precision == 'fp32' else precision_gaps(folder, list(labels.index), precision)
+    if not frames:
         return None
-    both = pd.concat([pd.read_csv(file) for file in files])
-    both = both[both.run.isin(labels.index)]
+    both = pd.concat(frames)
     return both.assign(run=both.run.map(labels)).set_index(['run', 'attack'])
 
 # %% ../../nbs/library/paper/summaries.ipynb #training-times
@@ -211,6 +217,5 @@ def paper_frames(
     "The frames that the paper's figures are drawn from"
     frames = {}
     for name, part in _FRAMES.items():
-        file = Path(folder) / 'frames' / f'{name}.csv'
-        frames[name] = pd.read_csv(file) if part in parts and file.exists() else None
+        frames[name] = named_frame(folder, name) if part in parts else None
     return frames

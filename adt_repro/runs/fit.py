@@ -20,7 +20,7 @@ from filelock import FileLock
 from ..base.device import pick_device
 from ..base.network import channels_last
 from ..data import Data
-from .launch import check_processes, torchrun
+from .launch import check_processes, threads_of_each, torchrun
 from .resolve import decide, start_run
 from .store import lock_run, provenance, resume, run_facts, run_folder, save_run
 from ..speed.precision import ComputeSettings
@@ -69,7 +69,8 @@ def prepare_run(
     torch.manual_seed(config['seed'])
     settings = ComputeSettings(config['precision'], config['compile'])
     model = channels_last(model, settings.precision != 'fp32')
-    state = State(model, method, recipe, run_facts(config, data), settings, group)
+    threads = None if group or not config['processes'] else threads_of_each(config['processes'])
+    state = State(model, method, recipe, run_facts(config, data, threads), settings, group)
     return Run(config, device, folder, data, state, held, group)
 
 # %% ../../nbs/library/runs/fit.ipynb #train-processes
@@ -134,6 +135,7 @@ def save_trained(
         results=list(results),
         train_set=run.state.facts['train_set'],
         test_set=run.state.facts['test_set'],
+        threads=run.state.facts['threads'],
         seconds=round(history.seconds.sum(), 1),
         **provenance(run.device),
     )

@@ -22,9 +22,9 @@ from ..evaluation.suite import run_suite
 from ..methods.adversaries import distribution_stats
 from .config import run_name
 from .fit import fit_run
-from .launch import end_with_parent
+from .launch import end_with_parent, threads_of_each
 from .resolve import resolve
-from .store import load_method, load_run
+from .store import load_method, load_run, read_history
 from ..training.loop import trains_when_iterated
 
 # %% ../../nbs/library/runs/sweeps.ipynb #many
@@ -60,7 +60,7 @@ def finish_runs(
         for config in configs:
             yield fit_run(config, outputs, fresh)
         return
-    threads = max(1, torch.get_num_threads() // jobs)
+    threads = threads_of_each(jobs)
     spawn = multiprocessing.get_context('spawn')
     workers = min(jobs, len(configs))
     with ProcessPoolExecutor(workers, spawn, _start_worker, (threads, os.getpid())) as pool:
@@ -138,7 +138,7 @@ def hinge_curves(
         return pd.DataFrame(columns='u_max seed epoch U'.split())
     frames = []
     for (u_max, seed), folder in folders.items():
-        history = pd.read_csv(Path(folder) / 'history.csv')
+        history = read_history(folder)
         columns = dict(u_max=u_max, seed=seed, epoch=history.epoch, U=-history.entropy)
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames)

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ROOT
+from helpers import ROOT, without_digests
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -249,6 +249,7 @@ def test_damaged_files(tmp_path):
 def test_a_run_whose_rescaling_was_altered(tmp_path):
     torch.save(build_model('small_cnn', 1).state_dict(), tmp_path / 'w.pt')
     run = tmp_path / 'x' / 'runs' / import_run(tmp_path / 'w.pt', tmp_path / 'x', inputs=[-1, 1])
+    without_digests(run)
     for bad in ([[0.5]], [[0.5], [0]], 'x', [['a'], ['b']]):
         (run / 'run.json').write_text(json.dumps(read_facts(run) | dict(inputs=bad)))
         with pytest.raises(ParameterError, match='expected'):

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from helpers import without_digests
 from safetensors.torch import load_file, save_file
 
 from adt_repro.base.parameters import ParameterError
@@ -16,6 +17,7 @@ from adt_repro.runs.store import load_run
 def test_damaged_runs(tiny_run_of, tmp_path):
     "One line each"
     run = shutil.copytree(tiny_run_of('standard'), tmp_path / 'run')
+    without_digests(run)
     w = load_file(run / 'weights.safetensors')
     save_file({k: v for k, v in w.items() if k != 'fc.bias'}, run / 'weights.safetensors')
     missing = "weights='weights.safetensors': of another architecture, fc.bias is missing$"

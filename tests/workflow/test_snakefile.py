@@ -248,8 +248,8 @@ def test_killed_in_training_and_in_evaluation_the_tables_are_the_same(made, tmp_
         assert killed(), 'the kill came too late'
 
     until(lambda: list(out.glob('runs/*/checkpoint.pt')), lambda: not list(out.glob('runs/*/run.json')))
-    until(lambda: list(out.glob('records/parts/*')), lambda: not list(out.glob('records/*.parquet')))
-    there = [*out.glob('records/parts/*'), *out.glob('runs/*/weights.safetensors')]
+    until(lambda: list(out.glob('records/parts/*/*')), lambda: not list(out.glob('records/*.parquet')))
+    there = [*out.glob('records/parts/*/*'), *out.glob('runs/*/weights.safetensors')]
     first = {file: file.stat().st_mtime_ns for file in there}
     done = snakemake(root, *SCALE)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,17 +16,17 @@ def test_killed_and_started_again(tmp_path, give_tiny_runs):
         give_tiny_runs(project, 'standard', 'at_pgd', scale=scale)
     folder = project / 'outputs' / 'killed' / 'records'
     process = papermill_begun(project, 'spsa', 'killed.ipynb', scale='killed', **PARAMS)
-    while len(list(folder.glob('parts/*.parquet'))) < 12 and process.is_alive():
+    while len(list(folder.glob('parts/*/*.parquet'))) < 12 and process.is_alive():
         time.sleep(0.01)
     process.kill()
     process.join()
-    kept = {f: f.stat().st_mtime_ns for f in folder.glob('parts/*.parquet')}
+    kept = {f: f.stat().st_mtime_ns for f in folder.glob('parts/*/*.parquet')}
     assert 12 <= len(kept) < PARTS, (project / 'said.err').read_text()
     for scale, out in ('killed', 'again.ipynb'), ('whole', 'whole.ipynb'):
         done = papermill(project, 'spsa', out, scale=scale, **PARAMS)
         assert done.returncode == 0, done.stderr
     assert {f: f.stat().st_mtime_ns for f in kept} == kept
-    assert len(list(folder.glob('parts/*.parquet'))) == PARTS
+    assert len(list(folder.glob('parts/*/*.parquet'))) == PARTS
     files = list(folder.glob('spsa-*.parquet'))
     assert len(files) == 2
     for f in files:
