@@ -22,9 +22,7 @@ from .config import PARAMETERS, rules_of
 def checked_parameters(
     notebook: str,  # its name, such as train
     given: dict,  # names and values, some of the notebook's parameters
-) -> (
-    dict
-):  # as the rules read them: text, finite numbers, True, False, None, lists and dicts from text to such
+) -> dict:  # as the rules read them, of what JSON has: text, numbers, True, False, None, lists and dicts
     "The parameters of one call of a notebook, for papermill; a `ParameterError` where one does not fit"
     if notebook not in PARAMETERS:
         refuse('notebook', notebook, ', '.join(PARAMETERS))
