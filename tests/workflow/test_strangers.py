@@ -18,7 +18,7 @@ from helpers import MINI, ROOT, copy_files, experiments, papermill, run, small_p
 from adt_repro.runs import scales
 
 HOSTILE = "_ = 1; open('ran', 'w'); _"
-COMMAND = [sys.executable, '-m', 'adt_repro.runs.notebook']
+COMMAND = re.search(r'python -m (\S+)', (ROOT / 'Snakefile').read_text())[1]  # that calls notebooks
 
 
 def project(root, content=None, name='mini'):
@@ -163,6 +163,12 @@ def cells_of(tmp_path, *sources):
     return tmp_path
 
 
+def call(root, *args):
+    "Execute train.ipynb into out.ipynb by the command that the Snakefile uses"
+    name = 'nbs/train.ipynb' if COMMAND == 'papermill' else 'train'
+    return run(sys.executable, '-m', COMMAND, name, 'out.ipynb', *args, cwd=root)
+
+
 def own_lines(done):
     "What a command says, without the notes of Jupyter itself"
     return [line for line in done.stderr.splitlines() if '[IPKernelApp]' not in line]
@@ -194,7 +200,7 @@ def test_a_file_of_parameters_is_checked_before_papermill(content, tmp_path):
     root = cells_of(tmp_path, 'lr = 0')
     text = content if isinstance(content, bytes) else yaml.dump(content).encode()
     (root / 'given.yaml').write_bytes(text)
-    done = run(*COMMAND, 'train', 'out.ipynb', '-f', 'given.yaml', cwd=root)
+    done = call(root, '-f', 'given.yaml')
     assert done.returncode == 1 and len(own_lines(done)) == 1 and 'xpected' in done.stderr, done.stderr
     assert not (root / 'ran').exists() and not (root / 'out.ipynb').exists()
 
@@ -208,14 +214,14 @@ def test_what_passes_arrives_as_it_was(tmp_path):
         'import json\nopen("got", "w").write(json.dumps([lr, eps, rows]))',
     )
     (root / 'given.yaml').write_text(yaml.dump(dict(rows=rows, eps='8/255')))
-    done = run(*COMMAND, 'train', 'new/out.ipynb', '-f', 'given.yaml', '-j', '{"lr": 5e-05}', cwd=root)
+    done = call(root, '-f', 'given.yaml', '-y', 'lr: 5e-05')
     assert done.returncode == 0 and not own_lines(done), done.stderr
     assert json.loads((root / 'got').read_text()) == [5e-05, 8 / 255, rows]
-    assert (root / 'new' / 'out.ipynb').exists() and not (root / 'ran').exists()
+    assert (root / 'out.ipynb').exists() and not (root / 'ran').exists()
 
 
 def test_a_dead_kernel_is_one_line(tmp_path):
     root = cells_of(tmp_path, 'lr = 0', 'import os, signal\nos.kill(os.getpid(), signal.SIGKILL)')
-    done = run(*COMMAND, 'train', 'out.ipynb', '-p', 'lr', '1e-3', cwd=root)
+    done = call(root, '-p', 'lr', '1e-3')
     said = own_lines(done)
     assert done.returncode and len(said) == 1 and said[0].startswith('train.ipynb: the kernel died; '), said
