@@ -378,6 +378,7 @@ _MOST_GROUPS = 1000
 _MOST_FOOTER = 2**23  # bytes
 _ROWS_AT_A_TIME = 1024
 _METADATA = b'adt_repro'  # key of the file's own metadata
+_THRIFT_BYTES = {1: 1, 2: 1, 3: 1, 7: 8}  # of truth values in a list, bytes and floating-point numbers
 
 
 def _is_text(kind):
@@ -479,8 +480,7 @@ class _Structs(_Thrift):
             return self._list(depth)
         if kind == 12:
             return self.struct(depth)
-        sizes = {1: 1, 2: 1, 3: 1, 7: 8}  # truth values in a list, bytes and floating-point numbers
-        self._skip(self._varint() if kind == 8 else sizes[kind])
+        self._skip(self._varint() if kind == 8 else _THRIFT_BYTES[kind])
         return None
 
     def _list(self, depth):

@@ -114,8 +114,8 @@ def test_a_bit_of_the_weights(run, name, read, listed):
     "Refused, by run.json or by the scale's list"
     if not listed:
         (run.parents[1] / 'SHA256SUMS').unlink(missing_ok=True)
-    met = flips(run / f'{name}.safetensors', read, 70)
-    assert met == dict(refused=70, same=0, believed=0, raw=0)
+    met = flips(run / f'{name}.safetensors', read, 63)
+    assert met == dict(refused=63, same=0, believed=0, raw=0)
 
 
 @pytest.mark.parametrize('name', ['config.yaml', 'history.csv', 'run.json'])
@@ -349,7 +349,8 @@ def test_facts_that_cannot_be(run, bad):
         (load_run, run),
     ):
         line = refusal(read, folder)
-        assert kind(line) == 'refused' and 'run.json' in line and next(iter(bad)) in line, line
+        assert kind(line) == 'refused' and 'run.json' in line, line
+        assert next(iter(bad)) in line or 'NaN' in line, line
 
 
 @pytest.mark.parametrize('name', ['run.json', 'config.yaml', 'history.csv'])
