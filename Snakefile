@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)   # this project's package, however Snakemake was started
-from adt_repro.base.files import lock_file, replacing
-from adt_repro.base.parameters import ParameterError, checked_value, word
+from adt_repro.base.files import lock_file, replacing, try_folder
+from adt_repro.base.parameters import ParameterError
 from adt_repro.runs import scales   # no PyTorch: every job reads this file again
 
 # Jobs find this environment's Python
@@ -14,16 +14,14 @@ os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PAT
 
 # Several cards in one machine: with ADT_GPUS="0 1" each job takes the first free one, by a lock
 if cards := os.environ.get('ADT_GPUS', '').split():
-    for card in cards:
-        checked_value('ADT_GPUS', card, word())
     shell.prefix(
         'set -euo pipefail; '
-        f'for card in {" ".join(cards)} none; do '
-        'if [ $card = none ]; then '
+        'for card in $ADT_GPUS none; do '
+        'if [ "$card" = none ]; then '
         f'echo "ADT_GPUS=$ADT_GPUS: no card is free, --resources gpu={len(cards)} is missing" >&2; '
         'exit 1; fi; '
-        'exec 9>.snakemake/card-$card; '
-        'if flock -n 9; then export CUDA_VISIBLE_DEVICES=$card; break; fi; '
+        'exec 9>".snakemake/card-$card"; '
+        'if flock -n 9; then export CUDA_VISIBLE_DEVICES="$card"; break; fi; '
         'done; '
     )
 
@@ -135,7 +133,8 @@ rule paper:
 # One Snakemake at a time makes a scale; a second one would delete what the first has just finished. A dry run needs no lock.
 taken = None
 if workflow.is_main_process and not workflow.output_settings.dryrun:
-    Path(OUT).mkdir(parents=True, exist_ok=True)
+    if why := try_folder(OUT, '.'):
+        raise WorkflowError(f'scale={scale.name!r}: {why}; expected a folder that can be written to')
     try:
         LOCK = lock_file(Path(OUT)/'.snakemake.lock', f'scale={scale.name!r}', 'making it')   # until this process ends
     except ParameterError as error:

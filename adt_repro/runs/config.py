@@ -128,7 +128,7 @@ _RECIPE = dict(
         _MAYBE_COUNT, None, 'passes over the training images; default by data set, 76 on CIFAR, 15 on digits'
     ),
     batch=Parameter(_MAYBE_COUNT, None, 'images in a step; default 64, tuned 128'),
-    lr=Parameter(_MAYBE_POSITIVE, None, 'largest learning rate of SGD; default 0.1'),
+    lr=Parameter(maybe(number(0, above=True)), None, 'largest learning rate of SGD; default 0.1'),
     momentum=Parameter(maybe(number(0, 0.9999)), None, 'of SGD, in [0, 1); default 0.9'),
     weight_decay=Parameter(maybe(_WEIGHT), None, 'of SGD, on every parameter; default 2e-4, tuned 5e-4'),
     schedule=Parameter(maybe(one_of('step', 'one_cycle')), None, 'step (default), or one_cycle (tuned)'),

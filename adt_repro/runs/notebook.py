@@ -8,6 +8,7 @@ __all__ = ['checked_parameters', 'NotebookError', 'run_notebook', 'main']
 # %% ../../nbs/library/runs/notebook.ipynb #imports
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -21,9 +22,7 @@ from .config import PARAMETERS, rules_of
 def checked_parameters(
     notebook: str,  # its name, such as train
     given: dict,  # names and values, some of the notebook's parameters
-) -> (
-    dict
-):  # as the rules read them: text, finite numbers, True, False, None, lists and dicts from text to such
+) -> dict:  # as the rules read them, of what JSON has: text, numbers, True, False, None, lists and dicts
     "The parameters of one call of a notebook, for papermill; a `ParameterError` where one does not fit"
     if notebook not in PARAMETERS:
         refuse('notebook', notebook, ', '.join(PARAMETERS))
@@ -71,6 +70,7 @@ def run_notebook(
     from nbclient.exceptions import DeadKernelError  # these take a second, and need not be there
     from papermill import PapermillExecutionError, execute_notebook
 
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)  # its errors are the line below
     os.environ.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')  # as papermill's own command does
     try:
         execute_notebook(source, output, parameters, progress_bar=sys.stderr.isatty())
