@@ -76,7 +76,7 @@ def test_diversity_leaves_figures_and_their_numbers(project):
     [
         ('landscape', dict(grid=4), 'grid=4: expected an odd whole number'),
         ('diversity', dict(runs=['nothing-*']), "runs='nothing-*': expected"),
-        ('ablation', dict(train=True, rho=[-30]), 'rho=-30: expected'),
+        ('ablation', dict(train=True, rho=[-30]), 'rho=[-30]: expected'),
         (
             'ablation',
             dict(scale='absent'),
