@@ -531,7 +531,7 @@ def load_scale(
     path: Path | str,  # such as nbs/scales/paper.yaml
 ) -> dict:  # its content, not checked
     "A scale's file; a `ParameterError` where it cannot be read"
-    return read_yaml(Path(path), str(path))
+    return read_yaml(path, str(path))
 
 
 def read_scale(
