@@ -47,14 +47,11 @@ def refuse(
     "Raise `ParameterError` with the project's one-line message"
     raise ParameterError(f'{name}={shown(value)}: expected {expected}')
 
-# %% ../../nbs/library/base/parameters.ipynb #rule
-def _unchanged(
-    value,  # anything
-):
-    "The value itself"
+# %% ../../nbs/library/base/parameters.ipynb #unchanged
+def _unchanged(value):
     return value
 
-
+# %% ../../nbs/library/base/parameters.ipynb #rule
 @dataclass(frozen=True, eq=False)
 class Rule:
     "What a parameter may be"

@@ -127,7 +127,7 @@ while not os.path.exists('stop'):
 
 
 def test_a_second_snakemake_on_a_scale_is_refused(tmp_path):
-    "It deleted what the first had finished; now one line says who is at work, and a kill leaves nothing locked"
+    "It deleted what the first had finished; now a line says who is at work, and a kill leaves nothing locked"
     root = has_plan(project(tmp_path))
     (root / 'adt_repro' / 'runs' / 'notebook.py').write_text(WAITING)
     command, said = ['--cores', '1', '--config', 'scale=mini'], [f'{root}/first.out', f'{root}/first.err']
