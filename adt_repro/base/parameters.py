@@ -48,7 +48,10 @@ def refuse(
     raise ParameterError(f'{name}={shown(value)}: expected {expected}')
 
 # %% ../../nbs/library/base/parameters.ipynb #unchanged
-def _unchanged(value):
+def _unchanged(
+    value,  # anything
+):
+    "The value itself"
     return value
 
 # %% ../../nbs/library/base/parameters.ipynb #rule

@@ -1,4 +1,4 @@
-"Files of scales and parameters from strangers: each is used, or refused with one line, and never becomes code"
+"Files of scales and parameters from strangers: used, or refused with one line, and never made into code"
 
 import ast
 import copy
