@@ -1,4 +1,4 @@
-"Every run, record, table and figure of a scale, each by a call of a notebook: snakemake --cores 2 --config scale=demo"
+"A scale's runs, records, tables and figures, by calls of notebooks: snakemake --cores 2 --config scale=demo"
 import os
 import subprocess
 import sys
@@ -31,7 +31,8 @@ try:
     scale = scales.read_scale(FILE)
 except ParameterError as error:
     raise WorkflowError(str(error))
-OUT, THREADS = f'outputs/{scale.name}', scale.asked['threads']   # the scale's name is letters, digits, - and _
+# The scale's name, and those of its runs, are letters, digits, - and _
+OUT, THREADS = f'outputs/{scale.name}', scale.asked['threads']
 made, everything = scales.made_files(scale), scales.all_files(scale)
 
 def given(notebook):
@@ -130,21 +131,29 @@ rule paper:
     log: f'{OUT}/logs/paper.log'
     shell: call('paper')
 
-# One Snakemake at a time makes a scale; a second one would delete what the first has just finished. A dry run needs no lock.
-taken = None
-if workflow.is_main_process and not workflow.output_settings.dryrun:
+# One Snakemake at a time makes a scale, or deletes, touches or packs its files; another one would delete what
+# the first has just finished. It is found here and not in `onstart`, which few of Snakemake's commands call.
+# What only prints needs no lock, and a job's process reads this file while the main process holds it.
+QUESTIONS = {
+    '--summary', '-S', '--detailed-summary', '-D', '--lint', '--print-compilation',
+    '--dag', '--rulegraph', '--filegraph', '--d3dag',
+    '--list-rules', '--list', '-l', '--list-target-rules', '--lt', '--list-changes', '--lc',
+    '--list-input-changes', '--li', '--list-params-changes', '--lp', '--list-untracked', '--lu',
+}
+words = {word.partition('=')[0] for word in sys.argv[1:]}
+only_prints = workflow.output_settings.dryrun or not QUESTIONS.isdisjoint(words)
+if any(word.startswith(('--cleanup', '--cm')) for word in words):   # Snakemake does it in a dry run too
+    only_prints = False
+if workflow.is_main_process and not only_prints:
     if why := try_folder(OUT, '.'):
         raise WorkflowError(f'scale={scale.name!r}: {why}; expected a folder that can be written to')
-    try:
-        LOCK = lock_file(Path(OUT)/'.snakemake.lock', f'scale={scale.name!r}', 'making it')   # until this process ends
+    try:   # LOCK is held until this process ends
+        LOCK = lock_file(Path(OUT)/'.snakemake.lock', f'scale={scale.name!r}', 'making it')
     except ParameterError as error:
-        taken = str(error)
+        raise WorkflowError(str(error))
 
-onstart:
-    if taken:
-        raise WorkflowError(taken)
-
-# What it will cost, before anything starts. A plan is read again only if its first line says that it is of this file and this code.
+# What it will cost, before anything starts. A plan is read again only if its first line says that it is of
+# this file and this code.
 
 def costs_of(file):
     "The table of costs, which finds faults of a scale that can only be seen with PyTorch"
@@ -161,14 +170,14 @@ def costs_of(file):
     return costs.stdout
 
 def planned_costs(plan, digest):
-    "What an earlier start has noted, without what a terminal would obey; None where it is not of this file and code"
+    "What an earlier start has noted, without what a terminal would obey; None: not of this file and code"
     try:
         first_line, _, text = plan.read_text(encoding='utf-8').partition('\n')
     except (OSError, ValueError):
         return None
     return ''.join(c for c in text if c.isprintable() or c == '\n') if first_line == digest else None
 
-if workflow.is_main_process and not taken:
+if workflow.is_main_process:
     plan, digest = Path(OUT)/'plan.txt', scales.plan_digest(FILE)
     costs = planned_costs(plan, digest)
     if costs is None:

@@ -13,6 +13,7 @@ import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 # %% ../../nbs/library/base/parameters.ipynb #parameter-error
 class ParameterError(ValueError):
@@ -46,14 +47,14 @@ def refuse(
     "Raise `ParameterError` with the project's one-line message"
     raise ParameterError(f'{name}={shown(value)}: expected {expected}')
 
-# %% ../../nbs/library/base/parameters.ipynb #rule
+# %% ../../nbs/library/base/parameters.ipynb #unchanged
 def _unchanged(
     value,  # anything
 ):
     "The value itself"
     return value
 
-
+# %% ../../nbs/library/base/parameters.ipynb #rule
 @dataclass(frozen=True, eq=False)
 class Rule:
     "What a parameter may be"
@@ -63,6 +64,14 @@ class Rule:
     read: Callable = _unchanged  # converts what was given: papermill's `-p` leaves some values as text
     type: type = str  # of a value, as in the annotation of a parameters cell
     schema: dict = field(default_factory=dict)  # the rule as JSON Schema; empty: anything
+    says_to: Callable = None  # words for one value, where `says` leaves out a far bound; None: `says`
+
+    def expected(
+        self,
+        value,  # one that does not fit, as `read` gives it
+    ) -> str:  # what would have been right
+        "`says`, with a bound that is far away where the value is beyond it"
+        return self.says_to(value) if self.says_to else self.says
 
 
 def one_of(
@@ -118,13 +127,37 @@ def _or_text(schema):
     ends = rf'^\s*{_NUMBER_IN_TEXT}(?:\s*/\s*{_NUMBER_IN_TEXT})?\s*$'
     return dict(anyOf=[schema, dict(type='string', pattern=ends, maxLength=_LONGEST_NUMBER)])
 
+# %% ../../nbs/library/base/parameters.ipynb #bounds
+_FAR = 1000  # bounds of this size, and larger ones, are told only to a value beyond them
+
+
+def _between(kind, lo, hi):
+    "A number or a list between two bounds, in words; None: no bound"
+    bounds = [f'at least {lo}'] if lo is not None else []
+    bounds += [f'at most {hi}'] if hi is not None else []
+    return f'{kind} of {" and ".join(bounds)}' if bounds else kind
+
+
+def _says_of_bounds(words, lo, hi):
+    "The words for a number, and those for one value, of a function of the two bounds"
+    near_lo, near_hi = (None if bound is None or abs(bound) >= _FAR else bound for bound in (lo, hi))
+    says = words(near_lo, near_hi)
+
+    def says_to(v):
+        if not isinstance(v, int | float):
+            return says
+        beyond = (near_hi is None and hi is not None and v > hi) or (near_lo is None and v < lo)
+        return words(lo, hi) if beyond else says
+
+    return says, says_to
+
 # %% ../../nbs/library/base/parameters.ipynb #number
-_FLOAT32_HOLDS = 1e30  # networks compute in float32, which holds 3e38
+_LARGEST_NUMBER = 1e30  # networks compute in float32, which holds 3.4e38; this leaves room to compute
 
 
 def number(
-    lo: float = -_FLOAT32_HOLDS,  # smallest value, in units of the parameter
-    hi: float = _FLOAT32_HOLDS,  # largest value, itself included, in units of the parameter
+    lo: float = -_LARGEST_NUMBER,  # smallest value, in units of the parameter
+    hi: float = _LARGEST_NUMBER,  # largest value, itself included, in units of the parameter
     above: bool = False,  # is `lo` itself excluded?
 ) -> Rule:  # satisfied by ints and floats of the interval, never by a bool or NaN
     "A number in an interval, which float32 holds"
@@ -132,10 +165,17 @@ def number(
     def ok(v):
         return type(v) in (int, float) and v <= hi and (v > lo if above else v >= lo)
 
-    left = '(' if above else '['
+    def words(lo, hi):
+        if None not in (lo, hi):
+            return f'a number in {"(" if above else "["}{lo:g}, {hi:g}]'
+        if above and lo is not None:
+            return f'a number above {lo:g}'
+        return _between('a number', lo, hi)
+
+    says, says_to = _says_of_bounds(words, lo, hi)
     schema = dict(type='number', maximum=hi)
     schema['exclusiveMinimum' if above else 'minimum'] = lo
-    return Rule(ok, f'a number in {left}{lo:g}, {hi:g}]', read_number, float, _or_text(schema))
+    return Rule(ok, says, read_number, float, _or_text(schema), says_to)
 
 # %% ../../nbs/library/base/parameters.ipynb #whole
 def whole(
@@ -147,24 +187,24 @@ def whole(
     def ok(v):
         return type(v) is int and lo <= v and (hi is None or v <= hi)
 
-    says, schema = f'a whole number of at least {lo}', dict(type='integer', minimum=lo)
+    says, says_to = _says_of_bounds(partial(_between, 'a whole number'), lo, hi)
+    schema = dict(type='integer', minimum=lo)
     if hi is not None:
-        says += f' and at most {hi}'
         schema['maximum'] = hi
-    return Rule(ok, says, _read_whole, int, _or_text(schema))
+    return Rule(ok, says, _read_whole, int, _or_text(schema), says_to)
 
 # %% ../../nbs/library/base/parameters.ipynb #even
 def _of_parity(name, remainder, divisible, lo, hi):
     "A rule for whole numbers of a range that are all even, or all odd"
-    says, schema = f'{name} of at least {lo}', dict(type='integer', minimum=lo) | divisible
+    says, says_to = _says_of_bounds(partial(_between, name), lo, hi)
+    schema = dict(type='integer', minimum=lo) | divisible
     if hi is not None:
-        says += f' and at most {hi}'
         schema['maximum'] = hi
 
     def ok(v):
         return type(v) is int and v >= lo and (hi is None or v <= hi) and v % 2 == remainder
 
-    return Rule(ok, says, _read_whole, int, _or_text(schema))
+    return Rule(ok, says, _read_whole, int, _or_text(schema), says_to)
 
 
 def even(
@@ -232,8 +272,27 @@ def maybe(
     def ok(v):
         return v is None or rule.ok(v)
 
+    def says_to(v):
+        return rule.expected(v) + OR_NONE
+
     schema = dict(anyOf=[rule.schema, dict(type='null')])
-    return Rule(ok, rule.says + OR_NONE, rule.read, rule.type, schema)
+    return Rule(ok, rule.says + OR_NONE, rule.read, rule.type, schema, says_to)
+
+# %% ../../nbs/library/base/parameters.ipynb #list-words
+def _says_of_list(rule, least, most):
+    "The words for a list, and those for one value: how long it may be is told to one that is longer"
+
+    def words(most, item):
+        return f'{_between("a list", least or None, most)}, each item {item}'
+
+    def says_to(v):
+        if not isinstance(v, list):
+            return words(None, rule.says)
+        if most is not None and len(v) > most:
+            return words(most, rule.says)
+        return words(None, next((rule.expected(i) for i in v if not rule.ok(i)), rule.says))
+
+    return words(None, rule.says), says_to
 
 # %% ../../nbs/library/base/parameters.ipynb #several
 def several(
@@ -256,10 +315,8 @@ def several(
         schema['minItems'] = least
     if most is not None:
         schema['maxItems'] = most
-    lengths = [f'at least {least}'] if least else []
-    lengths += [f'at most {most}'] if most is not None else []
-    length = f' of {" and ".join(lengths)}' if lengths else ''
-    return Rule(ok, f'a list{length}, each item {rule.says}', read, list, schema)
+    says, says_to = _says_of_list(rule, least, most)
+    return Rule(ok, says, read, list, schema, says_to)
 
 # %% ../../nbs/library/base/parameters.ipynb #table
 def table(
@@ -295,7 +352,7 @@ def checked_value(
     "One parameter of a function: read, and refused with the project's one line where it does not fit"
     read = rule.read(value)
     if not rule.ok(read):
-        refuse(name, value, rule.says)
+        refuse(name, value, rule.expected(read))
     return read
 
 # %% ../../nbs/library/base/parameters.ipynb #check-table

@@ -12,7 +12,6 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -170,7 +169,7 @@ def _parser():
 # %% ../../nbs/library/runs/distributed.ipynb #parameters
 def _parameters(options):
     "The parameters of the file and the command line, checked"
-    given = read_yaml(Path(options.file), options.file)
+    given = read_yaml(options.file, options.file)
     given |= {name: read_value(value, f'-p {name}') for name, value in options.p}
     size = int(os.environ.get('WORLD_SIZE', 1))
     if given.get('processes') != size:

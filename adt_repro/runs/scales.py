@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import adt_repro
+from ..base.files import code_digest
 from adt_repro.base.parameters import (
     ParameterError,
     check_table,
@@ -531,7 +531,7 @@ def load_scale(
     path: Path | str,  # such as nbs/scales/paper.yaml
 ) -> dict:  # its content, not checked
     "A scale's file; a `ParameterError` where it cannot be read"
-    return read_yaml(Path(path), str(path))
+    return read_yaml(path, str(path))
 
 
 def read_scale(
@@ -570,11 +570,7 @@ def plan_digest(
     path: Path | str,  # a scale's file
 ) -> str:  # 64 hexadecimal digits
     "What a plan follows from: the SHA-256 of a scale's file and of the package's code"
-    package = Path(adt_repro.__file__).parent
-    digest = hashlib.sha256(Path(path).read_bytes())
-    for file in sorted(package.rglob('*.py')):
-        digest.update(f'{file.relative_to(package)} {hashlib.sha256(file.read_bytes()).hexdigest()}'.encode())
-    return digest.hexdigest()
+    return hashlib.sha256(code_digest().encode() + Path(path).read_bytes()).hexdigest()
 
 # %% ../../nbs/library/runs/scales.ipynb #schema
 def _table_schema(properties):

@@ -89,7 +89,7 @@ def test_what_is_asked_is_what_it_costs():
     'change, says',
     [
         (dict(experiments=None), 'experiments=None: expected a table of experiments'),
-        (dict(experiments=dict(methods=['standard'])), 'experiments: rate=None: expected a number in'),
+        (dict(experiments=dict(methods=['standard'])), 'experiments: rate=None: expected a number above 0'),
         (dict(experiments=dict(rate=1)), 'experiments: methods=None: expected a list'),
         (dict(experiments=dict(methods=['standart'], rate=1)), "method='standart'"),
         (

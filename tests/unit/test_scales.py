@@ -2,15 +2,30 @@
 
 import pytest
 import yaml
-from helpers import MINI, experiments
+from helpers import MINI, ROOT, experiments
 
+from adt_repro.base.files import code_digest
 from adt_repro.base.parameters import ParameterError
-from adt_repro.runs.scales import read_scale
+from adt_repro.runs import scales
+from adt_repro.runs.scales import plan_digest, read_scale
 
 
 def test_the_scale_itself_can_be_read(tmp_path):
     (tmp_path / 'mini.yaml').write_text(yaml.safe_dump(MINI))
     assert read_scale(tmp_path / 'mini.yaml').name == 'mini'
+
+
+def test_a_plan_is_of_a_scale_and_of_the_code(tmp_path, monkeypatch):
+    "By the one digest of the package's code, which names the kept parts of records too"
+    file = tmp_path / 'mini.yaml'
+    file.write_text('scale: mini')
+    first = plan_digest(file)
+    file.write_text('scale: maxi')
+    second = plan_digest(file)
+    monkeypatch.setattr(scales, 'code_digest', lambda: '0' * 12, raising=False)
+    assert len({first, second, plan_digest(file)}) == 3
+    hashing = [f.name for f in (ROOT / 'adt_repro').rglob('*.py') if "rglob('*.py')" in f.read_text()]
+    assert hashing == ['files.py'] and len(code_digest()) == 12
 
 
 BAD_SCALES = [

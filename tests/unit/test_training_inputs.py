@@ -344,7 +344,7 @@ def test_a_recipe_refuses_what_it_cannot_use():
         epochs=3, lr=0.01, drops=(-1,)
     )
     assert refusal(Recipe, batch=0) == 'batch=0: expected a whole number of at least 1'
-    assert refusal(Recipe, lr='fast') == "lr='fast': expected a number in (0, 1e+30]"
+    assert refusal(Recipe, lr='fast') == "lr='fast': expected a number above 0"
 
 
 def test_yaml_text_is_a_number():

@@ -1,4 +1,4 @@
-"The whole of a scale from one command: what it plans, what it makes, what it makes again, and what a kill costs"
+"The whole of a scale from one command: what it plans, makes and makes again, and what a kill costs"
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_the_plan_names_runs_as_the_package_does(scale, tmp_path):
 
 
 def test_a_scale_of_low_precision_and_an_ablation_of_another_network(tmp_path):
-    "Attacks in bfloat16 have files of their own, for the report too; and an ablation may have its own network"
+    "Attacks in bfloat16 have files of their own, for the report too; an ablation may have its own network"
     change = experiments(
         white_box=MINI['experiments']['white_box'] | dict(precision='bf16'),
         ablation=dict(arch='wrn-10-1', dataset='cifar10', seeds=2),
@@ -121,7 +121,8 @@ def test_more_seeds_of_one_method(tmp_path):
     [
         (experiments(spsa=dict(n_tset=3)), 'nbs/scales/mini.yaml: experiments: spsa: n_tset=3: there is no'),
         (experiments(ablation=dict(lbd=[-1])), 'nbs/scales/mini.yaml: experiments: ablation: lbd=[-1]'),
-        (dict(n_mc=2), 'nbs/scales/mini.yaml: n_mc=2: method standard has no such'),  # from the table of costs
+        # From the table of costs
+        (dict(n_mc=2), 'nbs/scales/mini.yaml: n_mc=2: method standard has no such'),
     ],
 )
 def test_and_before_anything_starts(change, line, tmp_path):

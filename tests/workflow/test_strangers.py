@@ -5,20 +5,20 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 
 import nbformat
 import pytest
+import warm
 import yaml
 from helpers import MINI, ROOT, copy_files, experiments, papermill, run, small_project, snakemake
+from warm import run_fork, start_fork
 
-from adt_repro.runs import scales
+from adt_repro.base.files import lock_file
+from adt_repro.runs.scales import plan_digest
 
 HOSTILE = "_ = 1; open('ran', 'w'); _"
-COMMAND = re.search(r'python -m (\S+)', (ROOT / 'Snakefile').read_text())[1]  # that calls notebooks
 
 
 def project(root, content=None, name='mini'):
@@ -36,8 +36,7 @@ def has_plan(root, name='mini'):
     "Note a plan, so that a start of Snakemake does not work out the costs"
     plan = root / 'outputs' / name / 'plan.txt'
     plan.parent.mkdir(parents=True, exist_ok=True)
-    digest = getattr(scales, 'plan_digest', str)(root / 'nbs' / 'scales' / f'{name}.yaml')
-    plan.write_text(f'{digest}\nnoted\n')
+    plan.write_text(f'{plan_digest(root / "nbs" / "scales" / f"{name}.yaml")}\nnoted\n')
     return root
 
 
@@ -51,54 +50,57 @@ def starts(root, *args, name='mini'):
 
 MALFORMED = dict(
     broken=b'scale: [mini',
-    empty=b'',
     utf16=yaml.safe_dump(MINI).encode('utf-16'),
-    a_list=b'[1, 2]',
-    twice=yaml.safe_dump(MINI).encode() + b'lr: 0.1\nlr: 0.2\n',
-    surrogate=yaml.safe_dump(MINI).encode() + b'label: "\\ud800"\n',
     seeds=experiments(seeds=3),
-    methods=experiments(methods='at_pgd'),
-    no_experiments=dict(experiments=None),
     paper=experiments(paper={HOSTILE: 1}),
     shell=experiments(methods=['`touch ran`'], spsa=None),
+    many=experiments(ablation=dict(seeds=10**8)),
+)
+# More of what tests/unit/test_hostile.py has without Snakemake
+MORE_MALFORMED = dict(
     row=dict(rows={'$(touch ran)': dict(method='standard')}),
     u_max=experiments(ablation=dict(u_max=[1e39])),
     radius=experiments(landscape=dict(radius=1e300)),
-    many=experiments(ablation=dict(seeds=10**8)),
+    empty=b'',
+    a_list=b'[1, 2]',
+    twice=yaml.safe_dump(MINI).encode() + b'lr: 0.1\nlr: 0.2\n',
+    surrogate=yaml.safe_dump(MINI).encode() + b'label: "\\ud800"\n',
+    methods=experiments(methods='at_pgd'),
+    no_experiments=dict(experiments=None),
 )
+ALL_MALFORMED = [*MALFORMED, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE_MALFORMED)]
 
 
-@pytest.mark.parametrize('kind', MALFORMED)
+@pytest.mark.parametrize('kind', ALL_MALFORMED)
 def test_a_scale_that_does_not_fit_is_one_line(kind, tmp_path):
-    root = project(tmp_path, MALFORMED[kind])
+    root = project(tmp_path, (MALFORMED | MORE_MALFORMED)[kind])
     status, said = starts(root, '-n')
     line = [line for line in said.splitlines() if line.startswith('nbs/scales/mini.yaml: ')]
     assert status and len(line) == 1 and 'xpected' in line[0], said[-2000:]
     assert 'Traceback' not in said and not list(root.rglob('ran'))
 
 
+# A table of costs that needs no PyTorch; the real one is in tests/workflow/test_snakefile.py
+REFUSING = 'import sys\nsys.exit("n_mc=2: no such option")\n'
+
+
 def test_a_planned_scale_is_checked_all_the_same(tmp_path):
     "A plan.txt that is newer than the scale, and not of it: it was believed, and printed as it is"
-    root = project(tmp_path, dict(n_mc=2))  # standard has no such option
+    root = project(tmp_path)
+    (root / 'adt_repro' / 'planning' / 'costs.py').write_text(REFUSING)
     plan = root / 'outputs' / 'mini' / 'plan.txt'
     plan.parent.mkdir(parents=True)
     plan.write_text('planted \x1b]0;owned\x07\n')
     later = time.time() + 1000
     os.utime(plan, (later, later))
     status, said = starts(root, '-n')
-    assert status and 'nbs/scales/mini.yaml: n_mc=2: method standard has no such option' in said, said[-2000:]
+    assert status and 'nbs/scales/mini.yaml: n_mc=2: no such option' in said, said[-2000:]
     assert 'planted' not in said
 
-    has_plan(project_again(root))
+    has_plan(root)
     plan.write_text(plan.read_text() + 'Costs \x1b]0;owned\x07 of it\n')
     status, said = starts(root, '-n')
     assert status == 0 and 'Costs ]0;owned of it' in said and '\x1b]0' not in said
-
-
-def project_again(root):
-    "The project with its scale as it should be"
-    (root / 'nbs' / 'scales' / 'mini.yaml').write_text(yaml.safe_dump(MINI))
-    return root
 
 
 def test_a_small_number_stays_one(tmp_path):
@@ -117,36 +119,111 @@ def test_a_small_number_stays_one(tmp_path):
     assert '{log}' not in shell and '{wildcards.run}' not in shell and 'papermill' not in shell
 
 
-def until(condition, going):
-    "Wait until something is there, for at most two minutes"
-    last = time.monotonic() + 120
-    while not condition() and going.poll() is None and time.monotonic() < last:
-        time.sleep(0.05)
-    assert condition() and going.poll() is None, 'the first one has ended too early'
+# A job in place of a notebook, which needs no PyTorch and ends when it is told to
+WAITING = """import os, time
+while not os.path.exists('stop'):
+    time.sleep(0.05)
+"""
 
 
 def test_a_second_snakemake_on_a_scale_is_refused(tmp_path):
-    "It deleted what the first had finished; now one line says who is at work, and a kill leaves nothing locked"
+    "It deleted what the first had finished; now a line says who is at work, and a kill leaves nothing locked"
     root = has_plan(project(tmp_path))
-    out = root / 'outputs' / 'mini'
-    command = [sys.executable, '-m', 'snakemake', '--cores', '1', '--config', 'scale=mini']
-    quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = subprocess.Popen(command, cwd=root, start_new_session=True, **quiet)
+    (root / 'adt_repro' / 'runs' / 'notebook.py').write_text(WAITING)
+    command, said = ['--cores', '1', '--config', 'scale=mini'], [f'{root}/first.out', f'{root}/first.err']
+    first = start_fork(warm.snakemake, *command, cwd=root, said=said)
     try:
-        until(lambda: list(out.glob('logs/train-*')), first)
+        until(lambda: list((root / 'outputs' / 'mini').glob('logs/train-*')), first)
         status, said = starts(root)
-        assert status and re.search(
-            rf"scale='mini': another process is making it \(process {first.pid} on host \S+, since .*\)", said
-        ), said[-2000:]
+        who = rf"scale='mini': another process is making it \(process {first.pid} on host \S+, since .*\)"
+        assert status and re.search(who, said), said[-2000:]
         assert 'Removing output files' not in said and 'Error in rule' not in said
         status, said = starts(root, '-n')
         assert status == 0 and 'This was a dry-run' in said, said[-2000:]
-        assert first.poll() is None
+        assert first.is_alive()
+        first.kill()
+        first.join()
+        _, said = starts(root, '--touch')  # the job of the first one is still there
+        assert REFUSED not in said, said[-2000:]
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
-    status, said = starts(root, '--touch')
-    assert 'another process is making it' not in said, said[-2000:]
+        first.kill()
+        (root / 'stop').touch()
+
+
+def until(condition, going):
+    "Wait until something is there, for at most two minutes"
+    last = time.monotonic() + 120
+    while not condition() and going.is_alive() and time.monotonic() < last:
+        time.sleep(0.05)
+    assert condition() and going.is_alive(), 'the first one has ended too early'
+
+
+REFUSED = 'another process is making it'
+TRAINED = 'outputs/mini/runs/digits-small_cnn-standard-s0/run.json'
+CHANGING = dict(
+    delete=['--delete-all-output'],
+    delete_temporary=['--delete-temp-output'],
+    no_hooks=['--no-hooks'],
+    touch=['--touch'],
+    metadata=['--cleanup-metadata', TRAINED],
+    dry_metadata=['-n', '--cm', TRAINED],
+    shadow=['--cleanup-shadow'],
+    unlock=['--unlock'],
+    archive=['--archive', 'all.tar'],
+    report=['--report', 'page.html'],
+)
+PRINTING = dict(
+    dry=['-n'],
+    dry_delete=['-n', '--delete-all-output'],
+    summary=['--summary'],
+    details=['-D'],
+    lint=['--lint=text'],
+    graph=['--rulegraph'],
+    jobs=['--dag', 'dot'],
+    rules=['--list'],
+    untracked=['--list-untracked'],
+    # How Snakemake starts a job, here and on another host
+    job=['--mode', 'subprocess', '--delete-temp-output'],
+    remote_job=['--mode', 'remote', '--delete-temp-output'],
+)
+
+
+@pytest.fixture(scope='module')
+def in_work(tmp_path_factory):
+    "A project whose scale is being made, by this process, with one file that is there"
+    root = has_plan(project(tmp_path_factory.mktemp('in_work')))
+    (root / TRAINED).parent.mkdir(parents=True)
+    (root / TRAINED).write_text('{}')
+    lock = lock_file(root / 'outputs' / 'mini' / '.snakemake.lock', 'mini', 'making it')
+    yield root
+    lock.release()
+
+
+@pytest.mark.parametrize('command', CHANGING)
+def test_what_changes_a_scale_in_work_is_refused(command, in_work):
+    "Not only what makes files: --delete-all-output deleted all that the first had made"
+    status, said = starts(in_work, *CHANGING[command])
+    assert (in_work / TRAINED).exists()
+    assert status and f'{REFUSED} (process {os.getpid()} on host ' in said, said[-2000:]
+    assert 'Traceback' not in said
+
+
+@pytest.mark.parametrize('command', PRINTING)
+def test_what_prints_needs_no_lock(command, in_work):
+    "Nor does a job, whose process reads the Snakefile while the main process holds the lock"
+    status, said = starts(in_work, *PRINTING[command])
+    assert (in_work / TRAINED).exists()
+    assert REFUSED not in said and 'Traceback' not in said, said[-2000:]
+    assert status == (command == 'lint'), said[-2000:]  # which has its advice
+
+
+def test_delete_all_output_deletes(tmp_path):
+    "Where nobody is at work"
+    root = has_plan(project(tmp_path))
+    (root / TRAINED).parent.mkdir(parents=True)
+    (root / TRAINED).write_text('{}')
+    status, said = starts(root, '--delete-all-output')
+    assert status == 0 and not (root / TRAINED).exists(), said[-2000:]
 
 
 # papermill
@@ -165,8 +242,17 @@ def cells_of(tmp_path, *sources):
 
 def call(root, *args):
     "Execute train.ipynb into out.ipynb by the command that the Snakefile uses"
-    name = 'nbs/train.ipynb' if COMMAND == 'papermill' else 'train'
-    return run(sys.executable, '-m', COMMAND, name, 'out.ipynb', *args, cwd=root)
+    return run(sys.executable, '-m', 'adt_repro.runs.notebook', 'train', 'out.ipynb', *args, cwd=root)
+
+
+def notebook_command(*args):
+    "The same command in a fork, with cells that run in its process"
+    from papermill.engines import papermill_engines
+
+    from adt_repro.runs.notebook import main
+
+    papermill_engines.register(None, warm._engine())  # in place of the one that starts a kernel
+    sys.exit(main([*args]))
 
 
 def own_lines(done):
@@ -206,7 +292,7 @@ def test_a_file_of_parameters_is_checked_before_papermill(content, tmp_path):
 
 
 def test_what_passes_arrives_as_it_was(tmp_path):
-    "Texts with quotes and backslashes, small numbers, tables: in a real kernel"
+    "Texts with quotes and backslashes, small numbers, tables"
     rows = {'a"\\\n\'': ['"; open("ran", "w"); "', '\\', 'é\u2028', None, True, 1e-300], "'''": {}}
     root = cells_of(
         tmp_path,
@@ -214,13 +300,15 @@ def test_what_passes_arrives_as_it_was(tmp_path):
         'import json\nopen("got", "w").write(json.dumps([lr, eps, rows]))',
     )
     (root / 'given.yaml').write_text(yaml.dump(dict(rows=rows, eps='8/255')))
-    done = call(root, '-f', 'given.yaml', '-y', 'lr: 5e-05')
+    given = ['-f', 'given.yaml', '-y', 'lr: 5e-05']
+    done = run_fork(notebook_command, 'train', 'out.ipynb', *given, cwd=root)
     assert done.returncode == 0 and not own_lines(done), done.stderr
     assert json.loads((root / 'got').read_text()) == [5e-05, 8 / 255, rows]
     assert (root / 'out.ipynb').exists() and not (root / 'ran').exists()
 
 
 def test_a_dead_kernel_is_one_line(tmp_path):
+    "A real one"
     root = cells_of(tmp_path, 'lr = 0', 'import os, signal\nos.kill(os.getpid(), signal.SIGKILL)')
     done = call(root, '-p', 'lr', '1e-3')
     said = own_lines(done)
