@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from helpers import ROOT, copy_files, papermill, refusal
 
+from adt_repro.base.parameters import shown
 from adt_repro.base.tables import read_parquet
 from adt_repro.evaluation import records
 from adt_repro.paper.claims import (
@@ -475,3 +477,14 @@ def test_each_record_is_read_once(project, tmp_path, monkeypatch):
     file.write_bytes(by_rows(lambda rows: rows.assign(loss=rows.loss + 1))(shown))
     assert page_of(tmp_path) == first  # the report shows no loss
     assert read.pop(file.name) == 2 and set(read.values()) == {1}
+
+
+def test_what_was_declared_later_stays_text(capsys):
+    "The cell of results/mid that prints what a scale file says was added: one line, in one direction"
+    cells = nbformat.read(ROOT / 'nbs' / 'results' / 'mid.ipynb', 4).cells
+    code = next(cell.source for cell in cells if cell.id == 'added')
+    reason = '2026-12-24: a\u2028b\u202ec'
+    scale = SimpleNamespace(asked=dict(declared=dict(added=dict(C1=reason))))
+    exec(code, dict(scale=scale, shown=shown))
+    said = capsys.readouterr().out
+    assert said.startswith('C1: ') and said.rstrip('\n').isprintable(), said

@@ -72,3 +72,13 @@ def test_what_counts_as_a_plain_reader():
     )
     lines = ['pd.read_csv(file)', 'json.loads(file.read_text())', 'open(file)', 'file.read_text()']
     assert sorted(plain_reads(code)) == sorted(lines)
+
+
+def test_one_function_knows_which_runs_are_finished():
+    "No other module looks for files called run.json"
+    found = [
+        str(module.relative_to(ROOT))
+        for module in (ROOT / 'adt_repro').rglob('*.py')
+        if "/run.json')" in module.read_text() and 'glob(' in module.read_text()
+    ]
+    assert found == ['adt_repro/runs/store.py']

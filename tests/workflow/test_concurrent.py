@@ -165,9 +165,10 @@ def papermill_then_lock(*args):
         warm.papermill(*args)
     except SystemExit as end:
         assert not end.code
-    for file in Path('outputs').rglob('.locks/*.lock'):
-        lock_file(file, f'lock={file.stem!r}', 'held')
-        print('free:', file.stem)
+    for kind in '.locks/*.lock', 'runs/*/.lock':
+        for file in Path('outputs').rglob(kind):
+            lock_file(file, f'lock={str(file)!r}', 'held')
+            print('free:', file)
 
 
 def check_lets_go(project, notebook, **change):
@@ -177,12 +178,13 @@ def check_lets_go(project, notebook, **change):
     assert done.returncode == 0 and 'free: ' in done.stdout, done.stderr[-500:]
 
 
-def test_locks_end_with_the_last_file(few):
-    check_lets_go(few, 'spsa', **ONE_RUN)
+@pytest.mark.parametrize(('notebook', 'change'), [('spsa', ONE_RUN), ('train', {})], ids=['spsa', 'train'])
+def test_locks_end_with_the_last_file(few, notebook, change):
+    check_lets_go(few, notebook, **change)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('notebook', [name for name in CALLS if name != 'train'])
+@pytest.mark.parametrize('notebook', CALLS)
 def test_locks_of_every_notebook_end_with_the_last_file(notebook, project):
     check_lets_go(project, notebook)
 
