@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from cycler import cycler
 
+from ..base.files import replacing
 from ..base.tables import write_bytes, write_table
 
 # %% ../../nbs/library/analysis/style.ipynb #style
@@ -91,13 +92,16 @@ def save_figure(
     figures, frames = Path(folder) / 'figures', Path(folder) / 'frames'
     svg, png, csv = figures / f'{name}.svg', figures / f'{name}.png', frames / f'{name}.csv'
     with house_style():
-        _write_figure(fig, svg, metadata=dict(Date=None, Creator=None))
-        _write_figure(fig, png, dpi=150, metadata=dict(Software=None))
+        for_page = _drawn(fig, 'svg', metadata=dict(Date=None, Creator=None))
+        write_bytes(png, _drawn(fig, 'png', dpi=150, metadata=dict(Software=None)))
+    with replacing(svg) as file:  # its digest is not noted
+        file.write(for_page)
     write_table(frame, csv)
     return [svg, png, csv]
 
 
-def _write_figure(fig, path, **options):
+def _drawn(fig, kind, **options):
+    "A figure as bytes"
     drawn = BytesIO()
-    fig.savefig(drawn, format=path.suffix[1:], transparent=False, **options)
-    write_bytes(path, drawn.getvalue())
+    fig.savefig(drawn, format=kind, transparent=False, **options)
+    return drawn.getvalue()

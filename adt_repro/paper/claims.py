@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 
 from ..base.files import find_root
-from ..base.parameters import ParameterError, Rule, maybe, number, one_of, refuse, shown, text
+from ..base.parameters import ParameterError, Rule, one_of, refuse, shown
 from ..base.stats import two_level
 from ..base.tables import read_table
-from ..evaluation.records import SCHEMA, load_records
-from .inputs import ablation_records, named_frame, white_box_file, white_box_records
+from ..evaluation.records import SCHEMA, join_records
+from .inputs import ablation_records, named_frame, white_box_records
 from .verdicts import Claim
 from ..runs.config import IMPORTED
-from ..runs.store import read_config, read_facts
+from ..runs.store import finished_runs, read_config, read_facts, read_history
 from ..speed.precision import PRECISIONS
 
 # %% ../../nbs/library/paper/claims.ipynb #published
@@ -53,21 +53,11 @@ def published_table1(
 _SETTING = ['method', 'seed', 'dataset', 'arch', 'eps', 'epochs', 'n_train', 'n_test', 'recipe']
 
 
-_FACTS = dict(seconds=maybe(number(0)), device=maybe(text()))  # of run.json, in the report
-
-
-def _share_below(config, path):
-    "Share of epochs with the entropy term U below its threshold; nan where a run has no threshold"
-    if config['u_max'] is None or not path.exists():
+def _share_below(folder, u_max):
+    "Share of a run's epochs with the entropy term U below its threshold; nan without threshold or history"
+    if u_max is None or not (folder / 'history.csv').exists():
         return float('nan')
-    history = read_table(path, dict(epoch='int64', entropy='float64'), key=['epoch'])
-    if list(history.epoch) != list(range(1, config['epochs'] + 1)):
-        run = path.parent.name
-        raise ParameterError(
-            f'run={run!r}: its history.csv has {len(history)} epochs, expected those from 1 to '
-            f'{config["epochs"]}, as its config.yaml says; train it again'
-        )
-    return (-history.entropy < config['u_max']).mean()
+    return (-read_history(folder).entropy < u_max).mean()
 
 # %% ../../nbs/library/paper/claims.ipynb #read-run
 def _read_config(folder):
@@ -81,8 +71,8 @@ def _read_config(folder):
 
 
 def _check_facts(run, config, facts):
-    "Refuse a run.json of another run, or with anything but a time and a name of a device"
-    rules = dict(run=one_of(run)) | _FACTS
+    "Refuse a run.json of another run"
+    rules = dict(run=one_of(run))
     for name in 'dataset', 'arch', 'method', 'label', 'recipe', 'seed', 'eps':
         rules[name] = Rule(partial(operator.eq, config[name]), f'{shown(config[name])}, as in config.yaml')
     for name, rule in rules.items():
@@ -102,7 +92,7 @@ def _run_row(folder, config, facts):
         row=row,
         seconds=facts.get('seconds'),
         device=facts.get('device'),
-        below=_share_below(config, folder / 'history.csv'),
+        below=_share_below(folder, config['u_max']),
     )
 
 # %% ../../nbs/library/paper/claims.ipynb #run-table
@@ -116,10 +106,11 @@ def run_table(
     term U under its threshold (nan where there is none). Imported weights are left out.
     """
     rows = []
-    for file in sorted(Path(folder).glob('runs/*/run.json')):
-        config, facts = _read_config(file.parent), read_facts(file.parent)
+    runs = Path(folder) / 'runs'
+    for run in finished_runs(runs):
+        config, facts = _read_config(runs / run), read_facts(runs / run)
         if config['method'] != IMPORTED:
-            rows.append(_run_row(file.parent, config, facts))
+            rows.append(_run_row(runs / run, config, facts))
     return pd.DataFrame(rows, columns=['run', 'row', *_SETTING, 'seconds', 'device', 'below'])
 
 # %% ../../nbs/library/paper/claims.ipynb #grid
@@ -387,10 +378,9 @@ class Evidence:
 # %% ../../nbs/library/paper/claims.ipynb #evidence
 def _white_box_records(folder, runs, precision):
     "The records of the white-box attacks on some runs; no rows where there are none"
-    mark = marked(precision)
-    there = [run for run in runs if white_box_records(folder, run, mark) is not None]
-    files = [white_box_file(folder, run, mark) for run in there]
-    return load_records(*files) if files else pd.DataFrame(columns=list(SCHEMA))
+    found = [white_box_records(folder, run, marked(precision)) for run in runs]
+    there = [rows for rows in found if rows is not None]
+    return join_records(there) if there else pd.DataFrame(columns=list(SCHEMA))
 
 # %% ../../nbs/library/paper/claims.ipynb #ablation-evidence
 def _ablation_evidence(folder):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..base.stats import mcnemar
 from ..evaluation.metrics import accuracies, percent_cells, robust
-from ..evaluation.records import load_records
+from ..evaluation.records import join_records
 from .claims import TABLE1, Evidence, marked
 from adt_repro.paper.inputs import (
     black_box_records,
@@ -124,9 +124,7 @@ def black_box_table(
     files = sorted(Path(folder).glob(f'records/{experiment}-*.parquet'))
     if experiment not in parts or not files:
         return None, 0
-    for file in files:
-        black_box_records(file)  # refuses what is not whole
-    rows = load_records(*files)
+    rows = join_records([black_box_records(file) for file in files])
     rows = rows[rows.run.isin(labels.index) & rows.source.isin(labels.index)]
     if not len(rows):
         return None, 0

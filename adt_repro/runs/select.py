@@ -18,16 +18,13 @@ from ..methods.adversaries import default_draws, exp_adversary
 from .config import RULES
 from .fit import fit_run
 from .resolve import resolve
-from .store import load_method, load_run, read_config
+from .store import finished_runs, load_method, load_run, read_config
 
 # %% ../../nbs/library/runs/select.ipynb #chosen
-def _finished_runs(folder):
-    "Names of the runs of a scale that have their weights"
-    return sorted(
-        facts.parent.name
-        for facts in Path(folder).glob('runs/*/run.json')
-        if (facts.parent / 'weights.safetensors').exists()
-    )
+def _runs_with_weights(folder):
+    "Names of the finished runs of a scale that have their weights"
+    runs = Path(folder) / 'runs'
+    return [run for run in finished_runs(runs) if (runs / run / 'weights.safetensors').exists()]
 
 
 def chosen_runs(
@@ -36,7 +33,7 @@ def chosen_runs(
     name: str = 'runs',  # of the parameter, for the message
 ) -> list:  # names of finished runs, each once
     "The finished runs that fit; a `ParameterError` where a pattern fits none"
-    finished = _finished_runs(folder)
+    finished = _runs_with_weights(folder)
     if patterns is None:
         return finished
     if patterns == []:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_folder', 'provenance', 'save_run', 'lock_run', 'open_outputs', 'read_config', 'read_facts', 'check_file',
            'weights_digest', 'is_of_weights', 'read_history', 'run_facts', 'resume', 'load_run', 'load_model',
-           'load_method', 'read_runs']
+           'load_method', 'finished_runs', 'read_runs']
 
 # %% ../../nbs/library/runs/store.ipynb #imports
 import json
@@ -481,6 +481,13 @@ def load_method(
         load_weights(method.adversary, Path(folder) / 'adversary.safetensors').to(device).eval()
     return method
 
+# %% ../../nbs/library/runs/store.ipynb #finished-runs
+def finished_runs(
+    folder: Path | str,  # such as outputs/demo/runs
+) -> list:  # names, sorted; empty where there is no such folder
+    "The runs of a folder that have their run.json, which is written last"
+    return sorted(file.parent.name for file in Path(folder).glob('*/run.json'))
+
 # %% ../../nbs/library/runs/store.ipynb #read-runs
 def read_runs(
     folder: Path | str,  # such as outputs/demo/runs
@@ -488,10 +495,10 @@ def read_runs(
     "The results of all finished runs of a folder; a `ParameterError` where a run.json has none"
     about = ['run', 'dataset', 'arch', 'method', 'label', 'recipe', 'seed']
     rows = []
-    for file in sorted(Path(folder).glob('*/run.json')):
-        facts = read_facts(file.parent)
+    for run in finished_runs(folder):
+        facts = read_facts(Path(folder) / run)
         for name in *about, 'results':
             if name not in facts:
-                raise ParameterError(f'run={file.parent.name!r}: its run.json has no {name}, expected one')
+                raise ParameterError(f'run={run!r}: its run.json has no {name}, expected one')
         rows += [{k: facts[k] for k in about} | result for result in facts['results']]
     return pd.DataFrame(rows, columns=[*about, 'attack', 'n', 'correct', 'accuracy', 'lo', 'hi'])

@@ -14,6 +14,7 @@ from helpers import ROOT, papermill
 from scipy import stats
 
 from adt_repro.base.parameters import ParameterError
+from adt_repro.base.tables import SUMS
 from adt_repro.paper.claims import (
     TABLE1,
     claim_estimates,
@@ -56,6 +57,7 @@ def without_results(root):
                     dst / f,
                     ignore=shutil.ignore_patterns('*.safetensors', '*.pt', 'parts', 'table1.*', 'claims.*'),
                 )
+        shutil.copy(src / SUMS, dst / SUMS)
         (dst / 'tables').mkdir()
         for f in src.glob('tables/white_box*.csv'):
             shutil.copy(f, dst / 'tables' / f.name)  # they know how many targets FeaAttack had
@@ -77,6 +79,7 @@ def test_the_same_bytes_as_committed(made, scale):
         assert done.returncode == 0, done.stderr[-3000:]
     there, OUT = made / 'outputs' / scale, ROOT / 'outputs' / scale
     files = [
+        SUMS,
         'report.html',
         *(f'tables/{t}.csv' for t in ('table1', 'claims')),
         *(

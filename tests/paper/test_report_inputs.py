@@ -2,8 +2,13 @@
 
 Most of it calls the readers of paper.ipynb one by one; the notebook itself runs on a few of the files."""
 
+import hashlib
 import json
+import shutil
+from collections import Counter
 from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -11,6 +16,9 @@ import pytest
 import yaml
 from helpers import ROOT, copy_files, papermill, refusal
 
+from adt_repro.base.parameters import shown
+from adt_repro.base.tables import read_parquet
+from adt_repro.evaluation import records
 from adt_repro.paper.claims import (
     PARTS,
     claim_estimates,
@@ -242,7 +250,7 @@ def put_into_all(project, altered):
 def test_the_page_and_the_notebook_show_the_text(project, altered):
     "What a browser gets: report.html, and the HTML and Markdown of the executed notebook"
     put_into_all(project, altered)
-    done = papermill(project, 'paper', scale='digits')
+    done = papermill(project, 'paper', scale='digits', parts=['white_box', 'ablation'])  # all that have it
     assert done.returncode == 0, done.stderr[-2000:]
     page = (project / DIGITS / 'report.html').read_text()
     assert '&lt;script&gt;x(' in page and raw_in(page) == []
@@ -419,16 +427,12 @@ def test_half_a_file_is_refused_with_a_line_that_names_it(project, altered):
     assert count >= 38
 
 
-@pytest.mark.parametrize(
-    ('name', 'what'),
-    [(f'{DIGITS}/frames/soundness-{RUN}.csv', 'line'), (f'{DIGITS}/frames/landscape.csv', 'line')],
-    ids=['checks', 'landscape'],
-)
-def test_the_notebook_says_it_too(project, altered, name, what):
-    altered(name, TEXT[what]((project / name).read_bytes()))
+def test_the_notebook_says_it_too(project, altered):
+    name = f'{DIGITS}/frames/soundness-{RUN}.csv'
+    altered(name, TEXT['line']((project / name).read_bytes()))
     done = papermill(project, 'paper', scale='digits')
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode and last.startswith('TableError: frames/') and name.rpartition('/')[2] in last
+    assert done.returncode and last.startswith(f'TableError: frames/soundness-{RUN}.csv: ')
 
 
 def test_a_check_that_is_cut_off_is_not_counted(project, altered):
@@ -439,3 +443,48 @@ def test_a_check_that_is_cut_off_is_not_counted(project, altered):
         lambda: list(sanity_table(project / DIGITS, labels_of(project), 'fp32', ['white_box'])[0].panel)
     )
     assert said.startswith(f'frames/soundness-{RUN}.csv: it has 5 checks and lacks')
+
+
+def test_a_history_that_run_json_does_not_know(project, altered):
+    "A number in it was changed: complete, and not what was written"
+    of_run = f'{DIGITS}/runs/{RUNS["digits"][4]}'
+    history, facts = ((project / of_run / name).read_bytes() for name in ('history.csv', 'run.json'))
+    noted = dict(file_sha256={'history.csv': hashlib.sha256(history).hexdigest()})
+    altered(f'{of_run}/run.json', json.dumps(json.loads(facts) | noted).encode())
+    below = run_table(project / DIGITS).set_index('run').below[RUNS['digits'][4]]
+    assert 0 <= below <= 1
+    changed = pd.read_csv(BytesIO(history)).assign(entropy=0.0)
+    altered(f'{of_run}/history.csv', changed.to_csv(index=False).encode())
+    line = refusal(lambda: run_table(project / DIGITS))
+    assert line.startswith(f'run={RUNS["digits"][4]!r}: its history.csv is not what its run.json says'), line
+
+
+def test_each_record_is_read_once(project, tmp_path, monkeypatch):
+    "All tables of the report together, and again where a file has changed"
+    read = Counter()
+
+    def counted(path, *args, **options):
+        read[Path(path).name] += 1
+        return read_parquet(path, *args, **options)
+
+    monkeypatch.setattr(records, 'read_parquet', counted)
+    for name in 'outputs', 'nbs':
+        shutil.copytree(project / name, tmp_path / name)
+    first = page_of(tmp_path)
+    assert len(read) > 10 and set(read.values()) == {1}, read
+    file = tmp_path / DIGITS / 'records' / f'white_box-{RUN}.parquet'
+    shown = file.read_bytes()
+    file.write_bytes(by_rows(lambda rows: rows.assign(loss=rows.loss + 1))(shown))
+    assert page_of(tmp_path) == first  # the report shows no loss
+    assert read.pop(file.name) == 2 and set(read.values()) == {1}
+
+
+def test_what_was_declared_later_stays_text(capsys):
+    "The cell of results/mid that prints what a scale file says was added: one line, in one direction"
+    cells = nbformat.read(ROOT / 'nbs' / 'results' / 'mid.ipynb', 4).cells
+    code = next(cell.source for cell in cells if cell.id == 'added')
+    reason = '2026-12-24: a\u2028b\u202ec'
+    scale = SimpleNamespace(asked=dict(declared=dict(added=dict(C1=reason))))
+    exec(code, dict(scale=scale, shown=shown))
+    said = capsys.readouterr().out
+    assert said.startswith('C1: ') and said.rstrip('\n').isprintable(), said

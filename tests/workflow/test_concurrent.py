@@ -1,15 +1,20 @@
 """Two notebooks started at once: what is finished stays and is whole, and who has to wait is told why.
 
-A few pairs in every run of the tests; all notebooks, several times each, with -m slow. And before any work:
-outputs that cannot be written to. After it: nothing is left that no call needs.
+In every run of the tests the test itself holds a lock, and one pair of notebooks is started; all notebooks,
+several times each, with -m slow. And before any work: outputs that cannot be written to. After it: nothing is
+left that no call needs, and nothing is locked.
 """
 
 import re
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import warm
-from helpers import papermill, papermill_arguments, small_project
+from helpers import ROOT, papermill, papermill_arguments, small_project
+
+from adt_repro.base.files import lock_file
 
 SMALL = dict(n_test=20)
 CALLS = {
@@ -26,12 +31,19 @@ CALLS = {
 
 
 @pytest.fixture
-def project(tmp_path, give_tiny_runs):
-    "All these notebooks, and finished runs"
+def few(tmp_path, give_tiny_runs):
+    "All these notebooks, and one finished run"
     root = small_project(tmp_path, *CALLS)
-    give_tiny_runs(root, 'standard', 'at_pgd', seeds=(0, 1))
-    give_tiny_runs(root, 'adt_exp', 'adt_exp_am', 'adt_imp_am')
+    give_tiny_runs(root, 'standard')
     return root
+
+
+@pytest.fixture
+def project(few, give_tiny_runs):
+    "All these notebooks, and finished runs for each of them"
+    give_tiny_runs(few, 'standard', 'at_pgd', seeds=(0, 1))
+    give_tiny_runs(few, 'adt_exp', 'adt_exp_am', 'adt_imp_am')
+    return few
 
 
 def start_both(project, *calls):
@@ -74,29 +86,107 @@ def numbers(files):
     return {name: content for name, content in files.items() if any(kind in name for kind in kinds)}
 
 
-def check_one_wins(project, notebook):
-    "One comes to its end and leaves what it leaves alone; the other says why it does not, in one line"
-    before, call = contents(project), (notebook, CALLS[notebook])
-    found = start_both(project, call, call)
-    assert [status for status, _ in sorted(found)] == [0, 1], found
-    line = max(found)[1]
+def check_says_why(line):
+    "The last line of a notebook that another one keeps out"
     words = r"^ParameterError: (record|run)='.*': another process is (making it with|training it).* "
     assert re.search(words + r'\(process \d+ on host .*, since .*\), expected one at a time$', line), line
+
+
+def check_one_wins(project, notebook, **change):
+    """One comes to its end and leaves what it leaves alone; the other says why it does not, in one line
+
+    Where the first has ended before the second asks, both come to their end."""
+    before, call = contents(project), (notebook, CALLS[notebook] | change)
+    found = start_both(project, call, call)
+    assert [status for status, _ in sorted(found)] in ([0, 1], [0, 0]), found
+    for line in [line for status, line in found if status]:
+        check_says_why(line)
     after = contents(project)
     assert {name: after[name] for name in before if 'runs/' in name} == {
         name: content for name, content in before.items() if 'runs/' in name
     }
     assert len(after) > len(before)
     check_whole(after)
-    done = papermill(project, notebook, **CALLS[notebook])  # what the winner left is found again
+    done = papermill(project, notebook, **call[1])  # what the winner left is found again
     assert done.returncode == 0, done.stderr[-1000:]
     if notebook != 'benchmark':  # whose numbers are times
         assert numbers(contents(project)) == numbers(after)
 
 
-@pytest.mark.parametrize('notebook', ['white_box', 'spsa', 'train'])
-def test_the_same_notebook_twice_at_once(notebook, project):
-    check_one_wins(project, notebook)
+HELD = {
+    'white_box': '.locks/white_box-digits-small_cnn-at_pgd-s0.lock',
+    'spsa': '.locks/spsa-digits-small_cnn-at_pgd-s0.lock',
+    'transfer': '.locks/transfer-itself-digits-small_cnn-at_pgd-s0.lock',
+    'landscape': '.locks/landscape.lock',
+    'diversity': '.locks/diversity.lock',
+    'ablation': '.locks/ablation.lock',
+    'train': 'runs/digits-small_cnn-standard-s7/.lock',
+}
+RUNS = ['digits-small_cnn-standard-s0', 'digits-small_cnn-at_pgd-s0']
+
+
+@pytest.fixture(scope='module')
+def named(tmp_path_factory):
+    "All these notebooks, and two runs of which a notebook may ask no more than the name before it has its lock"
+    root = small_project(tmp_path_factory.mktemp('named'), *CALLS)
+    for run in RUNS:
+        folder = root / 'outputs' / 'tiny' / 'runs' / run
+        folder.mkdir(parents=True)
+        for name in 'run.json', 'weights.safetensors':
+            (folder / name).touch()
+    return root
+
+
+@pytest.mark.parametrize('notebook', HELD)
+def test_what_another_process_holds_is_left_alone(notebook, named):
+    "The test holds the lock: one line, and not a byte is changed"
+    file = named / 'outputs' / 'tiny' / HELD[notebook]
+    file.parent.mkdir(exist_ok=True)
+    before = contents(named)
+    asked = dict(white_box='runs', spsa='runs', transfer='targets').get(notebook)
+    held = lock_file(file, 'x', 'y')
+    done = papermill(named, notebook, **CALLS[notebook] | ({asked: RUNS} if asked else {}))
+    held.release()
+    assert done.returncode == 1
+    check_says_why(done.stderr.strip().splitlines()[-1])
+    assert contents(named) == before
+
+
+ONE_RUN = dict(runs=RUNS[:1], n_test=5)
+
+
+def test_the_same_notebook_twice_at_once(few):
+    check_one_wins(few, 'spsa', **ONE_RUN)
+
+
+def papermill_then_lock(*args):
+    "In a fork: papermill, and in the same process the locks that its notebook took"
+    try:
+        warm.papermill(*args)
+    except SystemExit as end:
+        assert not end.code
+    for kind in '.locks/*.lock', 'runs/*/.lock':
+        for file in Path('outputs').rglob(kind):
+            lock_file(file, f'lock={str(file)!r}', 'held')
+            print('free:', file)
+
+
+def check_lets_go(project, notebook, **change):
+    "A notebook that has finished, in a kernel that goes on, keeps nobody out"
+    args = papermill_arguments(notebook, 'out.ipynb', **CALLS[notebook] | change)
+    done = warm.run_fork(papermill_then_lock, *args, cwd=project)
+    assert done.returncode == 0 and 'free: ' in done.stdout, done.stderr[-500:]
+
+
+@pytest.mark.parametrize(('notebook', 'change'), [('spsa', ONE_RUN), ('train', {})], ids=['spsa', 'train'])
+def test_locks_end_with_the_last_file(few, notebook, change):
+    check_lets_go(few, notebook, **change)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('notebook', CALLS)
+def test_locks_of_every_notebook_end_with_the_last_file(notebook, project):
+    check_lets_go(project, notebook)
 
 
 @pytest.mark.slow
@@ -126,10 +216,6 @@ def check_both_end(project, pair):
     check_whole(contents(project))
 
 
-def test_two_experiments_at_once(project):
-    check_both_end(project, 'two experiments')
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('again', range(3))
 @pytest.mark.parametrize('pair', PAIRS)
@@ -139,33 +225,41 @@ def test_other_pairs_at_once(pair, again, project):
 
 # A folder that each notebook writes to, besides what it reads
 FOLDERS = dict(white_box='tables', spsa='frames', transfer='records', landscape='figures', diversity='frames')
-FOLDERS |= dict(ablation='figures', train='runs')
+FOLDERS |= dict(ablation='figures', train='runs', paper='frames', seeds='tables')
+CALLS_OF_ALL = CALLS | dict(paper={}, seeds=dict(train='true', methods=['standard'], seeds=2))
+
+
+@pytest.fixture(scope='module')
+def empty(tmp_path_factory):
+    "All notebooks, and no run: what they need at scale tiny they train themselves"
+    root = small_project(tmp_path_factory.mktemp('empty'), *CALLS_OF_ALL)
+    (root / 'nbs' / 'scales').mkdir()
+    (root / 'nbs' / 'scales' / 'tiny.yaml').write_text((ROOT / 'nbs/scales/digits.yaml').read_text())
+    return root
 
 
 @pytest.mark.parametrize('notebook', FOLDERS)
-def test_unwritable_outputs_are_found_before_any_work(notebook, project):
+def test_unwritable_outputs_are_found_before_any_work(notebook, empty):
     "A file stands where the folder should be: one line, and nothing is trained or evaluated"
-    params = CALLS[notebook] | dict(scale='full')
-    (project / 'outputs' / 'tiny').rename(project / 'outputs' / 'full')
-    if notebook == 'train':
-        (project / 'outputs' / 'full' / 'runs').rename(project / 'runs')
-    (project / 'outputs' / 'full' / FOLDERS[notebook]).touch()
-    done = papermill(project, notebook, **params)
+    tiny = empty / 'outputs' / 'tiny'
+    shutil.rmtree(tiny, ignore_errors=True)
+    tiny.mkdir()
+    (tiny / FOLDERS[notebook]).touch()
+    done = papermill(empty, notebook, **CALLS_OF_ALL[notebook] | dict(scale='tiny'))
     line = (done.stderr.strip().splitlines() or ['it ended without a word'])[-1]
-    words = "ParameterError: scale='full': expected a folder of outputs/ that can be written to "
+    words = "ParameterError: scale='tiny': expected a folder of outputs/ that can be written to "
     assert line.startswith(words), line
-    assert not list(project.rglob('*.parquet')) and not list(project.rglob('ablation/runs/*'))
+    assert not [file for file in tiny.rglob('*') if file.is_file() and file.name != FOLDERS[notebook]]
 
 
-def test_the_folder_of_benchmarks(project):
-    (project / 'outputs' / 'benchmark').touch()
-    done = papermill(project, 'benchmark', **CALLS['benchmark'])
+def test_the_folder_of_benchmarks(empty):
+    (empty / 'outputs' / 'benchmark').touch()
+    done = papermill(empty, 'benchmark', **CALLS['benchmark'])
     line = (done.stderr.strip().splitlines() or ['it ended without a word'])[-1]
     assert line.startswith("ParameterError: scale='benchmark': expected a folder of outputs/"), line
 
 
-@pytest.mark.parametrize('notebook', ['white_box', 'spsa', 'transfer'])
-def test_no_table_is_written_through_a_link(notebook, project):
+def check_not_through_links(notebook, project, **change):
     "Links to a file outside stand where tables and frames go; the file outside stays"
     treasure, tiny = project / 'treasure', project / 'outputs' / 'tiny'
     treasure.write_bytes(b'probe')
@@ -178,13 +272,24 @@ def test_no_table_is_written_through_a_link(notebook, project):
         file = tiny / f'{name}.csv'
         file.parent.mkdir(exist_ok=True)
         file.symlink_to(treasure)
-    done = papermill(project, notebook, **CALLS[notebook])
+    done = papermill(project, notebook, **CALLS[notebook] | change)
     assert treasure.read_bytes() == b'probe'
     assert done.returncode == 0, done.stderr[-1000:]
     for name in names:
         assert not (tiny / f'{name}.csv').is_symlink() and len(pd.read_csv(tiny / f'{name}.csv'))
 
 
+def test_no_table_is_written_through_a_link(few):
+    check_not_through_links('spsa', few, **ONE_RUN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('notebook', ['white_box', 'spsa', 'transfer'])
+def test_no_table_of_any_notebook_is_written_through_a_link(notebook, project):
+    check_not_through_links(notebook, project)
+
+
+@pytest.mark.slow
 def test_parts_are_tidied(project):
     "After a call with other images only its own parts are left, and the same call again makes none"
     records = project / 'outputs' / 'tiny' / 'records'
