@@ -68,7 +68,7 @@ def _opened(path):
             path, f'it cannot be read ({e.strerror})', 'expected a file that can be read'
         ) from None
 
-
+# %% ../../nbs/library/base/tables.ipynb #read-content
 def _content(path, most):
     "The bytes of a regular file of at most `most` bytes"
     with _opened(path) as file:
@@ -638,7 +638,7 @@ def _bytes_of(column):
         return column.nbytes
     return 8 * len(column) + (pc.sum(lengths).as_py() or 0)
 
-
+# %% ../../nbs/library/base/tables.ipynb #parquet-check-size
 def _check_size(path, table, content):
     "A `TableError` where a file is too large to be read again"
     if len(content) > _MOST_PARQUET or sum(map(_bytes_of, table.columns)) > _MOST_MEMORY:
