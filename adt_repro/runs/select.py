@@ -101,7 +101,7 @@ def load_runs_and_digests(
     names: list,  # of its runs, at least one
     device: torch.device,  # where the networks go
 ) -> tuple:  # as of `load_runs`; and name to the SHA-256 of the weights that were loaded, for `save_records`
-    "As `load_runs`, for an experiment that writes records of these networks"
+    "As `load_runs`, for an experiment that writes records of these networks; a `ParameterError` as there"
     models, configs, digests = {}, {}, {}
     for name in names:
         loaded = load_run_and_digest(Path(folder) / 'runs' / name, device)

@@ -497,7 +497,7 @@ def load_run_and_digest(
     folder: Path | str,  # a finished run
     device: torch.device | str = 'cpu',  # where to put the network
 ) -> tuple:  # (model in evaluation mode, config dict, SHA-256 of the weights that were loaded)
-    "As `load_run`, with what a record of this network notes: no other weights can come in between"
+    "As `load_run`, and which weights were loaded, for a record; a `ParameterError` as there"
     folder = Path(folder)
     if not (folder / 'run.json').exists():
         missing = (folder / 'run.json').absolute()
