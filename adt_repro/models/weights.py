@@ -18,11 +18,12 @@ from typing import NamedTuple
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
-from ..base.files import replacing
+from ..base.files import open_regular
 from ..base.parameters import ParameterError, shown
+from ..base.tables import write_bytes
 
 # %% ../../nbs/library/models/weights.ipynb #separate-tensors
 def _separate_tensors(model):
@@ -41,8 +42,7 @@ def save_weights(
     path: Path | str,  # where to; the name appears when the file is complete
 ):
     "Write a network's parameters and running statistics"
-    with replacing(path) as f:
-        f.write(save(_separate_tensors(model)))
+    write_bytes(path, save(_separate_tensors(model)))
 
 # %% ../../nbs/library/models/weights.ipynb #file-error
 class FileContentError(ValueError):
@@ -230,15 +230,27 @@ def _check_old(file, limit):
 
 # %% ../../nbs/library/models/weights.ipynb #read-pickled
 @contextmanager
+def _opened(file):
+    "A file, open for reading; a `FileContentError` where it is a pipe or a device, which has no end"
+    try:
+        with open_regular(file) as opened:
+            yield opened
+    except OSError as e:
+        if e.strerror != 'no regular file':
+            raise
+        raise FileContentError(f'it is no regular file: {Path(file).absolute()}') from None
+
+
+@contextmanager
 def _whole(file):
     "(a file that can be read from its beginning, its bytes): of a path, or of a buffer"
     if isinstance(file, BytesIO):
         yield file, file.getbuffer().nbytes
         return
-    with open(file, 'rb') as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+    with _opened(file) as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
         yield content, len(content)
 
-
+# %% ../../nbs/library/models/weights.ipynb #read-pickled-public
 def read_pickled(
     file: Path | str | BytesIO,  # of `torch.save`, or one that claims to be
     check_sums: bool = False,  # compare the check sums of an archive? PyTorch writes them, and reads none
@@ -259,18 +271,27 @@ def read_pickled(
 
 # %% ../../nbs/library/models/weights.ipynb #read-safetensors
 def read_safetensors(
-    file: Path | str,  # of `save_weights`, or one that claims to be
+    file: Path | str | bytes,  # of `save_weights`, or one that claims to be; bytes: the content of one
 ) -> dict:  # name to tensor, on the CPU
     """What a safetensors file holds; a `FileContentError` where its header is too long
 
     The library compares each size with the file's; a damaged file makes it raise almost anything.
     """
-    with open(file, 'rb') as opened:
-        if int.from_bytes(opened.read(8), 'little') > _MOST_HEADER:
-            raise FileContentError(f'its header has more than {_MOST_HEADER:,} bytes')
-    return load_file(file)
+    if isinstance(file, bytes):
+        _check_header(file)
+        return load(file)
+    with _opened(file) as opened:
+        _check_header(opened.read(8))
+        opened.seek(0)
+        return load(opened.read())
 
+# %% ../../nbs/library/models/weights.ipynb #check-header
+def _check_header(content):
+    "A `FileContentError` where the first 8 bytes of safetensors announce too long a header"
+    if int.from_bytes(content[:8], 'little') > _MOST_HEADER:
+        raise FileContentError(f'its header has more than {_MOST_HEADER:,} bytes')
 
+# %% ../../nbs/library/models/weights.ipynb #why-unreadable
 def why_unreadable(
     file: Path | str,  # that was to be read
     error: Exception,  # that reading it raised
@@ -327,11 +348,12 @@ def fit_weights(
 def load_weights(
     model: nn.Module,  # a network of the same architecture
     path: Path | str,  # a file of `save_weights`
+    content: bytes = None,  # of the file, where it was read already; None: it is read
 ) -> nn.Module:  # the same network with the file's numbers
     "Read a network's parameters and running statistics; one line says which name or shape does not fit"
     name = Path(path).name
     try:
-        found = read_safetensors(path)
+        found = read_safetensors(path if content is None else content)
     except Exception as e:  # a damaged file makes the library raise almost anything
         why = why_unreadable(path, e)
         raise ParameterError(

@@ -1,7 +1,6 @@
 "What was written is what is read: bits that flip, copies without times, other weights, threads, damaged small files"
 
 import hashlib
-import importlib
 import json
 import os
 import random
@@ -14,16 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import ROOT, files_of_git, lines_of, refusal, without_digests
+from safetensors.torch import load, save
 
+from adt_repro.base.tables import file_digest, note_files, read_table, write_table
 from adt_repro.evaluation.cache import in_parts
 from adt_repro.evaluation.records import SCHEMA, load_records, save_records
-from adt_repro.exchange.export import model_card
-from adt_repro.models.weights import save_weights
+from adt_repro.exchange.export import left_out_records, model_card, run_records
+from adt_repro.models.weights import load_weights, save_weights
 from adt_repro.paper.claims import run_table
+from adt_repro.runs import store
 from adt_repro.runs.config import RULES
 from adt_repro.runs.fit import fit_run
 from adt_repro.runs.resolve import resolve
-from adt_repro.runs.store import load_method, load_run, read_facts, read_runs
+from adt_repro.runs.select import load_runs_and_digests
+from adt_repro.runs.store import load_method, load_run, read_facts, read_runs, weights_digest
 from adt_repro.runs.sweeps import hinge_curves
 
 CPU_RUN = 'cifar10-small_cnn-at_pgd-s0'
@@ -173,21 +176,10 @@ def test_a_bit_of_a_part(tmp_path):
     assert len(made) > 90
 
 
-def tables():
-    "The functions that write and read tables; what the notebooks did before there were any"
-    try:
-        module = importlib.import_module('adt_repro.base.tables')
-    except ImportError:
-        return lambda frame, file: frame.to_csv(file, index=False), pd.read_csv
-    return module.write_table, module.read_table
-
-
 def test_a_bit_of_a_frame(tmp_path):
-    write, read = tables()
     file = tmp_path / 'frames' / 'soundness.csv'
-    file.parent.mkdir()
-    write(pd.DataFrame(dict(run=['a', 'b'] * 20, check='steps', n=range(40), share=0.25)), file)
-    assert flips(file, read) == dict(refused=250, same=0, believed=0, raw=0)
+    write_table(pd.DataFrame(dict(run=['a', 'b'] * 20, check='steps', n=range(40), share=0.25)), file)
+    assert flips(file, read_table) == dict(refused=250, same=0, believed=0, raw=0)
 
 
 def test_what_is_committed_is_what_was_written():
@@ -221,10 +213,9 @@ def committed_copy(folder):
     names += [
         f'runs/{CPU_RUN}/{file.name}' for file in (scale / 'runs' / CPU_RUN).iterdir() if file.is_file()
     ]
-    for name in [*names, 'SHA256SUMS']:
-        if (scale / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(scale / name, folder / name)
+    for name in [*names, 'records/weights.json', 'SHA256SUMS']:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scale / name, folder / name)
     return folder / 'runs' / CPU_RUN
 
 
@@ -243,33 +234,123 @@ def test_a_record_of_other_weights_does_not_count(run):
     "Nor one of which it is not known; the one that is of these weights does"
     record = run.parents[1] / 'records' / f'white_box-{run.name}.parquet'
     record.parent.mkdir()
-    store = importlib.import_module('adt_repro.runs.store')
-    digest = getattr(store, 'weights_digest', lambda folder: None)(run)
+    digest = weights_digest(run)
     rows, counted = some_records(run.name, 20), {}
     for weights in digest, '0' * 64, None:
-        if digest is None:
-            save_records(rows, record)
-        else:
-            save_records(rows, record, weights and {run.name: weights})
+        save_records(rows, record, weights and {run.name: weights})
         counted[weights] = '| FGSM |' in model_card(run)
     assert counted == {digest: True, '0' * 64: False, None: False}
     assert 'does not count: it is not known' in model_card(run)
 
 
-def test_an_old_record_counts_for_the_weights_that_were_listed_with_it(tmp_path):
-    "And not for others, whatever the times say"
-    run = committed_copy(tmp_path)
-    assert '| MIM |' in model_card(run)
+def other_weights(run):
+    "The content of a file of weights of the same network, with one bias changed"
     model, _ = load_run(run)
     with torch.no_grad():
         model.fc.bias += 1
-    save_weights(model, run / 'weights.safetensors')
+    return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+
+
+def test_an_old_record_counts_for_the_weights_that_it_is_bound_to(tmp_path):
+    "And not for others, whatever the times and the scale's list say"
+    run = committed_copy(tmp_path)
+    before = (run / 'weights.safetensors').read_bytes()
+    assert '| MIM |' in model_card(run)
+    (run / 'weights.safetensors').write_bytes(other_weights(run))
     os.utime(run / 'weights.safetensors', (5, 5))
     line = refusal(model_card, run)
     assert 'weights.safetensors: its SHA-256 is' in line and '\n' not in line
-    (tmp_path / 'SHA256SUMS').unlink()
+    note_files(tmp_path)
     card = model_card(run)
-    assert '| MIM |' not in card and 'does not count: it is not known' in card
+    assert '| MIM |' not in card and card.count('does not count: it is of other weights') == 2
+    (tmp_path / 'SHA256SUMS').unlink()
+    assert model_card(run) == card
+    (run / 'weights.safetensors').write_bytes(before)
+    note_files(tmp_path)
+    assert '| MIM |' in model_card(run)
+
+
+def test_a_new_record_without_weights_counts_for_none(tmp_path):
+    "Not even in the place of a committed one, with the scale's list noted anew"
+    run = committed_copy(tmp_path)
+    record = tmp_path / 'records' / f'white_box-{run.name}.parquet'
+    rows = load_records(record)
+    save_records(rows, record)
+    note_files(tmp_path)
+    card = model_card(run)
+    assert '| MIM |' not in card and f'{record.name} does not count: it is not known' in card
+    save_records(rows, record, {run.name: weights_digest(run)})
+    assert '| MIM |' in model_card(run)
+
+
+@pytest.mark.parametrize('content', ['{}', '[]', '{"DIGEST": 3}', '{"DIGEST": {"a": "high"}}', '', '\0'])
+def test_a_damaged_list_of_weights(tmp_path, content):
+    "One line that names it, or records of which it is not known"
+    run = committed_copy(tmp_path)
+    listed = tmp_path / 'records' / 'weights.json'
+    digest = file_digest(tmp_path / 'records' / f'white_box-{CPU_RUN}.parquet')
+    listed.write_text(content.replace('DIGEST', digest))
+    assert 'records/weights.json: its SHA-256 is' in refusal(model_card, run)
+    note_files(tmp_path)
+    line = refusal(model_card, run)
+    if content == '{}':
+        assert 'does not count: it is not known' in line and '| MIM |' not in line
+    else:
+        assert line.startswith('records/weights.json') and '\n' not in line and 'expected' in line, line
+
+
+def test_every_committed_record_is_bound():
+    "Of a run whose weights are committed too"
+    for run in sorted((ROOT / 'outputs' / 'cpu' / 'runs').iterdir()):
+        records = run_records(run)
+        assert records and left_out_records(records) == [], run.name
+
+
+def test_a_record_is_of_the_weights_that_were_loaded(run, monkeypatch):
+    "Also where another process puts other weights there in the meantime"
+    file = run / 'weights.safetensors'
+    before, other = file.read_bytes(), other_weights(run)
+    without_digests(run)
+
+    def load_late(*given):
+        file.write_bytes(other)
+        return load_weights(*given)
+
+    monkeypatch.setattr(store, 'load_weights', load_late)
+    models, _, digests = load_runs_and_digests(run.parents[1], [run.name], torch.device('cpu'))
+    assert file.read_bytes() == other
+    assert digests == {run.name: hashlib.sha256(before).hexdigest()}
+    assert torch.equal(models[run.name].fc.bias, load(before)['fc.bias'])
+
+
+def test_saved_weights_are_noted_at_once(run):
+    "A kill right after they are written leaves weights that can be read"
+    model, _ = load_run(run)
+    without_digests(run)
+    note_files(run.parents[1])
+    with torch.no_grad():
+        model.fc.bias += 1
+    save_weights(model, run / 'weights.safetensors')
+    assert refusal(lambda: torch.equal(load_run(run)[0].fc.bias, model.fc.bias)) == 'gave True'
+
+
+def test_a_card_reads_each_record_once(run, monkeypatch):
+    "And takes the digest of the weights once"
+    record = run.parents[1] / 'records' / f'white_box-{run.name}.parquet'
+    save_records(some_records(run.name, 20), record, {run.name: weights_digest(run)})
+    read = []
+
+    def counted(call):
+        def noted(path, *more):
+            read.append(Path(path).name)
+            return call(path, *more)
+
+        return noted
+
+    for name in 'read_record', 'file_digest':
+        monkeypatch.setattr(store, name, counted(getattr(store, name)))
+    assert '| FGSM |' in model_card(run)
+    assert read.count(record.name) == read.count('weights.safetensors') == 1
 
 
 # Threads
@@ -420,10 +501,10 @@ def words(line):
 
 def bombs():
     "Name to a table that is small as a file and large in memory"
-    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 700, pa.int8()), ['x' * 10**6])
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 1100, pa.int8()), ['x' * 10**6])
     return dict(
         text=pa.table(dict(a=pa.chunked_array([repeated]))),
-        rows=pa.table(dict(a=pa.nulls(10**8, pa.int8()))),
+        rows=pa.table(dict(a=pa.nulls(2 * 10**8, pa.int8()))),
         columns=pa.table({f'c{i}': [1] for i in range(1000)}),
         nested=pa.table(dict(a=[[[1]]])),
     )
