@@ -6,18 +6,21 @@
 __all__ = ['find_root', 'open_regular', 'code_digest', 'replacing', 'try_folder', 'lock_file']
 
 # %% ../../nbs/library/base/files.ipynb #imports
+import errno
 import fcntl
 import hashlib
 import os
 import platform
 import re
 import secrets
+import stat
 import tempfile
 import time
 import warnings
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, SoftFileLock, Timeout
 

@@ -279,7 +279,7 @@ def write_text(
 _FILES_OF_A_SCALE = (
     '*.csv',
     '*.html',
-    *(f'{folder}/*.{kind}' for folder in _SCALE_FOLDERS for kind in ('csv', 'parquet', 'png', 'svg')),
+    *(f'{folder}/*.{kind}' for folder in _SCALE_FOLDERS for kind in ('csv', 'parquet', 'png')),
     *(f'runs/*/{kind}' for kind in _RUN_FILES),
 )
 

@@ -19,7 +19,7 @@ from ..methods.adversaries import default_draws, exp_adversary
 from .config import RULES
 from .fit import fit_run
 from .resolve import resolve
-from .store import finished_runs, load_method, load_run, read_config
+from .store import finished_runs, load_method, load_run_and_digest, read_config
 
 # %% ../../nbs/library/runs/select.ipynb #chosen
 def _runs_with_weights(folder):
