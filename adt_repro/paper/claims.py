@@ -78,7 +78,9 @@ def _check_facts(run, config, facts):
     for name, rule in rules.items():
         if name in facts and not rule.ok(facts[name]):
             given = f'{name}={shown(facts[name])} in its run.json'
-            raise ParameterError(f'run={run!r}: {given}, expected {rule.says}; train it again')
+            raise ParameterError(
+                f'run={run!r}: {given}, expected {rule.expected(facts[name])}; train it again'
+            )
 
 # %% ../../nbs/library/paper/claims.ipynb #run-table-row
 def _run_row(folder, config, facts):

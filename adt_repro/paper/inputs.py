@@ -18,9 +18,9 @@ import pandas as pd
 from ..attacks.suite import TABLE1_ATTACKS
 from ..base.parameters import ParameterError, shown
 from ..base.tables import TableError, file_digest, file_label, read_table
-from ..evaluation.records import load_records
+from ..evaluation.records import join_records, read_record
 from ..evaluation.sanity import CHECKS
-from ..runs.store import finished_runs, read_facts
+from ..runs.store import finished_runs, read_facts, weights_digest
 
 # %% ../../nbs/library/paper/inputs.ipynb #frame-kind
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ WHITE_BOX = FrameKind(_columns(text='run attack', whole='n correct n_targets'), 
 PRECISION_GAPS = FrameKind(_columns(text='run attack', whole='n', real='gap lo hi p'), ['run', 'attack'])
 
 # %% ../../nbs/library/paper/inputs.ipynb #refuse-file
-def _refuse_file(path, why, expected):
+def _refuse_file(path, why, expected, then='run its experiment again'):
     "Raise the one line on a file"
-    raise TableError(f'{file_label(path)}: {why}, expected {expected}; run its experiment again')
+    raise TableError(f'{file_label(path)}: {why}, expected {expected}; {then}')
 
 
 def _is_short_line(text):
@@ -164,16 +164,43 @@ def named_frame(
             _check_grid(path, rows, ['value', 'seed'])
     return frame
 
+# %% ../../nbs/library/paper/inputs.ipynb #weights-now
+@lru_cache(maxsize=1024)
+def _digest_of_state(run, *state):
+    "Which weights a run has; they are read again when the state of their file is another"
+    return weights_digest(run)
+
+
+def _weights_now(run):
+    "Which weights a finished run has, also where they are not there; None: nobody knows"
+    file = run / 'weights.safetensors'
+    if not file.exists():
+        return read_facts(run).get('file_sha256', {}).get(file.name)
+    stat = file.stat()
+    return _digest_of_state(run, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _check_weights(path, weights, runs):
+    "Refuse a record of other weights than those that a run has now"
+    for run in sorted(set(weights).intersection(finished_runs(runs))):
+        if _weights_now(runs / run) not in (None, weights[run]):
+            why = f'its rows of {shown(run)} are of other weights than those that the run has now'
+            _refuse_file(path, why, 'records of this run', 'evaluate it again')
+
 # %% ../../nbs/library/paper/inputs.ipynb #rows-of
 @lru_cache(maxsize=256)
 def _rows_with_digest(path, digest):
-    "The records of a file whose content has this SHA-256"
-    return load_records(path)
+    "The records of a file whose content has this SHA-256, and run to the SHA-256 of its weights"
+    rows, weights = read_record(path)
+    return join_records([rows]), weights
 
 
-def _rows_of(path):
+def _rows_of(path, runs='runs'):
     "The records of a file; nobody may change the frame, because the next caller gets it too"
-    return _rows_with_digest(Path(path).absolute(), file_digest(path))
+    path = Path(path).absolute()
+    rows, weights = _rows_with_digest(path, file_digest(path))
+    _check_weights(path, weights, path.parent.parent / runs)
+    return rows
 
 # %% ../../nbs/library/paper/inputs.ipynb #check-images
 def _check_images(path, rows, run=None, source=None):
@@ -288,7 +315,7 @@ def ablation_records(
     path = Path(folder) / 'records' / 'ablation.parquet'
     if not path.exists():
         return None
-    rows = _rows_of(path)
+    rows = _rows_of(path, 'ablation/runs')
     _check_alike(path, _check_images(path, rows))
     differ = set(rows.run) ^ set(frame.run)
     if differ:

@@ -76,7 +76,7 @@ def verdict(
     bounds, level = check_bounds(bounds), number(0, 1)
     for name, value in ('alpha', alpha), ('p', 0.0 if p is None else float(p)):
         if not level.ok(value):
-            refuse(name, value, level.says)
+            refuse(name, value, level.expected(value))
     if found is None:
         return 'not run', 'no records'
     if found['se'] == 0:
@@ -184,7 +184,7 @@ def _check_cell(right, published, n_published, margin, alpha):
     )
     for name, value, rule in rules:
         if not rule.ok(value):
-            refuse(name, value, rule.says)
+            refuse(name, value, rule.expected(value))
     if right is None:
         return
     if np.asarray(right).dtype != bool or np.ndim(right) != 2:

@@ -19,6 +19,8 @@ from helpers import ROOT, copy_files, papermill, refusal
 from adt_repro.base.parameters import shown
 from adt_repro.base.tables import read_parquet
 from adt_repro.evaluation import records
+from adt_repro.evaluation.records import read_record, save_records
+from adt_repro.paper import inputs
 from adt_repro.paper.claims import (
     PARTS,
     claim_estimates,
@@ -51,6 +53,7 @@ from adt_repro.paper.summaries import (
     training_times,
 )
 from adt_repro.paper.verdicts import judge
+from adt_repro.runs.store import weights_digest
 
 METHODS = 'at_pgd', 'adt_exp', 'adt_imp_am'
 RUNS = {
@@ -477,6 +480,90 @@ def test_each_record_is_read_once(project, tmp_path, monkeypatch):
     file.write_bytes(by_rows(lambda rows: rows.assign(loss=rows.loss + 1))(shown))
     assert page_of(tmp_path) == first  # the report shows no loss
     assert read.pop(file.name) == 2 and set(read.values()) == {1}
+
+
+# Records of other weights
+
+FROM_ITSELF = f'{DIGITS}/records/transfer-itself-{RUN}.parquet'
+FROM = f'{DIGITS}/records/transfer-from-digits-small_cnn-adt_exp-s1.parquet'
+BOUND = {  # record to the folder of its runs
+    f'{DIGITS}/records/white_box-{RUN}.parquet': 'runs',
+    f'{DIGITS}/records/spsa-{RUN}.parquet': 'runs',
+    FROM_ITSELF: 'runs',
+    FROM: 'runs',
+    f'{DIGITS}/records/ablation.parquet': 'ablation/runs',
+}
+
+
+@pytest.fixture
+def copied(project, tmp_path):
+    "A copy of a scale, whose records may be written again"
+    shutil.copytree(project / DIGITS, tmp_path / DIGITS)
+    return tmp_path
+
+
+def digest_of(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def say_weights(folder, text):
+    "A run's run.json says that its weights are these bytes"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / 'run.json'
+    facts = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(facts | dict(file_sha256={'weights.safetensors': digest_of(text)})))
+
+
+def bind(file, weights):
+    "Write a record again, of these weights of each of its runs"
+    rows = read_record(file)[0]
+    runs = sorted({*rows.run, *rows.source})
+    save_records(rows, file, {run: digest_of(weights) for run in runs})
+    return runs
+
+
+@pytest.mark.parametrize('name', BOUND)
+def test_a_record_of_other_weights_is_refused(copied, name):
+    "A run was trained again: its old records are read no more, until it is evaluated again"
+    file, reader = copied / name, READERS.get(name, READERS[FROM_ITSELF])
+    runs = bind(file, 'first')
+    assert refusal(reader, copied).startswith('gave ')  # no run.json says which weights a run has
+    trained = copied / DIGITS / BOUND[name]
+    for run in runs:
+        say_weights(trained / run, 'first')
+    assert refusal(reader, copied).startswith('gave ')
+    say_weights(trained / runs[-1], 'second')
+    expected = (
+        f'records/{file.name}: its rows of {runs[-1]!r} are of other weights than those that the run has now,'
+        ' expected records of this run; evaluate it again'
+    )
+    assert refusal(reader, copied) == expected
+    save_records(read_record(file)[0], file)  # as before records named weights
+    assert refusal(reader, copied).startswith('gave ')
+
+
+def test_weights_that_are_there_are_read_once(copied, monkeypatch):
+    "The file counts, not only what run.json says; and again when the run was trained again"
+    read = Counter()
+
+    def counted(folder):
+        read[Path(folder).name] += 1
+        return weights_digest(folder)
+
+    monkeypatch.setattr(inputs, 'weights_digest', counted, raising=False)
+    for name, at in BOUND.items():
+        if at == 'runs':
+            for run in bind(copied / name, 'first'):
+                (copied / DIGITS / at / run / 'weights.safetensors').write_text('first')
+
+    def reader():
+        return read_evidence(copied / DIGITS, parts=['white_box']), READERS[FROM_ITSELF](copied)
+
+    assert refusal(reader).startswith('gave ')
+    assert len(read) > 1 and set(read.values()) == {1}, read
+    (copied / DIGITS / 'runs' / RUN / 'weights.safetensors').write_text('again')
+    assert refusal(reader).startswith(f'records/white_box-{RUN}.parquet: its rows of {RUN!r} are of other')
+    assert read.pop(RUN) == 2 and set(read.values()) == {1}, read
 
 
 def test_what_was_declared_later_stays_text(capsys):
