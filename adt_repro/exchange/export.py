@@ -24,14 +24,14 @@ from ..data import DATASETS
 from ..evaluation.metrics import accuracies, robust
 from ..models.classifiers import Normalized
 from ..runs.config import IMPORTED, INPUTS
-from ..runs.store import RUN_NAME, load_run, read_config, read_facts, records_of
+from ..runs.store import RUN_NAME, load_run, read_config, read_facts, records_of, whole_path
 
 # %% ../../nbs/library/exchange/export.ipynb #measured
 def run_records(
     run: Path | str,  # folder of a finished run
 ) -> dict:  # each file to its rows, and whether they are of the run's weights; None: not known
     "The records of a run, each file read once"
-    run = Path(run)
+    run = whole_path(run)
     files = [run.parent.parent / 'records' / f'{kind}-{run.name}.parquet' for kind in ('white_box', 'spsa')]
     return records_of(run, [file for file in files if file.exists()])
 
@@ -69,7 +69,7 @@ def recorded_accuracies(
 
     The columns: attack, n, correct, accuracy, lo, hi, bound (is it only an upper bound?), record (the file).
     """
-    run = Path(run)
+    run = whole_path(run)
     columns = 'attack n correct accuracy lo hi bound record'.split()
     tables = []
     for file, (rows, counts) in (run_records(run) if records is None else records).items():
@@ -249,6 +249,7 @@ def model_info(
     **own,  # entries of your own, such as authors or link
 ) -> dict:  # RobustBench's keys; a `ParameterError` where one of your own is none of them
     "A run in RobustBench's words"
+    run = whole_path(run)
     return _model_info(run, recorded_accuracies(run), own)
 
 # %% ../../nbs/library/exchange/export.ipynb #info-entries
@@ -412,7 +413,7 @@ def model_card(
     sub_block1: bool = False,  # does the exported file have the block that nothing uses?
 ) -> str:  # Markdown
     "What a stranger should know about a network before using it"
-    run = Path(run)
+    run = whole_path(run)
     _check_names(run, name)
     records = run_records(run)
     return _card(run, name, sub_block1, records, recorded_accuracies(run, records))
@@ -472,7 +473,7 @@ def export(
     **info,  # entries of `model_info` of your own, such as authors
 ) -> dict:  # suffix to path: .pt (state dict), .json (RobustBench's model_info), .md (the card)
     "Write a run for RobustBench, torchattacks, Foolbox and people; or a `ParameterError` and no file"
-    run, folder = Path(run), Path(folder)
+    run, folder = whole_path(run), Path(folder)
     _check_names(run, name)
     model, config = load_run(run)
     _check_block(config, sub_block1)

@@ -18,15 +18,29 @@ from safetensors.torch import load, save
 from adt_repro.base.tables import file_digest, note_files, read_table, write_table
 from adt_repro.evaluation.cache import in_parts
 from adt_repro.evaluation.records import SCHEMA, load_records, save_records
-from adt_repro.exchange.export import left_out_records, model_card, run_records
+from adt_repro.exchange.export import (
+    left_out_records,
+    model_card,
+    model_info,
+    recorded_accuracies,
+    run_records,
+)
 from adt_repro.models.weights import load_weights, save_weights
 from adt_repro.paper.claims import run_table
 from adt_repro.runs import store
 from adt_repro.runs.config import RULES
 from adt_repro.runs.fit import fit_run
 from adt_repro.runs.resolve import resolve
-from adt_repro.runs.select import load_runs_and_digests
-from adt_repro.runs.store import load_method, load_run, read_facts, read_runs, weights_digest
+from adt_repro.runs.select import chosen_runs, experiment_runs, load_runs_and_digests
+from adt_repro.runs.store import (
+    load_method,
+    load_run,
+    read_config,
+    read_facts,
+    read_history,
+    read_runs,
+    weights_digest,
+)
 from adt_repro.runs.sweeps import hinge_curves
 
 CPU_RUN = 'cifar10-small_cnn-at_pgd-s0'
@@ -228,6 +242,40 @@ def test_a_card_does_not_depend_on_times(tmp_path, times):
             os.utime(file, (time, time))
     card = model_card(run)
     assert '| MIM |' in card and 'These attacks: MIM' not in card and 'does not count' not in card
+
+
+@pytest.mark.parametrize(
+    'within, path', [('', '.'), ('..', CPU_RUN), ('../..', f'runs/{CPU_RUN}'), ('', f'../{CPU_RUN}/')]
+)
+def test_a_relative_path_is_as_good_as_a_whole_one(tmp_path, monkeypatch, within, path):
+    "The same card, with the records beside the runs' folder, the same facts and lines"
+    run = committed_copy(tmp_path / 'cpu')
+    calls = dict(
+        card=model_card,
+        info=model_info,
+        records=lambda run: sorted(file.name for file in run_records(run)),
+        accuracies=lambda run: recorded_accuracies(run).to_csv(),
+        facts=read_facts,
+        config=read_config,
+        history=lambda run: read_history(run).to_csv(),
+        digest=lambda run: refusal(weights_digest, run),
+        network=lambda run: refusal(load_run, run),
+    )
+    whole = {name: call(run) for name, call in calls.items()}
+    assert 'MIM' in whole['card'].split('## Not run')[0] and len(whole['records']) == 2
+    monkeypatch.chdir(run / within)
+    assert {name: call(path) for name, call in calls.items()} == whole
+
+
+def test_a_relative_path_of_a_scale(run, monkeypatch):
+    "Its name is that of the folder: no run is made at a scale called ''"
+    scale = run.parents[1]
+    whole = refusal(chosen_runs, scale, ['x']), refusal(experiment_runs, scale, None)
+    monkeypatch.chdir(scale)
+    assert (refusal(chosen_runs, '.', ['x']), refusal(experiment_runs, '.', None)) == whole
+    shutil.rmtree(run)
+    assert "scale='mini': expected one with finished runs" in refusal(experiment_runs, '.', None)
+    assert "runs='x': expected a finished run, but none with its weights" in refusal(chosen_runs, '.', ['x'])
 
 
 def test_a_record_of_other_weights_does_not_count(run):
