@@ -48,7 +48,7 @@ from ..data import DATASETS, Data, fingerprint
 from ..evaluation.records import read_record
 from ..methods.objective import Method
 from ..models.classifiers import Normalized, build_model
-from ..models.weights import load_weights, save_weights
+from ..models.weights import check_weights, load_weights, save_weights
 from .config import IMPORTED, IMPORTED_RULES, RULES, run_name
 from .resolve import method_of, resolve
 from ..training.state import State, load_checkpoint, plain_value, read_checkpoint
@@ -492,8 +492,7 @@ _MOST_WEIGHTS = 2**33  # bytes of a file
 
 def _load_numbers(model, path):
     "The network with the numbers of a run's file, and the SHA-256 of just these bytes"
-    if not path.exists():
-        return load_weights(model, path), None  # refuses it
+    check_weights(path)
     content = read_bytes(path, _MOST_WEIGHTS)
     digest = hashlib.sha256(content).hexdigest()
     _check_told(path, digest)
