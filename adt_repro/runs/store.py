@@ -136,6 +136,32 @@ def provenance(
     system = f'{platform.system()} {platform.machine()}'
     return dict(git_commit=commit, versions=versions, device=device_name, platform=system)
 
+# %% ../../nbs/library/runs/store.ipynb #own-digest
+def _own_digest(facts):
+    "The SHA-256 of what run.json says, without the entry that holds it"
+    others = {name: told for name, told in facts.get('file_sha256', {}).items() if name != 'run.json'}
+    content = json.dumps(facts | dict(file_sha256=others), sort_keys=True, separators=(',', ':'))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _differ_in_one(name, other):
+    return len(name) == len(other) and sum(a != b for a, b in zip(name, other, strict=True)) == 1
+
+
+def _check_own_digest(facts, where):
+    "A `ParameterError` where run.json does not say what was written, if it has a digest of itself"
+    for name in facts:
+        if _differ_in_one(name, 'file_sha256'):
+            refuse(f'{where}{name}', facts[name], 'file_sha256 as the name; fetch or make it again')
+    digests = facts.get('file_sha256', {})
+    for name in digests:
+        if _differ_in_one(name, 'run.json'):
+            refuse(f'{where}file_sha256', name, 'run.json as the name; fetch or make it again')
+    told = digests.get('run.json')
+    if told is not None and told != _own_digest(facts):
+        why = 'the file as it was written: it was changed or damaged; fetch or make it again'
+        refuse(f'{where}file_sha256', told[:12], why)
+
 # %% ../../nbs/library/runs/store.ipynb #save-run
 _ABOUT = ['dataset', 'arch', 'method', 'label', 'recipe', 'seed', 'eps']  # parameters that run.json repeats
 
@@ -161,7 +187,9 @@ def save_run(
         save_weights(method.adversary, folder / 'adversary.safetensors')
         written.append('adversary.safetensors')
     about = dict(run=folder.name) | {name: config[name] for name in _ABOUT}
-    facts = about | facts | dict(file_sha256={name: file_digest(folder / name) for name in written})
+    digests = {name: file_digest(folder / name) for name in written}
+    facts = about | facts | dict(file_sha256=digests)
+    facts['file_sha256'] = digests | {'run.json': _own_digest(facts)}
     write_text(folder / 'run.json', json.dumps(facts, indent=1) + '\n')
 
 # %% ../../nbs/library/runs/store.ipynb #lock
@@ -294,7 +322,9 @@ def read_facts(
     if path.exists():
         file_digest(path)
     facts = _read_table(path, read_json)
-    _check_facts(facts, f'run={path.parent.name!r}: its run.json: ')
+    where = f'run={path.parent.name!r}: its run.json: '
+    _check_facts(facts, where)
+    _check_own_digest(facts, where)
     return facts
 
 # %% ../../nbs/library/runs/store.ipynb #check-file

@@ -154,6 +154,35 @@ def test_a_bit_of_a_small_file(run, name):
     assert not [line for line in lines if kind(line) == 'raw' or name not in line]
 
 
+def test_a_bit_of_run_json_out_of_its_scale(run):
+    "Refused without the scale's list, each bit of the names of digests too; what is accepted says the same"
+    (run.parents[1] / 'SHA256SUMS').unlink()
+    expected, file, rng = read_facts(run), run / 'run.json', random.Random(5)
+    assert load_run(run) and len(expected['file_sha256']['run.json']) == 64
+    whole = file.read_bytes()
+    names = [whole.index(name) + i for name in (b'file_sha256', b'"run.json"') for i in range(len(name))]
+    places = names + [rng.randrange(len(whole)) for _ in range(250)]
+    wrong = []
+    for place in places:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(changed)
+        line = refusal(lambda: read_facts(run) == expected)
+        if line != 'gave True' and kind(line) != 'refused':
+            wrong.append((place, line))
+    assert not wrong
+    file.write_text(json.dumps(json.loads(whole)))  # the same in another form
+    assert read_facts(run) == expected and load_run(run)
+
+
+def test_a_run_json_from_before_it_had_a_digest_is_read(run):
+    facts = read_facts(run)
+    (run.parents[1] / 'SHA256SUMS').unlink()
+    del facts['file_sha256']['run.json']
+    (run / 'run.json').write_text(json.dumps(facts | dict(seconds=1.5)))
+    assert read_facts(run)['seconds'] == 1.5 and load_run(run)
+
+
 @pytest.mark.parametrize('listed', [True, False], ids=['listed', 'alone'])
 def test_a_bit_of_a_record(tmp_path, listed):
     "Refused, or nothing that is read differs"
