@@ -373,7 +373,7 @@ def _measured_lines(run, sums):
         )
     return [says, '', *_accuracy_table(sums)]
 
-
+# %% ../../nbs/library/exchange/export.ipynb #card-yaml
 def _yaml_block(values):
     "Values in a block of code that nothing within can end"
     how = dict(sort_keys=False, default_flow_style=None)
