@@ -347,6 +347,28 @@ def write_table(
     "Write a table as CSV, completely or not at all, and note its SHA-256"
     write_text(path, frame.to_csv(index=False, float_format=float_format))
 
+# %% ../../nbs/library/base/tables.ipynb #csv-header
+_MOST_NAMES = 1000  # columns of a CSV file
+_LONGEST_NAMES = 100 * _MOST_NAMES  # characters of the line with their names
+
+
+def _column_names(path, text):
+    "The names in the first line of a table; a `TableError` where they are too many, or one stands twice"
+    beginning = io.StringIO(text[:_LONGEST_NAMES], newline='')
+    try:
+        names = next(csv.reader(beginning, strict=True))
+    except csv.Error:
+        raise _refused(path, 'it cannot be read as CSV', 'expected a table; write it again') from None
+    if len(names) > _MOST_NAMES:
+        expected = f'expected at most {_MOST_NAMES:,}'
+        raise _refused(path, f'it has more than {_MOST_NAMES:,} columns', expected)
+    if beginning.tell() == _LONGEST_NAMES < len(text):
+        why = f'the names of its columns have more than {_LONGEST_NAMES:,} characters'
+        raise _refused(path, why, 'expected fewer')
+    if len(set(names)) < len(names):
+        raise _refused(path, 'two of its columns have one name', 'expected a name for each')
+    return names
+
 # %% ../../nbs/library/base/tables.ipynb #csv-shape
 def _check_lines(path, text):
     "A `TableError` where a text is no table: every line ended, and as many values in each"
@@ -354,14 +376,12 @@ def _check_lines(path, text):
         raise _refused(path, 'it is empty', 'expected a table')
     if not text.endswith('\n'):
         raise _refused(path, 'its last line has no end', 'expected a whole file; write it again')
+    names = _column_names(path, text)
     try:
         lines = csv.reader(io.StringIO(text, newline=''), strict=True)
-        names = next(lines)
         lengths = {len(line) for line in lines if line}
     except csv.Error:
         raise _refused(path, 'it cannot be read as CSV', 'expected a table; write it again') from None
-    if len(set(names)) < len(names):
-        raise _refused(path, 'two of its columns have one name', 'expected a name for each')
     if lengths - {len(names)}:
         why = f'a line has {min(lengths - {len(names)})} values under {len(names)} names'
         raise _refused(path, why, 'expected a whole file; write it again')

@@ -8,6 +8,7 @@ __all__ = ['ATTACK_TITLES', 'METHOD_PAPERS', 'run_records', 'left_out_records', 
 
 # %% ../../nbs/library/exchange/export.ipynb #imports
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,20 +18,20 @@ import yaml
 
 from ..attacks.suite import TABLE1_ATTACKS
 from ..base.files import replacing
-from ..base.parameters import refuse, word
+from ..base.parameters import plain_scalar, refuse, shown, word
 from ..base.tables import read_table
 from ..data import DATASETS
 from ..evaluation.metrics import accuracies, robust
 from ..models.classifiers import Normalized
-from ..runs.config import IMPORTED
-from ..runs.store import load_run, read_config, read_facts, records_of
+from ..runs.config import IMPORTED, INPUTS
+from ..runs.store import RUN_NAME, load_run, read_config, read_facts, records_of, whole_path
 
 # %% ../../nbs/library/exchange/export.ipynb #measured
 def run_records(
     run: Path | str,  # folder of a finished run
 ) -> dict:  # each file to its rows, and whether they are of the run's weights; None: not known
     "The records of a run, each file read once"
-    run = Path(run)
+    run = whole_path(run)
     files = [run.parent.parent / 'records' / f'{kind}-{run.name}.parquet' for kind in ('white_box', 'spsa')]
     return records_of(run, [file for file in files if file.exists()])
 
@@ -68,7 +69,7 @@ def recorded_accuracies(
 
     The columns: attack, n, correct, accuracy, lo, hi, bound (is it only an upper bound?), record (the file).
     """
-    run = Path(run)
+    run = whole_path(run)
     columns = 'attack n correct accuracy lo hi bound record'.split()
     tables = []
     for file, (rows, counts) in (run_records(run) if records is None else records).items():
@@ -199,22 +200,41 @@ def architecture(
         return arch.replace('wrn', 'WideResNet')
     return 'ResNet-18' if arch == 'resnet18' else arch
 
+# %% ../../nbs/library/exchange/export.ipynb #plain
+_ACTS_IN_MARKDOWN = re.compile(r'[\\`*_{}\[\]<>()#!|~&$]')
+
+
+def _plain(value):
+    "A value of a run's files as text for Markdown: one line, in which nothing acts"
+    text = value if isinstance(value, str) else shown(value)
+    text = ''.join(c if c.isprintable() else '?' for c in text)
+    return _ACTS_IN_MARKDOWN.sub(r'\\\g<0>', text)
+
+
+def _inputs_of(facts):
+    "The normalisation that a run's run.json asks for, or None; a `ParameterError` where it is none"
+    inputs = facts.get('inputs')
+    if inputs and not INPUTS.ok(inputs):
+        refuse('inputs', inputs, INPUTS.says)
+    return inputs or None
+
 # %% ../../nbs/library/exchange/export.ipynb #info-texts
 def _whose(config, facts):
     "A sentence that says where the weights are from"
-    version = facts.get('versions', {}).get('adt_repro', '')
+    version = _plain(facts.get('versions', {}).get('adt_repro', ''))
     if config['method'] == IMPORTED:
+        source, digest = _plain(facts.get('source', '')), _plain(facts.get('sha256', '')[:12])
         return (
-            f'The weights of {facts["source"]} (SHA-256 {facts["sha256"][:12]}…), '
+            f'The weights of {source} (SHA-256 {digest}…), '
             f'evaluated by adt_repro {version}; how they were trained is not known here.'
         )
     return f"Trained by adt_repro {version}, a reproduction of the paper's method; not its authors' weights."
 
 
 def _footnote(config, facts):
-    text = _whose(config, facts)
-    if facts.get('inputs'):
-        text += f' It expects (x - mean)/std with mean, std = {facts["inputs"]}.'
+    text, inputs = _whose(config, facts), _inputs_of(facts)
+    if inputs:
+        text += f' It expects (x - mean)/std with mean, std = {inputs}.'
     return text
 
 
@@ -229,6 +249,7 @@ def model_info(
     **own,  # entries of your own, such as authors or link
 ) -> dict:  # RobustBench's keys; a `ParameterError` where one of your own is none of them
     "A run in RobustBench's words"
+    run = whole_path(run)
     return _model_info(run, recorded_accuracies(run), own)
 
 # %% ../../nbs/library/exchange/export.ipynb #info-entries
@@ -276,7 +297,7 @@ def _robustbench_lines(config, name, sub_block1, images, seen):
 # %% ../../nbs/library/exchange/export.ipynb #card-use-lines
 def _use_lines(config, facts, name, sub_block1):
     "Code that loads the exported file"
-    inputs, (c, h, w) = facts.get('inputs'), DATASETS[config['dataset']].shape
+    inputs, (c, h, w) = _inputs_of(facts), DATASETS[config['dataset']].shape
     images = f'(N, {c}, {h}, {w})'
     lines = []
     if config['arch'].startswith('wrn-') and c == 3:
@@ -291,8 +312,11 @@ def _use_lines(config, facts, name, sub_block1):
     ]
 
 # %% ../../nbs/library/exchange/export.ipynb #card-rows
+_TITLES = ATTACK_TITLES | dict(A_rob='A_rob', worst='worst')  # of the rows of a table
+
+
 def _title(attack):
-    return ATTACK_TITLES.get(attack, attack.replace('spsa', 'SPSA-'))
+    return _TITLES.get(attack) or _plain(attack.replace('spsa', 'SPSA-'))
 
 
 def _accuracy_row(s):
@@ -322,7 +346,7 @@ def _setting(run, sums, attack, experiment, column):
     rows = read_table(tables[0], dict(run='str', attack='str', n='int64', correct='int64'))
     rows = rows[rows.run == run.name].merge(recorded[['attack', 'n', 'correct']])
     if column in rows and len(rows) == len(recorded):
-        return rows[column].iloc[0]
+        return plain_scalar(rows[column].iloc[0])
     return None
 
 
@@ -331,11 +355,11 @@ def _settings(run, sums):
     sentences = ''
     if sums.attack.eq('feature').any():
         found = _setting(run, sums, 'feature', 'white_box', 'n_targets')
-        n = 'an unrecorded number of' if found is None else found
+        n = 'an unrecorded number of' if found is None else _plain(found)
         sentences += f' FeaAttack drew {n} target images for each image, where Table 1 has 200.'
     if sums.attack.str.startswith('spsa').any():
         found = _setting(run, sums, 'spsa', 'spsa', 'steps')
-        n = 'an unrecorded number of' if found is None else found
+        n = 'an unrecorded number of' if found is None else _plain(found)
         sentences += f' SPSA made {n} steps, each of so many samples, where the paper has 100.'
     return sentences
 
@@ -349,10 +373,16 @@ def _measured_lines(run, sums):
         )
     return [says, '', *_accuracy_table(sums)]
 
-
+# %% ../../nbs/library/exchange/export.ipynb #card-yaml
 def _yaml_block(values):
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return f'```yaml\n{text}```'
+    "Values in a block of code that nothing within can end"
+    how = dict(sort_keys=False, default_flow_style=None)
+    text = yaml.safe_dump(values, allow_unicode=True, **how)
+    if not text.replace('\n', '').isprintable():
+        text = yaml.safe_dump(values, **how)
+    ticks = re.findall('`+', text)
+    fence = '`' * max([3, *(len(row) + 1 for row in ticks)])
+    return f'{fence}yaml\n{text}{fence}'
 
 
 def _parameter_lines(config, facts):
@@ -368,6 +398,14 @@ _UNUSED_BLOCK = (
     'and ones where batch normalisation starts with ones; they change nothing.'
 )
 
+# %% ../../nbs/library/exchange/export.ipynb #check-names
+def _check_names(run, name):
+    "A `ParameterError` where the name of the files, or of the run's folder, is none"
+    if name is not None and not word().ok(name):
+        refuse('name', name, word().says)
+    if not RUN_NAME.ok(run.name):
+        refuse('run', run.name, RUN_NAME.says)
+
 # %% ../../nbs/library/exchange/export.ipynb #card
 def model_card(
     run: Path | str,  # folder of a finished run
@@ -375,14 +413,16 @@ def model_card(
     sub_block1: bool = False,  # does the exported file have the block that nothing uses?
 ) -> str:  # Markdown
     "What a stranger should know about a network before using it"
+    run = whole_path(run)
+    _check_names(run, name)
     records = run_records(run)
-    return _card(Path(run), name, sub_block1, records, recorded_accuracies(run, records))
+    return _card(run, name, sub_block1, records, recorded_accuracies(run, records))
 
 # %% ../../nbs/library/exchange/export.ipynb #card-lines
 def _card(run, name, sub_block1, records, sums):
     "The same from a run's records and accuracies"
-    name = name or run.name
     config, facts = read_config(run), read_facts(run)
+    name = name or run.name
     lines = [
         f'# {name}',
         '',
@@ -410,9 +450,7 @@ def _unused_block(state):
     return block
 
 
-def _check_export(config, name, sub_block1):
-    if name is not None and not word().ok(name):
-        refuse('name', name, word().says)
+def _check_block(config, sub_block1):
     if sub_block1 and not config['arch'].startswith('wrn-'):
         refuse('sub_block1', sub_block1, f'False for {config["arch"]}, which has none')
 
@@ -435,9 +473,10 @@ def export(
     **info,  # entries of `model_info` of your own, such as authors
 ) -> dict:  # suffix to path: .pt (state dict), .json (RobustBench's model_info), .md (the card)
     "Write a run for RobustBench, torchattacks, Foolbox and people; or a `ParameterError` and no file"
-    run, folder = Path(run), Path(folder)
+    run, folder = whole_path(run), Path(folder)
+    _check_names(run, name)
     model, config = load_run(run)
-    _check_export(config, name, sub_block1)
+    _check_block(config, sub_block1)
     state = (model.net if isinstance(model, Normalized) else model).state_dict()
     unused = _unused_block(state) if sub_block1 else {}
     texts = _texts(run, name, sub_block1, info)

@@ -26,7 +26,15 @@ from adt_repro.models.weights import (
 )
 from ..runs.config import IMPORTED, IMPORTED_RULES, INPUTS, RULES, is_range
 from ..runs.select import chosen_runs, experiment_runs
-from ..runs.store import lock_run, provenance, read_config, read_facts, run_folder, save_run
+from adt_repro.runs.store import (
+    lock_run,
+    provenance,
+    read_config,
+    read_facts,
+    run_folder,
+    save_run,
+    whole_path,
+)
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #reading-error
 WRAPPERS = 'state_dict', 'net', 'model', 'model_state_dict'  # where training scripts put the weights
@@ -324,7 +332,7 @@ def import_run(
 ) -> str:  # the run's name; a `ParameterError` names what does not fit, or that another run has the name
     "Make a run of a file of weights; one that is there already is kept"
     model, facts = load_network(path, inputs)
-    dataset, folder = _fitting_dataset(dataset, facts), Path(folder)
+    dataset, folder = _fitting_dataset(dataset, facts), whole_path(folder)
     eps = DATASETS[dataset].eps if eps is None else eps
     config = dict.fromkeys(RULES)
     config |= dict(method=IMPORTED, label=label or _label_of(path), dataset=dataset, data_root=data_root)

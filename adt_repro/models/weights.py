@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['save_weights', 'FileContentError', 'read_pickled', 'read_safetensors', 'why_unreadable', 'plain_name', 'check_fit',
-           'fit_weights', 'load_weights']
+           'fit_weights', 'check_weights', 'load_weights']
 
 # %% ../../nbs/library/models/weights.ipynb #imports
+import json
 import math
+import os
 import pickle
 import pickletools
 from contextlib import contextmanager
@@ -273,23 +275,45 @@ def read_pickled(
 def read_safetensors(
     file: Path | str | bytes,  # of `save_weights`, or one that claims to be; bytes: the content of one
 ) -> dict:  # name to tensor, on the CPU
-    """What a safetensors file holds; a `FileContentError` where its header is too long
+    """What a safetensors file holds; a `FileContentError` where its header asks for another size than it has
 
-    The library compares each size with the file's; a damaged file makes it raise almost anything.
+    That is compared before any number is read; a damaged file makes the library raise almost anything.
     """
     if isinstance(file, bytes):
-        _check_header(file)
+        _check_header(BytesIO(file), len(file))
         return load(file)
     with _opened(file) as opened:
-        _check_header(opened.read(8))
+        size = os.fstat(opened.fileno()).st_size
+        _check_header(opened, size)
         opened.seek(0)
-        return load(opened.read())
+        return load(opened.read(size))
 
 # %% ../../nbs/library/models/weights.ipynb #check-header
-def _check_header(content):
-    "A `FileContentError` where the first 8 bytes of safetensors announce too long a header"
-    if int.from_bytes(content[:8], 'little') > _MOST_HEADER:
+_MOST_SAFETENSORS = 2**33  # bytes of a file
+
+
+def _asked_size(header):
+    "The bytes of numbers that a header of safetensors asks for; any error where it is none"
+    tensors = {name: tensor for name, tensor in json.loads(header).items() if name != '__metadata__'}
+    ends = [tensor['data_offsets'][1] for tensor in tensors.values()]
+    if not _are_sizes(*ends):
+        raise ValueError('an end is no whole number')
+    return max(ends, default=0)
+
+
+def _check_header(file, size):
+    "A `FileContentError` where safetensors have another size than their header asks for, or are too large"
+    length = int.from_bytes(file.read(8), 'little')
+    if length > _MOST_HEADER:
         raise FileContentError(f'its header has more than {_MOST_HEADER:,} bytes')
+    try:
+        asked = 8 + length + _asked_size(file.read(length))
+    except Exception:  # a damaged header may be anything
+        raise FileContentError('its header cannot be read') from None
+    if asked != size:
+        raise FileContentError(f'its header asks for a file of {asked:,} bytes, it has {size:,}')
+    if size > _MOST_SAFETENSORS:
+        raise FileContentError(f'it is larger than {_MOST_SAFETENSORS:,} bytes')
 
 # %% ../../nbs/library/models/weights.ipynb #why-unreadable
 def why_unreadable(
@@ -344,6 +368,25 @@ def fit_weights(
     model.load_state_dict(found)
     return model
 
+# %% ../../nbs/library/models/weights.ipynb #unreadable
+def _unreadable(path, error):
+    "The line on a file of weights that cannot be read"
+    return ParameterError(
+        f'weights={Path(path).name!r}: cannot be read as weights ({why_unreadable(path, error)}),'
+        ' expected a whole file of safetensors'
+    )
+
+
+def check_weights(
+    path: Path | str,  # a file of `save_weights`, or one that claims to be
+):
+    "A `ParameterError` where there is none, or where its size is not what its header says; no number is read"
+    try:
+        with _opened(path) as file:
+            _check_header(file, os.fstat(file.fileno()).st_size)
+    except (OSError, FileContentError) as e:
+        raise _unreadable(path, e) from None
+
 # %% ../../nbs/library/models/weights.ipynb #load-weights
 def load_weights(
     model: nn.Module,  # a network of the same architecture
@@ -355,8 +398,5 @@ def load_weights(
     try:
         found = read_safetensors(path if content is None else content)
     except Exception as e:  # a damaged file makes the library raise almost anything
-        why = why_unreadable(path, e)
-        raise ParameterError(
-            f'weights={name!r}: cannot be read as weights ({why}), expected a whole file of safetensors'
-        ) from None
+        raise _unreadable(path, e) from None
     return fit_weights(model, found, name)

@@ -19,7 +19,7 @@ from ..methods.adversaries import default_draws, exp_adversary
 from .config import RULES
 from .fit import fit_run
 from .resolve import resolve
-from .store import finished_runs, load_method, load_run_and_digest, read_config
+from .store import finished_runs, load_method, load_run_and_digest, read_config, whole_path
 
 # %% ../../nbs/library/runs/select.ipynb #chosen
 def _runs_with_weights(folder):
@@ -43,9 +43,10 @@ def chosen_runs(
     for pattern in patterns:
         fits = fnmatch.filter(finished, pattern)
         if not fits:
-            place = (Path(folder) / 'runs').absolute()
+            place = whole_path(folder) / 'runs'
             there = f'{", ".join(finished)}, the finished runs of {place}'
-            refuse(name, pattern, there if finished else f'nothing, there is no finished run in {place}')
+            none = f'a finished run, but none with its weights is in {place}; train one first'
+            refuse(name, pattern, there if finished else none)
         chosen += fits
     return list(dict.fromkeys(chosen))
 
@@ -63,10 +64,10 @@ def tiny_run(
         epochs=4,
         seed=seed,
         device='cpu',
-        scale=Path(folder).name,
+        scale=whole_path(folder).name,
     )
     config = resolve(dict.fromkeys(RULES) | given)
-    return fit_run(config, Path(folder).parent).name
+    return fit_run(config, whole_path(folder).parent).name
 
 # %% ../../nbs/library/runs/select.ipynb #experiment
 def experiment_runs(
@@ -75,7 +76,7 @@ def experiment_runs(
     tiny: tuple = ('standard', 'at_pgd'),  # methods whose tiny runs are made where they are missing
 ) -> list:  # names of finished runs, at least one
     "The runs of an experiment; a `ParameterError` where there is none"
-    scale = Path(folder).name
+    scale = whole_path(folder).name
     if patterns is None and scale == 'tiny':
         return [tiny_run(folder, method) for method in tiny]
     runs = chosen_runs(folder, patterns)

@@ -18,15 +18,29 @@ from safetensors.torch import load, save
 from adt_repro.base.tables import file_digest, note_files, read_table, write_table
 from adt_repro.evaluation.cache import in_parts
 from adt_repro.evaluation.records import SCHEMA, load_records, save_records
-from adt_repro.exchange.export import left_out_records, model_card, run_records
+from adt_repro.exchange.export import (
+    left_out_records,
+    model_card,
+    model_info,
+    recorded_accuracies,
+    run_records,
+)
 from adt_repro.models.weights import load_weights, save_weights
 from adt_repro.paper.claims import run_table
 from adt_repro.runs import store
 from adt_repro.runs.config import RULES
 from adt_repro.runs.fit import fit_run
 from adt_repro.runs.resolve import resolve
-from adt_repro.runs.select import load_runs_and_digests
-from adt_repro.runs.store import load_method, load_run, read_facts, read_runs, weights_digest
+from adt_repro.runs.select import chosen_runs, experiment_runs, load_runs_and_digests
+from adt_repro.runs.store import (
+    load_method,
+    load_run,
+    read_config,
+    read_facts,
+    read_history,
+    read_runs,
+    weights_digest,
+)
 from adt_repro.runs.sweeps import hinge_curves
 
 CPU_RUN = 'cifar10-small_cnn-at_pgd-s0'
@@ -140,6 +154,35 @@ def test_a_bit_of_a_small_file(run, name):
     assert not [line for line in lines if kind(line) == 'raw' or name not in line]
 
 
+def test_a_bit_of_run_json_out_of_its_scale(run):
+    "Refused without the scale's list, each bit of the names of digests too; what is accepted says the same"
+    (run.parents[1] / 'SHA256SUMS').unlink()
+    expected, file, rng = read_facts(run), run / 'run.json', random.Random(5)
+    assert load_run(run) and len(expected['file_sha256']['run.json']) == 64
+    whole = file.read_bytes()
+    names = [whole.index(name) + i for name in (b'file_sha256', b'"run.json"') for i in range(len(name))]
+    places = names + [rng.randrange(len(whole)) for _ in range(250)]
+    wrong = []
+    for place in places:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(changed)
+        line = refusal(lambda: read_facts(run) == expected)
+        if line != 'gave True' and kind(line) != 'refused':
+            wrong.append((place, line))
+    assert not wrong
+    file.write_text(json.dumps(json.loads(whole)))  # the same in another form
+    assert read_facts(run) == expected and load_run(run)
+
+
+def test_a_run_json_from_before_it_had_a_digest_is_read(run):
+    facts = read_facts(run)
+    (run.parents[1] / 'SHA256SUMS').unlink()
+    del facts['file_sha256']['run.json']
+    (run / 'run.json').write_text(json.dumps(facts | dict(seconds=1.5)))
+    assert read_facts(run)['seconds'] == 1.5 and load_run(run)
+
+
 @pytest.mark.parametrize('listed', [True, False], ids=['listed', 'alone'])
 def test_a_bit_of_a_record(tmp_path, listed):
     "Refused, or nothing that is read differs"
@@ -228,6 +271,40 @@ def test_a_card_does_not_depend_on_times(tmp_path, times):
             os.utime(file, (time, time))
     card = model_card(run)
     assert '| MIM |' in card and 'These attacks: MIM' not in card and 'does not count' not in card
+
+
+@pytest.mark.parametrize(
+    'within, path', [('', '.'), ('..', CPU_RUN), ('../..', f'runs/{CPU_RUN}'), ('', f'../{CPU_RUN}/')]
+)
+def test_a_relative_path_is_as_good_as_a_whole_one(tmp_path, monkeypatch, within, path):
+    "The same card, with the records beside the runs' folder, the same facts and lines"
+    run = committed_copy(tmp_path / 'cpu')
+    calls = dict(
+        card=model_card,
+        info=model_info,
+        records=lambda run: sorted(file.name for file in run_records(run)),
+        accuracies=lambda run: recorded_accuracies(run).to_csv(),
+        facts=read_facts,
+        config=read_config,
+        history=lambda run: read_history(run).to_csv(),
+        digest=lambda run: refusal(weights_digest, run),
+        network=lambda run: refusal(load_run, run),
+    )
+    whole = {name: call(run) for name, call in calls.items()}
+    assert 'MIM' in whole['card'].split('## Not run')[0] and len(whole['records']) == 2
+    monkeypatch.chdir(run / within)
+    assert {name: call(path) for name, call in calls.items()} == whole
+
+
+def test_a_relative_path_of_a_scale(run, monkeypatch):
+    "Its name is that of the folder: no run is made at a scale called ''"
+    scale = run.parents[1]
+    whole = refusal(chosen_runs, scale, ['x']), refusal(experiment_runs, scale, None)
+    monkeypatch.chdir(scale)
+    assert (refusal(chosen_runs, '.', ['x']), refusal(experiment_runs, '.', None)) == whole
+    shutil.rmtree(run)
+    assert "scale='mini': expected one with finished runs" in refusal(experiment_runs, '.', None)
+    assert "runs='x': expected a finished run, but none with its weights" in refusal(chosen_runs, '.', ['x'])
 
 
 def test_a_record_of_other_weights_does_not_count(run):

@@ -1,16 +1,18 @@
 "Weights from elsewhere and to elsewhere: round trips, other libraries on what was exported, bad files"
 
 import copy
+import hashlib
 import json
 import os
 import random
 import re
 import subprocess
 
+import mistune
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ROOT, without_digests
+from helpers import ROOT, refusal, without_digests
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,11 +23,11 @@ from adt_repro.base.network import channels_last
 from adt_repro.base.parameters import ParameterError
 from adt_repro.data import as_data, load_data
 from adt_repro.evaluation.evaluate import evaluate
-from adt_repro.exchange.export import export
+from adt_repro.exchange.export import export, model_card, model_info
 from adt_repro.exchange.import_weights import import_run, load_authors, load_network
 from adt_repro.methods.table import METHODS, make_method, method_options
 from adt_repro.models.classifiers import Normalized, build_model
-from adt_repro.runs.store import load_run, read_config, read_facts
+from adt_repro.runs.store import finished_runs, load_run, read_config, read_facts
 from adt_repro.training.loop import train_epochs
 from adt_repro.training.state import Recipe
 
@@ -257,6 +259,104 @@ def test_a_run_whose_rescaling_was_altered(tmp_path):
     (run / 'config.yaml').write_text((run / 'config.yaml').read_text().replace('eps: 0.15', 'eps: null'))
     with pytest.raises(ParameterError, match='eps=None: expected a number'):
         load_run(run)
+
+
+# A card of a stranger's run
+
+NASTY = (
+    '<script>alert(1)</script> <img src=x onerror=alert(1)> [x](javascript:alert(1)) ![x](//a.b/c)'
+    ' `code` ``` ```` |a|b| *em* _em_ **bold** ~~gone~~ &lt; $x$ [r]: //a.b \\<b>'
+    '\n\n# heading\n\n```\n````\n<script>alert(2)</script>\n\x1b[2J\u202e'
+)
+RESULT = dict(attack='natural', n=4, correct=1, accuracy=0.25, lo=0.1, hi=0.5)
+
+
+@pytest.fixture
+def strangers_run(tmp_path):
+    "The folder of a run whose files are not checked, and what its run.json says"
+    torch.manual_seed(0)
+    torch.save(build_model('small_cnn', 3).state_dict(), tmp_path / 'w.pt')
+    run = tmp_path / 'x' / 'runs' / import_run(tmp_path / 'w.pt', tmp_path / 'x', inputs=[-1, 1])
+    without_digests(run)
+    return run, read_facts(run) | dict(results=[dict(RESULT)], git_commit='0' * 40)
+
+
+def skeleton(card):
+    "The elements of a card as a browser gets them, in their order, and its code outside of YAML"
+    html = mistune.create_markdown(escape=False, plugins=['table', 'strikethrough', 'url'])(card)
+    python = re.findall('<code class="language-python">.*?</code>', html, re.DOTALL)
+    return re.findall('<[a-zA-Z!/][^>]*>', html), python
+
+
+TEXTS = dict(
+    version=lambda facts: facts['versions'].update(adt_repro=NASTY.splitlines()[0]),
+    version_lines=lambda facts: facts['versions'].update(adt_repro=NASTY.split('\x1b')[0]),
+    source=lambda facts: facts.update(source=NASTY),
+    sha256=lambda facts: facts.update(sha256=NASTY),
+    sha256_link=lambda facts: facts.update(sha256='[x](//a.b)'),
+    sha256_html=lambda facts: facts.update(sha256='<b>\n# a\n\n```'),
+    attack=lambda facts: facts['results'][0].update(attack='<img src=x>|[x](y)|`a` *b*'),
+    platform=lambda facts: facts.update(platform='<b>``````</b>'),
+    device=lambda facts: facts.update(device='``` ````` <b>'),
+    git_commit=lambda facts: facts.update(git_commit='``````'),
+    test_set=lambda facts: facts.update(test_set='````'),
+)
+
+
+@pytest.mark.parametrize('change', TEXTS.values(), ids=TEXTS)
+def test_texts_of_a_run_do_nothing_on_its_card(strangers_run, change):
+    "The same elements of HTML as without them, or one line that refuses; no control character"
+    run, facts = strangers_run
+    (run / 'run.json').write_text(json.dumps(facts))
+    good = model_card(run)
+    assert '| natural | 25.00 | 10.00 – 50.00 | 4 | run.json |' in good and 'The weights of w.pt (SHA' in good
+    change(facts)
+    (run / 'run.json').write_text(json.dumps(facts))
+    line = refusal(read_facts, run)
+    if not line.startswith('gave'):
+        assert '\n' not in line and 'run.json' in line
+        return
+    card = model_card(run)
+    assert card != good and skeleton(card) == skeleton(good)
+    footnote = model_info(run)['footnote']
+    assert card.replace('\n', '').isprintable() and footnote.isprintable()
+    assert not re.search(r'(?<!\\)[<`|*]', footnote)
+
+
+@pytest.mark.parametrize(
+    'inputs', ["[1]); import os; os.system('id')#", [1, "2'); x("], [[0.5], ['`']], [['<b>'], [1]], {'a': 1}]
+)
+def test_inputs_of_a_run_are_no_code(strangers_run, inputs):
+    run, facts = strangers_run
+    assert 'inputs=[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]])   # takes images' in model_card(run)
+    (run / 'run.json').write_text(json.dumps(facts | dict(inputs=inputs)))
+    for read in model_card, model_info:
+        assert re.match('inputs=.*: expected a range', refusal(read, run))
+
+
+@pytest.mark.parametrize(
+    'name', ["x'); import os; os.system('id')#", '<img src=x onerror=a>', 'a b', 'ä', '.x']
+)
+def test_a_folder_whose_name_is_no_name_of_a_run(strangers_run, tmp_path, name):
+    "It is in no list of runs, and there is no card of it; the same for the name of a file"
+    run, _ = strangers_run
+    assert finished_runs(run.parent) == [run.name]
+    assert refusal(model_card, run, name).startswith('name=')
+    assert [file.name for file in export(run, tmp_path / 'out').values()]
+    strange = run.rename(run.with_name(name))
+    assert finished_runs(run.parent) == []
+    for call in model_card, lambda folder: export(folder, tmp_path / 'none'):
+        assert re.match('run=.*: expected a name', refusal(call, strange))
+    assert not (tmp_path / 'none').exists()
+
+
+def test_the_card_of_a_committed_run_is_as_it_was():
+    "To the byte, by its digest"
+    card = model_card(ROOT / 'outputs' / 'cpu' / 'runs' / 'cifar10-small_cnn-at_pgd-s0')
+    assert (
+        hashlib.sha256(card.encode()).hexdigest()
+        == 'd53a7664fd8e0e87bec7a38ab05e516383d2252255a7b658cecb7736d68e58b7'
+    )
 
 
 # One's own network and data

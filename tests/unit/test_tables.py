@@ -1,5 +1,6 @@
 "Tables and the list of digests: two writers at once, a writer that is killed, headers that lie"
 
+import csv
 import errno
 import fcntl
 import os
@@ -26,6 +27,7 @@ from adt_repro.base.tables import (
     read_sums,
     read_table,
     write_parquet,
+    write_table,
     write_text,
 )
 from adt_repro.evaluation.records import SCHEMA
@@ -236,6 +238,49 @@ def test_the_writer_refuses_what_the_reader_would(tmp_path, monkeypatch):
     assert len(read_parquet(file)[0]) == 10
     write_parquet(rows[:900], file)
     assert len(read_parquet(file)[0]) == 900
+
+
+@pytest.mark.parametrize('lines', [1, 3])
+@pytest.mark.parametrize('names', [1001, 20_000, 200_000])
+def test_a_table_of_too_many_columns(tmp_path, monkeypatch, names, lines):
+    "Refused from the beginning of its text: neither reader gets the whole line"
+    file = tmp_path / 'a.csv'
+    file.write_text((','.join(f'c{k}' for k in range(names)) + '\n') * lines)
+    read, reader = [], csv.reader
+
+    def counted(text, **how):
+        for line in reader(text, **how):
+            read.append(len(line))
+            yield line
+
+    monkeypatch.setattr(csv, 'reader', counted)
+    monkeypatch.setattr(pd, 'read_csv', lambda *_, **__: pytest.fail('pandas was asked'))
+    line = refusal(read_table, file)
+    assert 'a.csv: it has more than 1,000 columns, expected at most 1,000' in line
+    assert sum(read) < 100_000, read
+
+
+@pytest.mark.parametrize(
+    'header, why',
+    [
+        ('a' * 100_001, 'the names of its columns have more than 100,000 characters'),
+        ('"a\n' * 40_000 + '"', 'cannot be read as CSV'),
+        ('"' + 'a\n' * 60_000 + '"', 'cannot be read as CSV'),
+        ('a,a', 'two of its columns have one name'),
+    ],
+    ids=['long', 'quotes', 'lines', 'twice'],
+)
+def test_names_of_columns_that_cannot_be(tmp_path, header, why):
+    (tmp_path / 'a.csv').write_text(f'{header}\n1,2\n')
+    line = refusal(read_table, tmp_path / 'a.csv')
+    assert why in line and 'expected' in line and '\n' not in line
+
+
+@pytest.mark.parametrize('names, rows', [(900, 2), (1000, 1), (1, 60_000)])
+def test_a_table_of_many_columns_or_rows_is_read(tmp_path, names, rows):
+    table = pd.DataFrame({f'column {k}': range(rows) for k in range(names)})
+    write_table(table, tmp_path / 'a.csv')
+    assert read_table(tmp_path / 'a.csv').equals(table)
 
 
 def test_records_of_fifty_runs_are_within_bounds(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from adt_repro.exchange.import_weights import load_network
 from adt_repro.methods.table import make_method
 from adt_repro.models.classifiers import build_model
 from adt_repro.models.weights import load_weights
+from adt_repro.runs.store import load_run
 from adt_repro.training.state import Recipe, State, load_checkpoint
 
 
@@ -36,10 +37,25 @@ def new_state():
     return State(build_model('small_cnn', 1), make_method('standard', 0.1, (1, 8, 8)), Recipe(epochs=3, batch=64))
 
 
+def run_with(file):
+    "The network of a finished run whose weights are this file"
+    run = file.parent / 'runs' / file.stem
+    run.mkdir(parents=True)
+    config = dict(method='imported', dataset='digits', arch='small_cnn', eps=0.1, label='x')
+    (run / 'config.yaml').write_text(json.dumps(config | dict(device='cpu', scale='x')))
+    (run / 'run.json').write_text('{}')
+    (run / 'weights.safetensors').symlink_to(file)
+    try:
+        return type(load_run(run)[0]).__name__
+    except ValueError as error:
+        raise type(error)(str(error).replace('weights.safetensors', file.name)) from None
+
+
 readers = {
     'checkpoint': lambda file: load_checkpoint(new_state(), file).place,
     'network': lambda file: load_network(file)[1]['arch'],
     'weights': lambda file: type(load_weights(build_model('small_cnn', 1), file)).__name__,
+    'run': run_with,
 }
 pages = int(Path('/proc/self/statm').read_text().split()[0])
 most = pages * resource.getpagesize() + 2**30
@@ -112,6 +128,23 @@ def crafted_files(folder):
     (folder / 'weights-length.safetensors').write_bytes(struct.pack('<Q', 2**40) + b'{}')
     header = json.dumps({'fc.weight': dict(dtype='F32', shape=[10**6, 10**6], data_offsets=[0, 4])}).encode()
     (folder / 'network-shape.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + b'0000')
+    huge_files(folder)
+
+
+def huge_files(folder):
+    "Sparse files of 200 GB: of a header that asks for little, for as much, for more, and of none"
+    size = 200 * 10**9
+    for name, asked in dict(little=4, much=size, more=10 * size).items():
+        tensor = dict(dtype='F32', shape=[asked // 4], data_offsets=[0, asked])
+        header = json.dumps({'fc.weight': tensor}).encode()
+        for reader in 'network', 'weights', 'run':
+            with (folder / f'{reader}-{name}.safetensors').open('wb') as file:
+                file.write(struct.pack('<Q', len(header)) + header)
+                file.truncate(8 + len(header) + size)
+    for k, header in enumerate(
+        [b'[]', b'{"a": 3}', b'{"a": {"data_offsets": [0, "4"]}}', b'{', b'[' * 10**6]
+    ):
+        (folder / f'weights-header{k}.safetensors').write_bytes(struct.pack('<Q', len(header)) + header)
 
 
 @pytest.fixture(scope='module')
@@ -130,6 +163,7 @@ def said(tmp_path_factory):
             torch.save(tensors, file, _use_new_zipfile_serialization=is_archive)
     save_file(net.state_dict(), folder / 'weights-good.safetensors')
     save_file(net.state_dict(), folder / 'network-good.safetensors')
+    save_file(net.state_dict(), folder / 'run-good.safetensors')
     whole = plain_state()
     torch.save(whole, folder / 'checkpoint-good.pt')
     orders = dict(
@@ -155,6 +189,7 @@ def test_good_files_are_read(said):
         'network-good.pt': "gave 'small_cnn'",
         'network-good-old.pt': "gave 'small_cnn'",
         'network-good.safetensors': "gave 'small_cnn'",
+        'run-good.safetensors': "gave 'SmallCNN'",
         'weights-good.safetensors': "gave 'SmallCNN'",
     }
 
@@ -182,6 +217,12 @@ def test_the_lines_say_what_was_asked_for(said):
         'network-count.pt': 'another size than it says',
         'network-control.pt': 'of no network that is known here',
         'weights-length.safetensors': 'its header has more than',
+        'weights-header0.safetensors': 'its header cannot be read',
+        'weights-header2.safetensors': 'its header cannot be read',
         'checkpoint-expanded.pt': 'asks for 8e+10 bytes',
     }
+    for reader in 'network', 'weights', 'run':
+        found[f'{reader}-little.safetensors'] = ' bytes, it has 200,000,000,'
+        found[f'{reader}-more.safetensors'] = 'its header asks for a file of 2,000,000,000,'
+        found[f'{reader}-much.safetensors'] = 'it is larger than 8,589,934,592 bytes'
     assert {name: words for name, words in found.items() if words not in said[name]} == {}
