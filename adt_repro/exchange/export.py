@@ -219,11 +219,11 @@ def _inputs_of(facts):
     return inputs or None
 
 # %% ../../nbs/library/exchange/export.ipynb #info-texts
-def _whose(config, facts):
-    "A sentence that says where the weights are from"
-    version = _plain(facts.get('versions', {}).get('adt_repro', ''))
+def _whose(config, facts, as_text):
+    "A sentence that says where the weights are from; `as_text` writes what comes from a file"
+    version = as_text(facts.get('versions', {}).get('adt_repro', ''))
     if config['method'] == IMPORTED:
-        source, digest = _plain(facts.get('source', '')), _plain(facts.get('sha256', '')[:12])
+        source, digest = as_text(facts.get('source', '')), as_text(facts.get('sha256', '')[:12])
         return (
             f'The weights of {source} (SHA-256 {digest}…), '
             f'evaluated by adt_repro {version}; how they were trained is not known here.'
@@ -232,7 +232,7 @@ def _whose(config, facts):
 
 
 def _footnote(config, facts):
-    text, inputs = _whose(config, facts), _inputs_of(facts)
+    text, inputs = _whose(config, facts, str), _inputs_of(facts)
     if inputs:
         text += f' It expects (x - mean)/std with mean, std = {inputs}.'
     return text
@@ -427,7 +427,7 @@ def _card(run, name, sub_block1, records, sums):
         f'# {name}',
         '',
         f'{architecture(config["arch"])} for {config["dataset"]}, method `{config["method"]}`, '
-        f'ℓ∞ radius ε = {eps_text(config["eps"])} of pixels in [0, 1]. {_whose(config, facts)}',
+        f'ℓ∞ radius ε = {eps_text(config["eps"])} of pixels in [0, 1]. {_whose(config, facts, _plain)}',
         '',
     ]
     lines += ['## Use', '', '```python', *_use_lines(config, facts, name, sub_block1), '```', '']
