@@ -204,11 +204,15 @@ def architecture(
 _ACTS_IN_MARKDOWN = re.compile(r'[\\`*_{}\[\]<>()#!|~&$]')
 
 
-def _plain(value):
-    "A value of a run's files as text for Markdown: one line, in which nothing acts"
+def _one_line(value):
+    "A value of a run's files as text of one line"
     text = value if isinstance(value, str) else shown(value)
-    text = ''.join(c if c.isprintable() else '?' for c in text)
-    return _ACTS_IN_MARKDOWN.sub(r'\\\g<0>', text)
+    return ''.join(c if c.isprintable() else '?' for c in text)
+
+
+def _plain(value):
+    "The same for Markdown: nothing in it acts"
+    return _ACTS_IN_MARKDOWN.sub(r'\\\g<0>', _one_line(value))
 
 
 def _inputs_of(facts):
@@ -232,7 +236,7 @@ def _whose(config, facts, as_text):
 
 
 def _footnote(config, facts):
-    text, inputs = _whose(config, facts, str), _inputs_of(facts)
+    text, inputs = _whose(config, facts, _one_line), _inputs_of(facts)
     if inputs:
         text += f' It expects (x - mean)/std with mean, std = {inputs}.'
     return text
