@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -105,14 +106,21 @@ class DistributedError(RuntimeError):
 _EXPECTED_ERRORS = {e.__name__: e for e in (ParameterError, DataError, TrainingError)}
 
 
+def _failures(folder):
+    "Time, name and line of each worker's error; one that torchrun ended may have left half a file"
+    found = []
+    for file in Path(folder).rglob('error.json'):
+        with suppress(ValueError):
+            message = json.loads(file.read_text())['message']
+            name, _, line = ' '.join(message['message'].split()).partition(': ')
+            found.append((int(message['extraInfo']['timestamp']), name, line))
+    return sorted(found)
+
+# %% ../../nbs/library/runs/launch.ipynb #first-failure
 def _first_failure(folder, printed):
     "The exception that explains best why torchrun failed: from the workers' error files and what it printed"
-    failures = []
-    for file in Path(folder).rglob('error.json'):
-        message = json.loads(file.read_text())['message']
-        name, _, line = ' '.join(message['message'].split()).partition(': ')
-        failures.append((int(message['extraInfo']['timestamp']), name, line))
-    for _, name, line in sorted(failures):
+    failures = _failures(folder)
+    for _, name, line in failures:
         if name in _EXPECTED_ERRORS:
             return _EXPECTED_ERRORS[name](line)
     killed = re.findall(r'rank +: (\d+)[^\n]*\n *exitcode +: (-\d+)', printed)
@@ -122,7 +130,7 @@ def _first_failure(folder, printed):
         return DistributedError(f'process {rank} was ended from outside, with code {code}')
     if not failures:
         return DistributedError('unexpected worker failure, without a message')
-    _, name, line = min(failures)
+    _, name, line = failures[0]
     return DistributedError(f'unexpected worker failure: {name}: {line[:500]}')
 
 # %% ../../nbs/library/runs/launch.ipynb #torchrun

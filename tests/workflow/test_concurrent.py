@@ -28,6 +28,15 @@ CALLS = {
     | dict(u_max=[], seeds=2, epochs=1, n_train=64, n_test=20, draws=2),
     'benchmark': dict(parts=['training'], methods=['standard'], batch=2, machine='mine'),
 }
+CALLS_OF_ALL = CALLS | dict(paper={}, seeds=dict(train='true', methods=['standard'], seeds=2))
+
+
+def project_with_scale(folder):
+    "A project with all these notebooks, and with the file of its scale"
+    root = small_project(folder, *CALLS_OF_ALL)
+    (root / 'nbs' / 'scales').mkdir()
+    (root / 'nbs' / 'scales' / 'tiny.yaml').write_text((ROOT / 'nbs/scales/digits.yaml').read_text())
+    return root
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ def check_one_wins(project, notebook, **change):
     """One comes to its end and leaves what it leaves alone; the other says why it does not, in one line
 
     Where the first has ended before the second asks, both come to their end."""
-    before, call = contents(project), (notebook, CALLS[notebook] | change)
+    before, call = contents(project), (notebook, CALLS_OF_ALL[notebook] | change)
     found = start_both(project, call, call)
     assert [status for status, _ in sorted(found)] in ([0, 1], [0, 0]), found
     for line in [line for status, line in found if status]:
@@ -190,6 +199,11 @@ def test_locks_of_every_notebook_end_with_the_last_file(notebook, project):
 
 
 @pytest.mark.slow
+def test_two_tables_of_seeds_at_once(tmp_path):
+    check_one_wins(project_with_scale(tmp_path), 'seeds', scale='tiny')
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('again', range(5))
 @pytest.mark.parametrize('notebook', CALLS)
 def test_every_notebook_twice_at_once(notebook, again, project):
@@ -210,7 +224,7 @@ PAIRS = {
 
 def check_both_end(project, pair):
     "Two calls that have nothing in common but the scale both come to their end"
-    calls = [(notebook, CALLS[notebook] | change) for notebook, change in PAIRS[pair]]
+    calls = [(notebook, CALLS_OF_ALL[notebook] | change) for notebook, change in PAIRS[pair]]
     found = start_both(project, *calls)
     assert [status for status, _ in found] == [0, 0], found
     check_whole(contents(project))
@@ -226,16 +240,12 @@ def test_other_pairs_at_once(pair, again, project):
 # A folder that each notebook writes to, besides what it reads
 FOLDERS = dict(white_box='tables', spsa='frames', transfer='records', landscape='figures', diversity='frames')
 FOLDERS |= dict(ablation='figures', train='runs', paper='frames', seeds='tables')
-CALLS_OF_ALL = CALLS | dict(paper={}, seeds=dict(train='true', methods=['standard'], seeds=2))
 
 
 @pytest.fixture(scope='module')
 def empty(tmp_path_factory):
     "All notebooks, and no run: what they need at scale tiny they train themselves"
-    root = small_project(tmp_path_factory.mktemp('empty'), *CALLS_OF_ALL)
-    (root / 'nbs' / 'scales').mkdir()
-    (root / 'nbs' / 'scales' / 'tiny.yaml').write_text((ROOT / 'nbs/scales/digits.yaml').read_text())
-    return root
+    return project_with_scale(tmp_path_factory.mktemp('empty'))
 
 
 @pytest.mark.parametrize('notebook', FOLDERS)
