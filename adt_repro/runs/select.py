@@ -16,7 +16,7 @@ import torch
 from ..base.parameters import refuse
 from ..data import DATASETS, load_data
 from ..methods.adversaries import default_draws, exp_adversary
-from .config import RULES
+from .config import RULES, run_name
 from .fit import fit_run
 from .resolve import resolve
 from .store import finished_runs, load_method, load_run_and_digest, read_config, whole_path
@@ -67,6 +67,8 @@ def tiny_run(
         scale=whole_path(folder).name,
     )
     config = resolve(dict.fromkeys(RULES) | given)
+    if run_name(config) in _runs_with_weights(folder):
+        return run_name(config)  # without its lock, so that several notebooks may ask at once
     return fit_run(config, whole_path(folder).parent).name
 
 # %% ../../nbs/library/runs/select.ipynb #experiment

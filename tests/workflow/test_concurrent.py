@@ -35,7 +35,8 @@ def project_with_scale(folder):
     "A project with all these notebooks, and with the file of its scale"
     root = small_project(folder, *CALLS_OF_ALL)
     (root / 'nbs' / 'scales').mkdir()
-    (root / 'nbs' / 'scales' / 'tiny.yaml').write_text((ROOT / 'nbs/scales/digits.yaml').read_text())
+    text = (ROOT / 'nbs/scales/digits.yaml').read_text()
+    (root / 'nbs' / 'scales' / 'tiny.yaml').write_text(text.replace('scale: digits', 'scale: tiny'))
     return root
 
 
