@@ -145,7 +145,7 @@ only_prints = workflow.output_settings.dryrun or not QUESTIONS.isdisjoint(words)
 if any(word.startswith(('--cleanup', '--cm')) for word in words):   # Snakemake does it in a dry run too
     only_prints = False
 if workflow.is_main_process and not only_prints:
-    if why := try_folder(OUT, '.'):
+    if why := try_folder(OUT, OUT):   # it, or outputs, may be a link to another disk; within it none may be
         raise WorkflowError(f'scale={scale.name!r}: {why}; expected a folder that can be written to')
     try:   # LOCK is held until this process ends
         LOCK = lock_file(Path(OUT)/'.snakemake.lock', f'scale={scale.name!r}', 'making it')
@@ -193,6 +193,7 @@ onsuccess:
 onerror:
     print(
         f'Something failed: its last lines are in {OUT}/logs/, its notebook in {OUT}/notebooks/. '
-        'Started again, the rest goes on.',
+        'Started again, the rest goes on. '
+        'Another process that is named there may be left of a killed Snakemake: wait for its end, or end it.',
         file=sys.stderr,
     )

@@ -34,6 +34,10 @@ def checked_parameters(
     return parse_json(text, f'the parameters of {notebook}')
 
 # %% ../../nbs/library/runs/notebook.ipynb #run-notebook
+# The kernel's own log warns of TCP at each start, and has a traceback when it is stopped within a cell
+_KERNEL = ['--log-level=CRITICAL']
+
+
 class NotebookError(RuntimeError):
     "A notebook that was not executed to its end: one line"
 
@@ -72,8 +76,9 @@ def run_notebook(
 
     logging.getLogger('papermill').setLevel(logging.CRITICAL)  # its errors are the line below
     os.environ.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')  # as papermill's own command does
+    options = dict(progress_bar=sys.stderr.isatty(), extra_arguments=_KERNEL)
     try:
-        execute_notebook(source, output, parameters, progress_bar=sys.stderr.isatty())
+        execute_notebook(source, output, parameters, **options)
     except PapermillExecutionError as error:
         raise NotebookError(_one_line(f'{error.ename}: {error.evalue}')) from None
     except DeadKernelError:

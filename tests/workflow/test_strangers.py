@@ -5,6 +5,8 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import time
 
@@ -226,6 +228,20 @@ def test_delete_all_output_deletes(tmp_path):
     assert status == 0 and not (root / TRAINED).exists(), said[-2000:]
 
 
+@pytest.mark.parametrize('link', ['outputs', 'outputs/mini'])
+def test_outputs_may_be_on_another_disk(link, tmp_path):
+    "It was refused here, and by no notebook"
+    (tmp_path / 'project').mkdir()
+    root = has_plan(project(tmp_path / 'project'))
+    (root / link).rename(tmp_path / 'disk')
+    (root / link).symlink_to(tmp_path / 'disk')
+    (tmp_path / 'disk' / TRAINED.removeprefix(f'{link}/')).parent.mkdir(parents=True)
+    (root / TRAINED).write_text('{}')
+    status, said = starts(root, '--delete-all-output')
+    assert status == 0 and not (root / TRAINED).exists(), said[-2000:]
+    assert (root / link).is_symlink() and (root / 'outputs' / 'mini' / 'plan.txt').is_file()
+
+
 # papermill
 
 
@@ -255,11 +271,6 @@ def notebook_command(*args):
     sys.exit(main([*args]))
 
 
-def own_lines(done):
-    "What a command says, without the notes of Jupyter itself"
-    return [line for line in done.stderr.splitlines() if '[IPKernelApp]' not in line]
-
-
 def test_names_in_a_scale_do_not_run_in_seeds(tmp_path):
     "A name with an underscore in front passed the check, and papermill ran it"
     root = small_project(tmp_path, 'seeds', 'train')
@@ -287,7 +298,8 @@ def test_a_file_of_parameters_is_checked_before_papermill(content, tmp_path):
     text = content if isinstance(content, bytes) else yaml.dump(content).encode()
     (root / 'given.yaml').write_bytes(text)
     done = call(root, '-f', 'given.yaml')
-    assert done.returncode == 1 and len(own_lines(done)) == 1 and 'xpected' in done.stderr, done.stderr
+    said = done.stderr.splitlines()
+    assert done.returncode == 1 and len(said) == 1 and 'xpected' in said[0], said
     assert not (root / 'ran').exists() and not (root / 'out.ipynb').exists()
 
 
@@ -302,7 +314,7 @@ def test_what_passes_arrives_as_it_was(tmp_path):
     (root / 'given.yaml').write_text(yaml.dump(dict(rows=rows, eps='8/255')))
     given = ['-f', 'given.yaml', '-y', 'lr: 5e-05']
     done = run_fork(notebook_command, 'train', 'out.ipynb', *given, cwd=root)
-    assert done.returncode == 0 and not own_lines(done), done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
     assert json.loads((root / 'got').read_text()) == [5e-05, 8 / 255, rows]
     assert (root / 'out.ipynb').exists() and not (root / 'ran').exists()
 
@@ -311,5 +323,19 @@ def test_a_dead_kernel_is_one_line(tmp_path):
     "A real one"
     root = cells_of(tmp_path, 'lr = 0', 'import os, signal\nos.kill(os.getpid(), signal.SIGKILL)')
     done = call(root, '-p', 'lr', '1e-3')
-    said = own_lines(done)
+    said = done.stderr.splitlines()
     assert done.returncode and len(said) == 1 and said[0].startswith('train.ipynb: the kernel died; '), said
+
+
+def test_a_stopped_notebook_is_one_line(tmp_path):
+    "Ctrl-C within a cell printed a traceback of the kernel, after its warning of TCP"
+    root = cells_of(tmp_path, 'lr = 0', 'import time\nopen("begun", "w").close()\ntime.sleep(100)')
+    command = [sys.executable, '-m', 'adt_repro.runs.notebook', 'train', 'out.ipynb']
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as going:
+        last = time.monotonic() + 120
+        while not (root / 'begun').exists() and going.poll() is None and time.monotonic() < last:
+            time.sleep(0.05)
+        going.send_signal(signal.SIGINT)
+        said = going.communicate()[1]
+    assert (root / 'begun').exists() and going.returncode == 130
+    assert said == 'train: stopped; started again it goes on\n'
