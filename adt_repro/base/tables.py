@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from contextlib import contextmanager
@@ -136,13 +137,12 @@ def _check_sum(path, noted, found):
     if not noted or found in noted or found in noted_sums(path):
         return
     why = f'its SHA-256 is {found[:12]}…, and {SUMS} says {noted[-1][:12]}…: it was changed or damaged'
-    scale = file_label(_place_of(path)[0].parent)
-    raise _refused(
-        path,
-        why,
-        'expected the file as it was written; fetch or make it again,'
-        f' or note a change of your own by python -m adt_repro.base.tables {scale}',
-    )
+    file, name = _place_of(path)
+    expected = 'expected the file as it was written; fetch or make it again'
+    if not name.startswith('runs/'):  # a run's own files are bound by its run.json
+        scale = shlex.quote(os.path.relpath(file.parent))
+        expected += f', or note a change of your own by python -m adt_repro.base.tables {scale}'
+    raise _refused(path, why, expected)
 
 
 def read_bytes(

@@ -408,7 +408,7 @@ def _check_names(run, name):
     if name is not None and not word().ok(name):
         refuse('name', name, word().says)
     if not RUN_NAME.ok(run.name):
-        refuse('run', run.name, RUN_NAME.says)
+        refuse('run', run.name, f'{RUN_NAME.says}; rename the folder')
 
 # %% ../../nbs/library/exchange/export.ipynb #card
 def model_card(

@@ -20,7 +20,7 @@ from ..base.parameters import ParameterError, shown
 from ..base.tables import TableError, file_digest, file_label, read_table
 from ..evaluation.records import join_records, read_record
 from ..evaluation.sanity import CHECKS
-from ..runs.store import finished_runs, read_facts, weights_digest
+from ..runs.store import finished_runs, listed_weights, read_facts, weights_digest
 
 # %% ../../nbs/library/paper/inputs.ipynb #frame-kind
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _rows_of(path, runs='runs'):
     "The records of a file; nobody may change the frame, because the next caller gets it too"
     path = Path(path).absolute()
     rows, weights = _rows_with_digest(path, file_digest(path))
-    _check_weights(path, weights, path.parent.parent / runs)
+    _check_weights(path, listed_weights(path) | weights, path.parent.parent / runs)
     return rows
 
 # %% ../../nbs/library/paper/inputs.ipynb #check-images

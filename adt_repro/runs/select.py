@@ -13,13 +13,20 @@ from pathlib import Path
 
 import torch
 
-from ..base.parameters import refuse
+from ..base.parameters import refuse, shown
 from ..data import DATASETS, load_data
 from ..methods.adversaries import default_draws, exp_adversary
 from .config import RULES, run_name
 from .fit import fit_run
 from .resolve import resolve
-from .store import finished_runs, load_method, load_run_and_digest, read_config, whole_path
+from adt_repro.runs.store import (
+    RUN_NAME,
+    finished_runs,
+    load_method,
+    load_run_and_digest,
+    read_config,
+    whole_path,
+)
 
 # %% ../../nbs/library/runs/select.ipynb #chosen
 def _runs_with_weights(folder):
@@ -28,6 +35,14 @@ def _runs_with_weights(folder):
     return [run for run in finished_runs(runs) if (runs / run / 'weights.safetensors').exists()]
 
 
+def _misnamed(runs):
+    "What to say of a folder that holds a run, but has no name of a run; empty where there is none"
+    for file in sorted(runs.glob('*/run.json')):
+        if not RUN_NAME.ok(file.parent.name):
+            return f'; {shown(file.parent.name)} is left out, expected {RUN_NAME.says}: rename that folder'
+    return ''
+
+# %% ../../nbs/library/runs/select.ipynb #chosen-runs
 def chosen_runs(
     folder: Path | str,  # of a scale, such as outputs/demo
     patterns: list,  # names, or patterns as of a shell; None: all
@@ -44,13 +59,21 @@ def chosen_runs(
         fits = fnmatch.filter(finished, pattern)
         if not fits:
             place = whole_path(folder) / 'runs'
-            there = f'{", ".join(finished)}, the finished runs of {place}'
-            none = f'a finished run, but none with its weights is in {place}; train one first'
-            refuse(name, pattern, there if finished else none)
+            there = f'a finished run, but none with its weights is in {place}; train one first'
+            if finished:
+                there = f'{", ".join(finished)}, the finished runs of {place}'
+            refuse(name, pattern, there + _misnamed(place))
         chosen += fits
     return list(dict.fromkeys(chosen))
 
 # %% ../../nbs/library/runs/select.ipynb #tiny
+def _was_made_so(run, config):
+    "Has a run the parameters that are given? Those of None are decided when a run is made"
+    made = read_config(run)
+    asked = {k: v for k, v in config.items() if v is not None and k not in ('device', 'data_root')}
+    return all(made[k] == v for k, v in asked.items())
+
+# %% ../../nbs/library/runs/select.ipynb #tiny-run
 def tiny_run(
     folder: Path | str,  # of a scale, such as outputs/tiny
     method: str,  # see `adt_repro.methods.table.METHODS`
@@ -67,8 +90,9 @@ def tiny_run(
         scale=whole_path(folder).name,
     )
     config = resolve(dict.fromkeys(RULES) | given)
-    if run_name(config) in _runs_with_weights(folder):
-        return run_name(config)  # without its lock, so that several notebooks may ask at once
+    name = run_name(config)
+    if name in _runs_with_weights(folder) and _was_made_so(whole_path(folder) / 'runs' / name, config):
+        return name  # without its lock, so that several notebooks may ask at once
     return fit_run(config, whole_path(folder).parent).name
 
 # %% ../../nbs/library/runs/select.ipynb #experiment

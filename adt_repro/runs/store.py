@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RUN_NAME', 'whole_path', 'run_folder', 'provenance', 'save_run', 'lock_run', 'close_outputs', 'open_outputs',
-           'read_config', 'read_facts', 'check_file', 'weights_digest', 'records_of', 'read_history', 'run_facts',
-           'resume', 'load_run_and_digest', 'load_run', 'load_model', 'load_method', 'finished_runs', 'read_runs']
+           'read_config', 'read_facts', 'check_file', 'weights_digest', 'listed_weights', 'records_of', 'read_history',
+           'run_facts', 'resume', 'load_run_and_digest', 'load_run', 'load_model', 'load_method', 'finished_runs',
+           'read_runs']
 
 # %% ../../nbs/library/runs/store.ipynb #imports
 import hashlib
@@ -372,8 +373,10 @@ _DIGEST = matching('[0-9a-f]{64}', 'a SHA-256')
 _OF_RECORDS = table('a table of SHA-256 for each run', text(), _DIGEST)
 
 
-def _listed_weights(record):
-    "Run to the SHA-256 of its weights, of a record that does not say so itself, from the list beside it"
+def listed_weights(
+    record: Path | str,  # a file of `save_records`
+) -> dict:  # run to the SHA-256 of its weights, 64 hexadecimal digits; empty where there is no such list
+    "What `weights.json` beside a record says of it; a `ParameterError` where that file cannot be used"
     file = Path(record).with_name('weights.json')
     if not file.exists():
         return {}
@@ -395,7 +398,7 @@ def records_of(
     found = {}
     for file in files:
         rows, recorded = read_record(file)
-        recorded = recorded.get(run.name) or _listed_weights(file).get(run.name)
+        recorded = recorded.get(run.name) or listed_weights(file).get(run.name)
         found[file] = rows, None if now is None or recorded is None else recorded == now
     return found
 

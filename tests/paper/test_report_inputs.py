@@ -17,7 +17,7 @@ import yaml
 from helpers import ROOT, copy_files, papermill, refusal
 
 from adt_repro.base.parameters import shown
-from adt_repro.base.tables import read_parquet
+from adt_repro.base.tables import file_digest, read_parquet, write_text
 from adt_repro.evaluation import records
 from adt_repro.evaluation.records import read_record, save_records
 from adt_repro.paper import inputs
@@ -540,6 +540,9 @@ def test_a_record_of_other_weights_is_refused(copied, name):
     assert refusal(reader, copied) == expected
     save_records(read_record(file)[0], file)  # as before records named weights
     assert refusal(reader, copied).startswith('gave ')
+    listed = {file_digest(file): {run: digest_of('first') for run in runs}}
+    write_text(file.with_name('weights.json'), json.dumps(listed))  # as of the records that are committed
+    assert refusal(reader, copied) == expected
 
 
 def test_weights_that_are_there_are_read_once(copied, monkeypatch):
