@@ -24,6 +24,7 @@ from adt_repro.runs.store import (
     finished_runs,
     load_method,
     load_run_and_digest,
+    misnamed_runs,
     read_config,
     whole_path,
 )
@@ -37,10 +38,10 @@ def _runs_with_weights(folder):
 
 def _misnamed(runs):
     "What to say of a folder that holds a run, but has no name of a run; empty where there is none"
-    for file in sorted(runs.glob('*/run.json')):
-        if not RUN_NAME.ok(file.parent.name):
-            return f'; {shown(file.parent.name)} is left out, expected {RUN_NAME.says}: rename that folder'
-    return ''
+    misnamed = misnamed_runs(runs)
+    if not misnamed:
+        return ''
+    return f'; {shown(misnamed[0])} is left out, expected {RUN_NAME.says}: rename that folder'
 
 # %% ../../nbs/library/runs/select.ipynb #chosen-runs
 def chosen_runs(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RUN_NAME', 'whole_path', 'run_folder', 'provenance', 'save_run', 'lock_run', 'close_outputs', 'open_outputs',
            'read_config', 'read_facts', 'check_file', 'weights_digest', 'listed_weights', 'records_of', 'read_history',
-           'run_facts', 'resume', 'load_run_and_digest', 'load_run', 'load_model', 'load_method', 'finished_runs',
-           'read_runs']
+           'run_facts', 'resume', 'load_run_and_digest', 'load_run', 'load_model', 'load_method', 'misnamed_runs',
+           'finished_runs', 'read_runs']
 
 # %% ../../nbs/library/runs/store.ipynb #imports
 import hashlib
@@ -588,12 +588,23 @@ def load_method(
 RUN_NAME = matching('[A-Za-z0-9_-]{1,255}', 'a name of up to 255 letters, digits, - and _')  # see `run_name`
 
 
+def _folders_of_runs(folder):
+    "Names of the folders that have their run.json, which is written last"
+    return sorted(file.parent.name for file in Path(folder).glob('*/run.json'))
+
+
+def misnamed_runs(
+    folder: Path | str,  # such as outputs/demo/runs
+) -> list:  # names, sorted
+    "The folders that hold a run, but have no name of a run, so that nothing takes them for one"
+    return [name for name in _folders_of_runs(folder) if not RUN_NAME.ok(name)]
+
+
 def finished_runs(
     folder: Path | str,  # such as outputs/demo/runs
 ) -> list:  # names, sorted; empty where there is no such folder
     "The runs of a folder that have their run.json, which is written last, and a run's name"
-    names = [file.parent.name for file in Path(folder).glob('*/run.json')]
-    return sorted(name for name in names if RUN_NAME.ok(name))
+    return [name for name in _folders_of_runs(folder) if RUN_NAME.ok(name)]
 
 # %% ../../nbs/library/runs/store.ipynb #read-runs
 def read_runs(
