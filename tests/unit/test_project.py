@@ -76,7 +76,8 @@ def test_notebook_is_readable(path):
         r'"image/png": "[^"]*"', '', json.dumps([c.outputs for c in code])
     )  # base64 may spell anything
     assert '"output_type": "error"' not in outputs
-    assert not re.search(r'(?<![\w.])/(root|home|tmp|Users|work)/', outputs)
+    lines = outputs.replace('\\n', ' ')  # a path may begin one
+    assert not re.search(r'(?<![\w.])/(root|home|tmp|Users|work)/', lines)
 
 
 def test_faults_to_try_can_be_put_in():
