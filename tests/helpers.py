@@ -56,6 +56,14 @@ def copy_files(names, folder):
     return Path(folder)
 
 
+def cells_of(notebook):
+    "Place and text of each cell of Python in a notebook of the project"
+    for cell in json.loads(notebook.read_text())['cells']:
+        code = ''.join(cell['source'])
+        if cell['cell_type'] == 'code' and not code.startswith('%%'):
+            yield f'{notebook.relative_to(ROOT)}, {cell["id"]}', code
+
+
 def small_project(folder, *notebooks):
     "What some notebooks need of a clone, so that no test touches the real outputs/"
     copy_files(['settings.ini', *(f'nbs/{name}.ipynb' for name in notebooks)], folder)

@@ -505,8 +505,9 @@ def write_parquet(
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA: own})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, write_page_checksum=True)
-    _check_size(path, table, buffer.getvalue())
-    write_bytes(path, buffer.getvalue())
+    content = buffer.getvalue()
+    _check_size(path, table, content)
+    write_bytes(path, content)
 
 # %% ../../nbs/library/base/tables.ipynb #thrift
 class _Thrift:

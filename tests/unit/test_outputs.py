@@ -3,7 +3,6 @@
 import ast
 import errno
 import fcntl
-import json
 import os
 import re
 import subprocess
@@ -16,7 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, refusal
+from helpers import ROOT, cells_of, refusal
 
 from adt_repro.analysis.style import save_figure
 from adt_repro.base.files import lock_file, replacing
@@ -229,13 +228,6 @@ EXPECTED = {
     "open(Path(folder) / 'printed', 'w+')",
     "open(part, 'xb')",  # base/files
 }
-
-
-def cells_of(notebook):
-    for cell in json.loads(notebook.read_text())['cells']:
-        code = ''.join(cell['source'])
-        if cell['cell_type'] == 'code' and not code.startswith('%%'):
-            yield f'nbs/{notebook.name}, {cell["id"]}', code
 
 
 def test_every_table_goes_through_the_one_writer():

@@ -1,9 +1,8 @@
 "No experiment and no module reads a file otherwise than through the readers, which check what they read"
 
 import ast
-import json
 
-from helpers import ROOT
+from helpers import ROOT, cells_of
 
 # Where the readers are
 READERS = 'adt_repro/base/', 'adt_repro/models/weights.py', 'adt_repro/data.py'
@@ -43,14 +42,6 @@ def plain_reads(code):
         if is_method or ast.unparse(node.func) in FUNCTIONS:
             found.append(ast.unparse(node))
     return found
-
-
-def cells_of(notebook):
-    "(place, code) of the cells of Python"
-    for cell in json.loads(notebook.read_text())['cells']:
-        code = ''.join(cell['source'])
-        if cell['cell_type'] == 'code' and not code.startswith('%%'):
-            yield f'{notebook.relative_to(ROOT)}, {cell["id"]}', code
 
 
 def test_every_file_goes_through_a_reader():
