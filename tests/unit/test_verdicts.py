@@ -555,6 +555,7 @@ CASES = [  # the word, what was found, bounds, published, options
     ('inconclusive', found(0, 3), (-2, 2), 0.0, {}),
     ('inconclusive', found(2, 0.5), (-2, 2), 0.0, {}),  # at the margin of "the same"
     ('inconclusive', found(0.5, 0.3), (-inf, 0), 0.14, {}),  # what was published is no case of the claim
+    ('inconclusive', found(2, 0.5), (-inf, 0), 0.14, dict(p_against=0.3)),
     ('inconclusive', found(4, 2.2), (0, inf), 2.3, {}),
     ('inconclusive', found(2, 0.5), (0, inf), 2.3, dict(p=0.0250001)),
     ('inconclusive', found(0, 0), (0, inf), 2.3, {}),  # no spread is no evidence, for or against
