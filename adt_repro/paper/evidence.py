@@ -40,7 +40,7 @@ from ..training.passes import generator_macs, network_macs, training_passes
 TABLE1 = ['natural', *TABLE1_ATTACKS]  # the columns whose worst case is A_rob
 
 # %% ../../nbs/library/paper/evidence.ipynb #run-row
-_OF_ADT = ['n_mc', 'work', 'generator', 'u_max', 'u_end']
+_OF_ADT = ['n_mc', 'work', 'per_pass', 'generator', 'u_max', 'u_end']
 _SETTING = ['method', 'seed', 'dataset', 'arch', 'eps', 'epochs', 'n_train', 'n_test', 'recipe']
 
 
@@ -62,14 +62,16 @@ def _generator_weights(config):
 
 
 def _work(config):
-    "Passes of an ADT run's network for an image of a step, those of its generator converted; nan elsewhere"
+    """Passes of an ADT run's network for an image of a step, those of its generator converted
+
+    And how many passes of the network a pass of the generator costs; nan where there is none."""
     if not config['method'].startswith('adt_'):
-        return float('nan')
+        return dict(work=float('nan'), per_pass=float('nan'))
     passes = training_passes(config)
     if not passes['generator']:
-        return float(passes['classifier'])
+        return dict(work=float(passes['classifier']), per_pass=float('nan'))
     per_pass = generator_macs(config) / network_macs(config['arch'], config['dataset'])
-    return passes['classifier'] + passes['generator'] * per_pass
+    return dict(work=passes['classifier'] + passes['generator'] * per_pass, per_pass=per_pass)
 
 # %% ../../nbs/library/paper/evidence.ipynb #read-run
 def _read_config(folder):
@@ -107,7 +109,7 @@ def _run_row(folder, config, facts):
         seconds=facts.get('seconds'),
         device=facts.get('device'),
         n_mc=config['n_mc'],
-        work=_work(config),
+        **_work(config),
         generator=_generator_weights(config),
         u_max=config['u_max'],
         u_end=_last_u(folder, config['u_max']),
@@ -121,8 +123,9 @@ def run_table(
 
     The columns: run (its folder's name), row (its name in Table 1), method, seed, dataset, arch, eps, epochs,
     n_train, n_test, recipe, seconds (of training), device, and of ADT methods, nan elsewhere: n_mc (draws in
-    a step of the inner problem), work (passes of the network for an image of a step), generator (its
-    weights), u_max (a threshold), u_end (the entropy term U in the last epoch). Imported weights are left out.
+    a step of the inner problem), work (passes of the network for an image of a step), per_pass (passes of the
+    network that one of the generator costs), generator (its weights), u_max (a threshold), u_end (the entropy
+    term U in the last epoch). Imported weights are left out.
     """
     rows = []
     runs = Path(folder) / 'runs'
