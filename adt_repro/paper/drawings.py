@@ -11,7 +11,7 @@ import pandas as pd
 
 from adt_repro.analysis.plots import (
     ablation_title,
-    draw_coverage,
+    draw_alignment,
     draw_curvature,
     draw_frontier,
     draw_hinge,
@@ -69,10 +69,11 @@ def draw_table1(
 _REACH = 3.0  # published effects beyond estimate, bounds and published size, where an interval is cut
 
 
-def _claim_unit(claim):
+def _claim_unit(claim, bounds):
     "What 1 is on a claim's axis, in the claim's unit, and how the axis is called"
-    if np.isfinite(claim.published) and claim.published != 0:
-        return abs(claim.published), f'× the published {abs(claim.published):.3g} {claim.unit}'.strip()
+    size = abs(claim.published)
+    if size > max(abs(bound) for bound in bounds if np.isfinite(bound)):
+        return size, f'× the published {size:.3g} {claim.unit}'.strip()
     return 1.0, claim.unit
 
 
@@ -81,16 +82,24 @@ def _claim_ends(claim, bounds, unit):
     marks = [v for v in (claim.estimate, claim.published, *bounds) if np.isfinite(v)]
     interval = [v for v in (claim.lo, claim.hi) if np.isfinite(v)]
     lo, hi = min(marks), max(marks)
-    if np.isfinite(claim.published) and len(interval):
+    if unit == abs(claim.published) and interval:
         interval = np.clip(interval, lo - _REACH * unit, hi + _REACH * unit)
     lo, hi = min([lo, *interval]) / unit, max([hi, *interval]) / unit
     room = 0.08 * (hi - lo) or 0.5
     return lo - room, hi + room
 
+
+def _two_lines(claim):
+    "A claim and its statistic; what a long one says in brackets goes to the statistic"
+    text, bracket, rest = claim.claim.rpartition(' (')
+    if bracket and len(claim.claim) > 60 and rest.endswith(')'):
+        return f'{claim.key}  {text}', f'{claim.statistic} ({rest}'
+    return f'{claim.key}  {claim.claim}', claim.statistic
+
 # %% ../../nbs/library/paper/drawings.ipynb #draw-claim
 def _draw_claim(ax, claim, bounds):
     "One claim on its axis"
-    unit, called = _claim_unit(claim)
+    unit, called = _claim_unit(claim, bounds)
     ends = _claim_ends(claim, bounds, unit)
     lower, upper = np.clip(np.array(bounds) / unit, *ends)
     ax.axvspan(lower, upper, color='#dff2ea', lw=0)
@@ -109,8 +118,9 @@ def _draw_claim(ax, claim, bounds):
     ax.tick_params(axis='x', labelsize=6, pad=1, length=2)
     ax.spines['left'].set_visible(False)
     place = dict(xycoords='axes fraction', va='center')
-    ax.annotate(f'{claim.key}  {claim.claim}', (-0.02, 0.72), **place, ha='right', fontsize=7.5)
-    ax.annotate(claim.statistic, (-0.02, 0.22), **place, ha='right', fontsize=6, color='0.35')
+    above, below = _two_lines(claim)
+    ax.annotate(above, (-0.02, 0.72), **place, ha='right', fontsize=7.5)
+    ax.annotate(below, (-0.02, 0.22), **place, ha='right', fontsize=6, color='0.35')
     ax.annotate(f'{look.sign} {claim.verdict}', (1.02, 0.72), **place, fontsize=8, weight='bold')
     ax.annotate(called, (1.02, 0.22), **place, fontsize=6, color='0.35')
 
@@ -153,7 +163,7 @@ def draw_paper_figures(
     plain = [
         ('Loss landscape', draw_landscape, frames['landscape'], said),
         ('Curvature', draw_curvature, frames['curvature'], said),
-        ('Coverage of other attacks’ examples', draw_coverage, frames['coverage'], said),
+        ('Where attacks end and the distribution points', draw_alignment, frames['alignment'], said),
         ('Spread of the distribution', draw_spread, frames['diversity_measures'], said),
         ('Weight of the entropy', draw_frontier, _with_options(sweep, 'lbd'), of_sweep),
         ('Steps, draws, momentum and start', draw_options, inner, of_sweep),

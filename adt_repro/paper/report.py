@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CIFAR10_TEST', 'REAL', 'COLUMNS', 'VERDICTS', 'MEANINGS', 'CELL_MEANINGS', 'CONDITIONS', 'paper_settings',
-           'same_setting', 'latest_scale', 'table1_cells', 'scale_line', 'lost_to_attacks', 'fill', 'Look',
-           'legend_html', 'table1_html', 'claims_html', 'readme_table', 'readme_claims', 'put_between', 'inline',
-           'page']
+           'same_setting', 'latest_scale', 'table1_cells', 'scale_line', 'lost_to_attacks', 'weakest_table', 'fill',
+           'Look', 'legend_html', 'table1_html', 'claims_html', 'readme_table', 'readme_claims', 'put_between',
+           'inline', 'page']
 
 # %% ../../nbs/library/paper/report.ipynb #imports
 import base64
@@ -26,7 +26,8 @@ from ..base.parameters import ParameterError, refuse
 from ..base.stats import with_interval
 from ..base.tables import file_label, read_bytes
 from ..base.yaml_files import read_yaml
-from .claims import PUBLISHED_ROWS, TABLE1, Evidence
+from .claims import PUBLISHED_ROWS
+from .evidence import TABLE1, Evidence
 from .verdicts import cell_verdict
 from ..runs.config import RULES
 from ..runs.resolve import resolve
@@ -170,6 +171,20 @@ def lost_to_attacks(
         }
     ).rename_axis(index=None)
 
+# %% ../../nbs/library/paper/report.ipynb #weakest
+def weakest_table(
+    weakest: pd.DataFrame,  # of `weakest_columns`
+) -> pd.DataFrame:  # a row for each defended row, as text and numbers
+    "How far A_rob lies below the weakest column, in points"
+    rows = []
+    for c in weakest.itertuples():
+        gap = with_interval(c.lo, c.estimate, c.hi, 2)
+        rows.append(
+            {'weakest column': c.column, 'minus A_rob ± 95 %': gap, 'seeds × images': f'{c.seeds} × {c.n:,}'}
+        )
+    published = weakest.published.astype(float).map(lambda gap: '–' if pd.isna(gap) else f'{gap:.2f}')
+    return pd.DataFrame(rows, index=[*weakest.row]).assign(**{'published (derived)': [*published]})
+
 # %% ../../nbs/library/paper/report.ipynb #fill
 _TEMPLATES = Environment(autoescape=True, undefined=StrictUndefined)
 
@@ -219,8 +234,8 @@ MEANINGS = {  # of a claim's word
     'supported': 'the 95 % interval lies where the claim says, and still does when it counts how many claims '
     'were tested',
     'contradicted': 'the interval lies on the wrong side of the claim’s bound, by the same test',
-    'smaller than published': 'the interval covers the bound and excludes the published size: whatever the '
-    'effect is here, it is smaller',
+    'smaller than published': 'the claim is not shown, and the interval excludes the published size: whatever '
+    'the effect is here, it is smaller',
     'inconclusive': 'these seeds and images cannot tell: the interval covers the bound, or does so when the other '
     'claims are counted',
     'not testable here': 'a gate or a premise is not met, so the numbers are shown and the claim is not judged',
@@ -342,22 +357,18 @@ def _published_size(c):
 
 
 def _tested(c):
-    return f'{c.seeds} × {c.n:,.0f}' if c.n else '–'
+    "Seeds and images; seeds alone where a claim is of no images, and nothing of a number that is counted"
+    if c.n:
+        return f'{c.seeds} × {c.n:,.0f}'
+    return '–' if c.seeds == '0' else c.seeds
 
 
 def _claim_row(c):
     "A claim's cells"
-    texts = [
-        c.key,
-        c.claim,
-        c.source,
-        c.statistic,
-        _size(c),
-        _published_size(c),
-        _tested(c),
-        c.conditions or '–',
-    ]
-    return dict(texts=texts, verdict=_with_sign(c.verdict), why=c.why, css=_color_css(c.verdict))
+    texts = [c.key, c.claim, c.source, c.statistic, _size(c), _published_size(c), _tested(c)]
+    conditions = c.conditions.split('; ') if c.conditions else ['–']
+    word = _with_sign(c.verdict)
+    return dict(texts=texts, conditions=conditions, word=word, why=c.why, css=_color_css(c.verdict))
 
 # %% ../../nbs/library/paper/report.ipynb #html-claims
 _CLAIM_HEADS = (
@@ -371,7 +382,8 @@ _CLAIMS = """\
 {% for title, claims in groups %}<tbody>\
 {% if title %}<tr><th scope="rowgroup" colspan="{{ heads | length }}">{{ title }}</th></tr>{% endif %}\
 {% for c in claims %}<tr>{% for text in c.texts %}<td>{{ text }}</td>{% endfor %}\
-<td{% if c.css %} style="{{ c.css }}"{% endif %}><b>{{ c.verdict }}</b><br><small>{{ c.why }}</small></td></tr>\
+<td>{% for text in c.conditions %}{{ text }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td>\
+<td{% if c.css %} style="{{ c.css }}"{% endif %}><b>{{ c.word }}</b><br><small>{{ c.why }}</small></td></tr>\
 {% endfor %}</tbody>{% endfor %}</table>"""
 _ALONE = 'The main claim, tested alone at the full level'
 _TOGETHER = 'The other claims, tested together (Holm’s correction over those that can be tested)'
@@ -416,19 +428,26 @@ def readme_table(
     return '\n'.join(lines)
 
 # %% ../../nbs/library/paper/report.ipynb #readme-claims
+def _readme_word(c):
+    "A claim's word, and in few words why it has no verdict, where it has none"
+    if c.verdict == 'one network':
+        return f'{c.verdict}, {c.why.partition(":")[0]}'
+    if c.verdict == 'not testable here':
+        broken = re.findall('(?:gate|premise) not met: ([^,;]+)', c.conditions)
+        return f'{c.verdict} ({"; ".join(broken)})'
+    return f'{c.verdict} ({c.why})' if c.verdict == 'not complete' else c.verdict
+
+
 def readme_claims(
     judged: pd.DataFrame,  # of `judge`
 ) -> str:  # Markdown: a table of the claims that have records, and a line on the others
     "What became of the claims, for README.md; a claim that has no verdict says why"
     lines = [
-        '| | claim | statistic | estimate ± 95 % | published (where) | seeds × images | at this scale |',
-        '|---|---|---|---|---|---|---|',
+        '| | claim | estimate ± 95 % | published (where) | seeds × images | at this scale |',
+        '|---|---|---|---|---|---|',
     ]
     for c in judged[judged.verdict != 'not run'].itertuples():
-        word = f'**{c.verdict}**'
-        if c.verdict in ('not testable here', 'one network', 'not complete'):
-            word += f': {c.why}'
-        texts = [c.key, c.claim, c.statistic, _size(c), _published_size(c), _tested(c), word]
+        texts = [c.key, c.claim, _size(c), _published_size(c), _tested(c), _readme_word(c)]
         lines.append(f'| {" | ".join(texts)} |')
     missing = judged.key[judged.verdict == 'not run']
     if len(missing):
