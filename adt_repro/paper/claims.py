@@ -71,6 +71,8 @@ _ROWS = dict(
     C12=['adt_exp'],
     C13=['adt_exp', 'at_pgd'],
 )  # a claim's key to the rows that it is about, the first minus the second
+
+# %% ../../nbs/library/paper/claims.ipynb #worst-case-keys
 _WORST_CASE = ['C1', 'C1b', 'C1c', 'C2a', 'C2b', 'C10a', 'C10b', 'C10c']  # are about the worst case
 
 
@@ -160,7 +162,7 @@ def _generator_words(e, key, method):
     ours = ' or '.join(f'{n:,.0f}' for n in weights)
     return f' (generator of {ours} weights; of {_PAPER_GENERATOR[method]:,} in the paper)'
 
-
+# %% ../../nbs/library/paper/claims.ipynb #claims-no-worse
 def _amortised_claims(paper, margin, e):
     "C2a, C2b: the amortised methods are no worse than ADT_EXP"
     claims = []
@@ -428,7 +430,7 @@ def _of_records(e, row, measure):
     known = {run: of_images for run, of_images in known.items() if len(of_images)}
     return _by_seed(e, row, pd.DataFrame(known).T) if known else None
 
-
+# %% ../../nbs/library/paper/claims.ipynb #pairs
 def _both(a, b, factor=1):
     "Two grids as arrays, of the images that both have; None where there are none"
     if a is None or b is None:
@@ -489,7 +491,7 @@ def _curvature(e, key):
     by_run = sizes.pivot(index='run', columns='i', values='size')
     return _both(*(_by_seed(e, row, by_run) for row in _rows_of(e, key)))
 
-
+# %% ../../nbs/library/paper/claims.ipynb #statistics-between
 def _between(frame, by, one, other, value):
     "Runs by images: a value of one group minus that of another, each a mean over what else there is"
     means = frame.groupby(['run', 'i', by])[value].mean().unstack(by)
@@ -717,7 +719,7 @@ def _seeds_there(e, key, row, n_test):
         return runs.seed.nunique()
     return len(grids[_rows_of(e, key).index(row)])
 
-
+# %% ../../nbs/library/paper/claims.ipynb #missing-lines
 def _missing_of(e, key):
     "What is missing of a declared claim, in words; empty: nothing"
     declared, lines = e.declared[key], []
