@@ -162,7 +162,7 @@ def _by_test(found, bounds, published, adjusted, alpha):
     if side == 'for':
         return 'inconclusive', f'{why}, but {_p_words(alone[0], p)} is above {alpha:g}'
     if side == 'against':
-        why = f'{why}, but {_p_words(alone[1], p_against)} is above {alpha:g}'
+        return 'inconclusive', f'{why}, but {_p_words(alone[1], p_against)} is above {alpha:g}'
     return _beside_the_published(found, bounds, published, why)
 
 # %% ../../nbs/library/paper/verdicts.ipynb #verdict

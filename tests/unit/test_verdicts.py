@@ -548,7 +548,7 @@ CASES = [  # the word, what was found, bounds, published, options
     ('smaller than published', found(0.2, 0.6), (0, inf), 2.3, {}),  # cannot tell from 0, but from 2.3
     ('smaller than published', found(-0.2, 0.6), (-inf, 0), -2.3, {}),
     ('smaller than published', found(-2.2, 0.5), (-2, inf), -0.5, {}),
-    ('smaller than published', found(-2, 0.9), (0, inf), 2.3, dict(p_against=0.3)),
+    ('inconclusive', found(-2, 0.9), (0, inf), 2.3, dict(p_against=0.3)),
     ('inconclusive', found(2, 1.5), (0, inf), 2.3, {}),
     ('inconclusive', found(-0.5, 1.5), (0, inf), 2.3, {}),
     ('inconclusive', found(0.2, 0.6), (0, inf), None, {}),  # nothing was published that it could exclude
