@@ -205,7 +205,7 @@ class Look:
     color: str  # in drawings; of Okabe and Ito
     tint: str = ''  # behind the word on a page, under dark letters in any theme; '' for none
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-looks
 VERDICTS = {
     'supported': Look('✓', '#009E73', '#bfe5d6'),
     'contradicted': Look('✗', '#D55E00', '#f6c7ae'),
@@ -302,7 +302,7 @@ def _table1_cell(c):
         css=_color_css(c.verdict),
     )
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-networks
 def _networks(cells):
     "How many networks a row's numbers are of, as text; empty where it was not run"
     seeds = cells.seeds[cells.verdict != 'not run']
@@ -454,7 +454,7 @@ def readme_claims(
         lines += ['', f'Not run here: {", ".join(missing)}.']
     return '\n'.join(lines)
 
-
+# %% ../../nbs/library/paper/report.ipynb #put-between
 def put_between(
     text: str,  # a whole file
     name: str,  # of the place: <!-- name --> … <!-- /name -->
