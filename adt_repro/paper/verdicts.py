@@ -125,6 +125,20 @@ def _check_levels(**levels):
         if value is not None and not level.ok(float(value)):
             refuse(name, value, level.expected(value))
 
+# %% ../../nbs/library/paper/verdicts.ipynb #beside-the-published
+def _beside_the_published(found, bounds, published, why):
+    "Word and reason where neither test decides: is the published size excluded?"
+    if published is None:
+        return 'inconclusive', why
+    size = f'the published {_short_number(published)}'
+    is_claimed = bounds[0] < published < bounds[1]
+    below = math.isinf(bounds[1]) and found['hi'] < published
+    above = math.isinf(bounds[0]) and found['lo'] > published
+    if is_claimed and (below or above):
+        return 'smaller than published', f'{why} and excludes {size}'
+    covered = found['lo'] <= published <= found['hi']
+    return 'inconclusive', f'{why} and {size}' if covered else f'{why}, {size} lies beyond it'
+
 # %% ../../nbs/library/paper/verdicts.ipynb #by-test
 def _p_words(alone, adjusted):
     if adjusted > alone:
@@ -150,20 +164,6 @@ def _by_test(found, bounds, published, adjusted, alpha):
     if side == 'against':
         why = f'{why}, but {_p_words(alone[1], p_against)} is above {alpha:g}'
     return _beside_the_published(found, bounds, published, why)
-
-
-def _beside_the_published(found, bounds, published, why):
-    "Word and reason where neither test decides: is the published size excluded?"
-    if published is None:
-        return 'inconclusive', why
-    size = f'the published {_short_number(published)}'
-    is_claimed = bounds[0] < published < bounds[1]
-    below = math.isinf(bounds[1]) and found['hi'] < published
-    above = math.isinf(bounds[0]) and found['lo'] > published
-    if is_claimed and (below or above):
-        return 'smaller than published', f'{why} and excludes {size}'
-    covered = found['lo'] <= published <= found['hi']
-    return 'inconclusive', f'{why} and {size}' if covered else f'{why}, {size} lies beyond it'
 
 # %% ../../nbs/library/paper/verdicts.ipynb #verdict
 def verdict(
@@ -234,7 +234,13 @@ def _p_of_tested(claims, found, conditions, missing):
     primary, others = [c for c in tested if c.primary], [c for c in tested if not c.primary]
     return _adjusted(primary, found) | _adjusted(others, found)
 
-# %% ../../nbs/library/paper/verdicts.ipynb #judged-row
+# %% ../../nbs/library/paper/verdicts.ipynb #judged-columns
+_JUDGED = (
+    'key claim source statistic unit estimate lo hi published published_source seeds n p p_adjusted '
+    'conditions verdict why'
+).split()
+
+
 def _columns_of_claim(claim):
     return dict(
         key=claim.key,
@@ -254,7 +260,7 @@ def _columns_of_estimate(found, shown):
     numbers = {k: found[k] if shown else math.nan for k in ('estimate', 'lo', 'hi')}
     return numbers | dict(seeds=seeds, n=found['n'])
 
-
+# %% ../../nbs/library/paper/verdicts.ipynb #judged-row
 def _judged_row(claim, found, conditions, missing, p, alpha):
     "A claim's row; `p`: its p value, the adjusted one, the adjusted one against the claim; None: not tested"
     alone, adjusted, against = p or (math.nan, None, None)
@@ -265,12 +271,6 @@ def _judged_row(claim, found, conditions, missing, p, alpha):
     return row | dict(conditions='; '.join(str(c) for c in conditions), verdict=word, why=why)
 
 # %% ../../nbs/library/paper/verdicts.ipynb #judge
-_JUDGED = (
-    'key claim source statistic unit estimate lo hi published published_source seeds n p p_adjusted '
-    'conditions verdict why'
-).split()
-
-
 def judge(
     claims: list,  # of `Claim`, their keys all different
     found: dict,  # key to what `two_level`, `two_sample` or `counted` gives; None or no entry: not run
@@ -288,8 +288,8 @@ def judge(
     if len(set(keys)) < len(keys):
         refuse('claims', keys, 'claims of different keys')
     found = {k: found.get(k) or None for k in keys}
-    conditions = {k: (conditions or {}).get(k, ()) for k in keys}
-    missing = {k: (missing or {}).get(k, '') for k in keys}
+    conditions = {k: (conditions or {}).get(k) or () for k in keys}
+    missing = {k: (missing or {}).get(k) or '' for k in keys}
     p = _p_of_tested(claims, found, conditions, missing)
     rows = []
     for c in claims:
