@@ -28,7 +28,7 @@ from adt_repro.paper.inputs import (
     run_gain_share,
     white_box_records,
 )
-from ..runs.config import IMPORTED
+from ..runs.config import EXPERIMENTS, IMPORTED
 from ..runs.scales import read_scale
 from ..runs.store import finished_runs, read_config, read_facts, read_history
 from ..speed.precision import PRECISIONS
@@ -189,10 +189,10 @@ def attack_precision(
             return precision
     return 'fp32'
 
+# %% ../../nbs/library/paper/evidence.ipynb #parts
+PARTS = list(EXPERIMENTS)  # of a scale, such as white_box, those that leave evidence
+
 # %% ../../nbs/library/paper/evidence.ipynb #evidence-class
-PARTS = ['white_box', 'transfer', 'spsa', 'landscape', 'diversity', 'ablation']  # the experiments of a scale
-
-
 @dataclass(frozen=True, eq=False)
 class Evidence:
     "What a scale has recorded; None or empty where an experiment was not run"
@@ -247,9 +247,7 @@ def _white_box_evidence(folder, runs, precision):
     rows = _joined(white_box_records(folder, run, marked(precision)) for run in runs.run)
     if rows is None:
         return dict(found={})
-    all_images = _joined(all_images_records(folder, run) for run in runs.run)
-    evidence = dict(rows=rows, all_images=all_images, found=outcomes(rows, runs))
-    return evidence | dict(test_set=rows.test_set.iloc[0])
+    return dict(rows=rows, found=outcomes(rows, runs), test_set=rows.test_set.iloc[0])
 
 # %% ../../nbs/library/paper/evidence.ipynb #gains
 def _gains(folder, runs):
@@ -287,6 +285,8 @@ def _of_runs(frame, runs):
 def _experiment_evidence(folder, runs, parts):
     "The parts of `Evidence` that other experiments than white_box give"
     found = {}
+    if 'all_images' in parts:
+        found['all_images'] = _joined(all_images_records(folder, run) for run in runs.run)
     for part in 'transfer', 'spsa':
         if part in parts:
             found[part] = _black_box_evidence(folder, runs, part)
