@@ -27,7 +27,7 @@ from ..base.stats import with_interval
 from ..base.tables import file_label, read_bytes
 from ..base.yaml_files import read_yaml
 from .claims import PUBLISHED_ROWS
-from .evidence import TABLE1, Evidence
+from .evidence import Evidence
 from .verdicts import cell_verdict
 from ..runs.config import RULES
 from ..runs.resolve import resolve
@@ -92,7 +92,7 @@ def latest_scale(
     refuse('scale', None, f'one with records, none of {", ".join(REAL)} has any')
 
 # %% ../../nbs/library/paper/report.ipynb #cells
-COLUMNS = [*TABLE1, 'rob']
+COLUMNS = 'natural fgsm pgd20 pgd100 mim cw feature rob'.split()  # in the order of the paper
 
 
 def table1_cells(
@@ -205,14 +205,14 @@ class Look:
     color: str  # in drawings; of Okabe and Ito
     tint: str = ''  # behind the word on a page, under dark letters in any theme; '' for none
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-looks
 VERDICTS = {
     'supported': Look('✓', '#009E73', '#bfe5d6'),
     'contradicted': Look('✗', '#D55E00', '#f6c7ae'),
     'smaller than published': Look('<', '#E69F00', '#fbe0b0'),
     'inconclusive': Look('?', '#CC79A7', '#f1d9e6'),
     'not testable here': Look('⊘', '#999999', '#dcdcdc'),
-    'one network': Look('1', '#0072B2', '#cfe4f3'),
+    'one network': Look('①', '#0072B2', '#cfe4f3'),
     'not complete': Look('…', '#000000', '#ececec'),
     'not run': Look('–', '#999999'),
     'other scale': Look('', '#999999'),
@@ -302,7 +302,7 @@ def _table1_cell(c):
         css=_color_css(c.verdict),
     )
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-networks
 def _networks(cells):
     "How many networks a row's numbers are of, as text; empty where it was not run"
     seeds = cells.seeds[cells.verdict != 'not run']
@@ -434,7 +434,7 @@ def _readme_word(c):
         return f'{c.verdict}, {c.why.partition(":")[0]}'
     if c.verdict == 'not testable here':
         broken = re.findall('(?:gate|premise) not met: ([^,;]+)', c.conditions)
-        return f'{c.verdict} ({"; ".join(broken)})'
+        return f'{c.verdict} (not met: {"; ".join(broken)})'
     return f'{c.verdict} ({c.why})' if c.verdict == 'not complete' else c.verdict
 
 
@@ -454,7 +454,7 @@ def readme_claims(
         lines += ['', f'Not run here: {", ".join(missing)}.']
     return '\n'.join(lines)
 
-
+# %% ../../nbs/library/paper/report.ipynb #put-between
 def put_between(
     text: str,  # a whole file
     name: str,  # of the place: <!-- name --> … <!-- /name -->

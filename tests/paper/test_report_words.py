@@ -146,7 +146,7 @@ def test_readme_says_why_there_is_no_verdict():
     ]
     lines = readme_claims(pd.DataFrame(rows)).splitlines()
     assert lines[2].endswith('| one network, against |')
-    assert lines[3].endswith('| not testable here (the loss bends) |')
+    assert lines[3].endswith('| not testable here (not met: the loss bends) |')
     assert lines[-1] == 'Not run here: C9.' and len(lines) == 6
 
 
