@@ -183,15 +183,16 @@ def _seed_widths(components, seeds, n):
         return drawn, np.full(_NODES, seeds[0] - 1.0), weights
     (va, wa), (vb, wb) = parts
     va, vb = np.repeat(va, _NODES), np.tile(vb, _NODES)
-    return va + vb, _welch_df(va, vb, *seeds), np.repeat(wa, _NODES) * np.tile(wb, _NODES)
+    return va + vb, _careful_df(va, vb, seeds), np.repeat(wa, _NODES) * np.tile(wb, _NODES)
 
 
-def _welch_df(va, vb, seeds_a, seeds_b):
-    "Degrees of freedom of a sum of two estimated variances"
-    parts = va**2 / (seeds_a - 1) + vb**2 / (seeds_b - 1)
-    with np.errstate(invalid='ignore'):
-        df = (va + vb) ** 2 / parts
-    return np.where(parts > 0, df, seeds_a + seeds_b - 2.0)
+def _careful_df(va, vb, seeds):
+    "Degrees of freedom of a sum of two estimated variances, as `two_sample` has them"
+    fewest = min(seeds)
+    if fewest < 3:
+        return np.ones_like(va)
+    squares = va**2 + vb**2
+    return (fewest - 1) * np.divide((va + vb) ** 2, squares, out=np.ones_like(va), where=squares > 0)
 
 # %% ../../nbs/library/base/power.ipynb #plan-widths
 def _half_widths(components, seeds, n, alpha):
