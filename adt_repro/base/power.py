@@ -255,7 +255,7 @@ def power_of(
     effect: float,  # true distance beyond the bound, above 0, in the unit of the outcomes
     seeds: int,  # of each grid, at least 1; a pair: of the two
     n: int,  # examples, at least 1
-    alpha: float = 0.025,  # one-sided level, in (0, 0.5); 0.025 is a 95 % interval
+    alpha: float = 0.025,  # one-sided level, in (0, 0.5]; 0.025 is a 95 % interval
 ) -> float:  # in [0, 1]; 0 with one seed, nan where the components are not known
     "The chance that an effect is found; a `ParameterError` for a number that fits nothing"
     _check(effect=effect, n=n, alpha=alpha)
@@ -272,8 +272,8 @@ def detectable(
     components: Components,  # of `variance_components`, or written by hand
     seeds: int,  # of each grid, at least 1; a pair: of the two
     n: int,  # examples, at least 1
-    power: float = 0.8,  # the chance to find it, in (0, 1)
-    alpha: float = 0.025,  # one-sided level, in (0, 0.5)
+    power: float = 0.8,  # the chance to find it, in (0, 1]; of 1, no effect is large enough
+    alpha: float = 0.025,  # one-sided level, in (0, 0.5]
 ) -> float:  # beyond the bound, in the unit of the outcomes; inf with one seed, nan where they are not known
     "The smallest true effect that is found with this power; a `ParameterError` for a number that fits nothing"
     from scipy.optimize import brentq
@@ -317,8 +317,8 @@ def seeds_needed(
     components: Components,  # of `variance_components`, or written by hand
     effect: float,  # true distance beyond the bound, above 0, in the unit of the outcomes
     n: int,  # examples, at least 1
-    power: float = 0.8,  # the chance to find it, in (0, 1)
-    alpha: float = 0.025,  # one-sided level, in (0, 0.5)
+    power: float = 0.8,  # the chance to find it, in (0, 1]; of 1, no effect is large enough
+    alpha: float = 0.025,  # one-sided level, in (0, 0.5]
     most: int = 1000,  # seeds that are thought of, at least 2
 ) -> float:  # a whole number of each grid; inf where `most` are too few, nan where nothing is known
     "The fewest seeds that find an effect; a `ParameterError` for a number that fits nothing"
@@ -332,8 +332,8 @@ def images_needed(
     components: Components,  # of `variance_components`, or written by hand
     effect: float,  # true distance beyond the bound, above 0, in the unit of the outcomes
     seeds: int,  # of each grid, at least 1; a pair: of the two
-    power: float = 0.8,  # the chance to find it, in (0, 1)
-    alpha: float = 0.025,  # one-sided level, in (0, 0.5)
+    power: float = 0.8,  # the chance to find it, in (0, 1]; of 1, no effect is large enough
+    alpha: float = 0.025,  # one-sided level, in (0, 0.5]
     most: int = 1_000_000,  # images that are thought of, at least 2
 ) -> float:  # a whole number; inf where `most` are too few, nan where nothing is known
     "The fewest images that find an effect; a `ParameterError` for a number that fits nothing"
