@@ -143,7 +143,9 @@ def variance_components(
     "What seeds, examples and the rest contribute; a `ParameterError` where a grid is none"
     if not number(0, 1, above=True).ok(confidence) or confidence == 1:
         refuse('confidence', confidence, 'a number in (0, 1)')
-    grids = [seeds_by_examples(grid) for grid in (a, b) if grid is not None]
+    grids = [seeds_by_examples(a, 'a')]
+    if b is not None:
+        grids.append(seeds_by_examples(b, 'b'))
     if grids[0].shape[1] != grids[-1].shape[1]:
         refuse('b', grids[-1].shape, f'as many examples as a has, {grids[0].shape[1]}')
     tail, rows = (1 - confidence) / 2, [len(grid) for grid in grids]
@@ -226,6 +228,7 @@ _RULES = dict(
 def _check(**given):
     "A `ParameterError` for a number that fits nothing"
     for name, value in given.items():
+        value = value.item() if isinstance(value, np.generic) else value
         if not _RULES[name].ok(value):
             refuse(name, value, _RULES[name].expected(value))
 
