@@ -15,7 +15,7 @@ from ..attacks.suite import TABLE1_ATTACKS
 from ..base.parameters import ParameterError, refuse
 from ..data import DATASETS
 from ..methods.adversaries import default_draws
-from adt_repro.planning.passes import (
+from adt_repro.training.passes import (
     amortising_passes,
     attack_passes,
     fit_passes,

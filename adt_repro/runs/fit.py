@@ -19,7 +19,9 @@ from filelock import FileLock
 
 from ..base.device import pick_device
 from ..base.network import channels_last
+from ..base.parameters import ParameterError
 from ..data import Data
+from ..evaluation.measures import gain_share, measure_gain
 from .launch import check_processes, threads_of_each, torchrun
 from .resolve import decide, start_run
 from .store import lock_run, provenance, resume, run_facts, run_folder, save_run
@@ -119,6 +121,18 @@ def train_run(
         until=until,
     )
 
+# %% ../../nbs/library/runs/fit.ipynb #gain-facts
+def _gain_facts(run):
+    "What run.json says of a run's inner problem; nothing without a distribution, or where there is no share"
+    if not run.config['method'].startswith('adt_'):
+        return {}
+    x, y = run.data.x_test[:100], run.data.y_test[:100]
+    rows = measure_gain(run.state.method.adversary, run.state.model, x, y, 20, eps=run.config['eps'])
+    try:
+        return dict(gain=gain_share(rows))
+    except ParameterError:
+        return {}
+
 # %% ../../nbs/library/runs/fit.ipynb #save
 def save_trained(
     run: Run,  # of which all epochs are done
@@ -137,6 +151,7 @@ def save_trained(
         test_set=run.state.facts['test_set'],
         threads=run.state.facts['threads'],
         seconds=round(history.seconds.sum(), 1),
+        **_gain_facts(run),
         **provenance(run.device),
     )
     return history

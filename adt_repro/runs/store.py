@@ -262,6 +262,16 @@ def _read_table(path, read):
 _STRING = Rule(lambda v: isinstance(v, str), 'text')
 _SHARE = number(-1e-6, 1 + 1e-6)
 _RESULT_RULES = dict(attack=text(), n=whole(1), correct=whole(0), accuracy=_SHARE)
+
+
+def _is_share_of_gain(v):
+    "Is it a share of PGD-20's gain, with its interval and the number of images?"
+    if not isinstance(v, dict) or set(v) != {'share', 'lo', 'hi', 'n'}:
+        return False
+    numbers = all(number().ok(v[name]) for name in ('share', 'lo', 'hi'))
+    return numbers and whole(2).ok(v['n']) and v['lo'] <= v['share'] <= v['hi']
+
+
 _FACT_RULES = dict(
     dict.fromkeys(
         ['run', 'dataset', 'arch', 'method', 'train_set', 'test_set', 'device', 'platform'], text()
@@ -276,6 +286,7 @@ _FACT_RULES = dict(
     versions=table('a table of versions', text(), text()),
     threads=several(maybe(whole(1))),
     file_sha256=table('a SHA-256 for each file', text(), matching('[0-9a-f]{64}', 'a SHA-256')),
+    gain=Rule(_is_share_of_gain, 'a table of share, lo, hi and n'),
     source=_STRING,
     sha256=_STRING,
 )
