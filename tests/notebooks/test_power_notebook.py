@@ -1,15 +1,18 @@
 "power as its users run it: on records of two rows and nothing else, and with a plan that a scale's file declares"
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import figures_of, papermill, small_project
+import yaml
+from helpers import copy_files, figures_of, files_of_git, papermill, small_project
 
 from adt_repro.base.power import detectable, seeds_needed, variance_components
 from adt_repro.base.stats import two_sample
 from adt_repro.evaluation.records import save_records
+from adt_repro.planning.costs import step_costs
 
 N, ATTACKS = 60, ('natural', 'pgd20', 'cw')
 SEEDS = dict(ours=(0, 1, 2), baseline=(0, 1))
@@ -127,3 +130,45 @@ def test_one_line_for_what_cannot_be_used(project, params, line):
     done = papermill(project, 'power', **CALL | params)
     assert done.returncode == 1 and line in done.stderr, done.stderr[-600:]
     assert 'Traceback' not in done.stderr.split('ParameterError')[-1]
+
+
+DECLARED = dict(rows=['adt_exp', 'at_pgd'], attacks=['pgd20', 'cw'], effect=3, seeds=5, n_test=360)
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    "The clone with what digits has recorded of two rows, and a scale's file that declares C1"
+    root = small_project(tmp_path_factory.mktemp('digits'), 'power')
+    of_rows = re.compile(r'outputs/digits/.*digits-small_cnn-(adt_exp|at_pgd)-s[0-9][./].*')
+    kinds = 'runs/', 'records/white_box', 'tables/white_box'
+    names = [
+        f
+        for f in files_of_git()
+        if of_rows.match(f) and f.startswith(tuple(f'outputs/digits/{k}' for k in kinds))
+    ]
+    copy_files([*names, 'nbs/published/table1.csv', 'nbs/scales/digits.yaml'], root)
+    file = root / 'nbs' / 'scales' / 'digits.yaml'
+    content = yaml.safe_load(file.read_text())
+    content['experiments']['declared'] = dict(claims=dict(C1=DECLARED))
+    file.write_text(yaml.safe_dump(content))
+    return root
+
+
+def test_claims_of_the_paper_with_a_declared_one(digits):
+    done = papermill(digits, 'power', scale='digits', repeats=20)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(digits / 'outputs' / 'digits' / 'tables' / 'power.csv').set_index('key')
+    assert table.loc['C1', ['effect', 'effect_source']].tolist() == [3, 'declared']
+    assert table.alpha['C1'] == 0.025 and (table.alpha.drop('C1') < 0.025).all()
+    assert 'pgd20, cw' in table.statistic['C1'] and table.effect_source['C13'] == 'half of the published'
+    seed, hours = table.hours_of_a_seed['C1'], table.hours_by_seeds['C1']
+    assert hours == pytest.approx(table.seeds_needed['C1'] * seed, rel=1e-4)
+    steps = step_costs(yaml.safe_load((digits / 'nbs' / 'scales' / 'digits.yaml').read_text()))
+    of_rows = steps[
+        steps.what.isin(DECLARED['rows']) & steps.experiment.isin(['train', 'watch', 'white_box'])
+    ]
+    assert seed == pytest.approx(
+        (of_rows.hours / of_rows.jobs).sum(), rel=1e-4
+    )  # on the 360 images of the scale
+    said = (digits / 'out.ipynb').read_text()
+    assert 'declared by scale digits: C1' in said and 'images, there' in said and '360, 360' in said
