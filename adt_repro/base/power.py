@@ -77,6 +77,13 @@ def _deviation(terms, tail):
     return tuple(math.sqrt(max(0.0, v)) for v in (estimate, lo, hi))
 
 # %% ../../nbs/library/base/power.ipynb #terms
+def _column_term(column):
+    "The term of the variance of images' means"
+    n = len(column)
+    by_image = (column - column.mean()) ** 2 * n / (n - 1)
+    return 1.0, by_image.mean(), _matched_df(by_image, n - 1)
+
+
 def _terms(grids, column):
     "The terms of each part of the variance: seeds, examples, interaction; every grid has two rows or more"
     n = len(column)
@@ -86,11 +93,7 @@ def _terms(grids, column):
     seeds = [(1.0, *_seed_square(grid)) for grid in grids] + [(-c, square, df) for c, square, df in own]
     all_rest, df = sum(rests), _joint_df([rest.mean() for rest in rests], dfs)
     mean_rest = sum(rest / len(grid) for rest, grid in zip(rests, grids, strict=True))
-    by_image = (column - column.mean()) ** 2 * n / (n - 1)
-    examples = [
-        (1.0, by_image.mean(), _matched_df(by_image, n - 1)),
-        (-1.0, mean_rest.mean(), _matched_df(mean_rest, df)),
-    ]
+    examples = [_column_term(column), (-1.0, mean_rest.mean(), _matched_df(mean_rest, df))]
     interaction = [(1.0, all_rest.mean(), _matched_df(all_rest, df))]
     return dict(seeds=seeds, examples=examples, interaction=interaction)
 
@@ -120,19 +123,19 @@ def _of_seeds_alone(grids, tail):
     of_seeds = _deviation([(1.0, *_seed_square(grid)) for grid in grids], tail)
     return Components(seeds, 0.0, rest, dict(seeds=of_seeds, examples=(0.0,) * 3, interaction=(0.0,) * 3))
 
-
-def _with_one_seed(a, b, confidence):
+# %% ../../nbs/library/base/power.ipynb #components-one-seed
+def _like_the_other(a, b, tail):
     "Of two grids, one of which has one seed: that one is taken to be like the other"
     many = a if len(a) > 1 else b
-    alike = variance_components(many, confidence=confidence)
-    rest = alike.interaction[0]
-    column = a.mean(0) - b.mean(0)
-    chance = rest**2 * (1 / len(a) + 1 / len(b))
-    examples = math.sqrt(max(0.0, column.var(ddof=1) - chance)) if len(column) > 1 else 0.0
-    root = math.sqrt(2)
-    intervals = {name: tuple(root * v for v in alike.intervals[name]) for name in ('seeds', 'interaction')}
-    intervals['examples'] = examples, math.nan, math.nan
-    return Components(alike.seeds * 2, examples, (rest, rest), intervals, assumed=True)
+    terms = _terms([many], many.mean(0))
+    for name in 'seeds', 'interaction':
+        terms[name] = [(2 * coefficient, square, df) for coefficient, square, df in terms[name]]
+    _, square, df = terms['interaction'][0]
+    chance = -(1 / len(a) + 1 / len(b)), square, df
+    terms['examples'] = [_column_term(a.mean(0) - b.mean(0)), chance]
+    intervals = {name: _deviation(parts, tail) for name, parts in terms.items()}
+    seeds = _scaled((1.0, 1.0), intervals['seeds'][0])
+    return Components(seeds, intervals['examples'][0], (math.sqrt(square),) * 2, intervals, assumed=True)
 
 # %% ../../nbs/library/base/power.ipynb #components-api
 def variance_components(
@@ -155,7 +158,7 @@ def variance_components(
             unknown, nan, unknown, dict.fromkeys(('seeds', 'examples', 'interaction'), (nan,) * 3)
         )
     if min(rows) == 1:
-        return _with_one_seed(*grids, confidence)
+        return _like_the_other(*grids, tail)
     if grids[0].shape[1] == 1:
         return _of_seeds_alone(grids, tail)
     seeds, rest = _sides(grids)

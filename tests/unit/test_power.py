@@ -130,8 +130,12 @@ def test_images_that_both_find_hard_do_not_count():
 def test_one_seed():
     rng = np.random.default_rng(7)
     a, b = normal(rng, 1, 200, 1, 5, 10), normal(rng, 4, 200, 1, 5, 10)
+    alone = variance_components(b)
     for found in variance_components(a, b), variance_components(b, a):
-        assert found.assumed and found.known and found.seeds[0] == found.seeds[1]
+        assert found.assumed and found.known and found.seeds == pytest.approx(alone.seeds * 2)
+        for name in 'seeds', 'interaction':
+            assert found.intervals[name] == pytest.approx([2**0.5 * v for v in alone.intervals[name]])
+        assert found.intervals['examples'][1] <= found.examples <= found.intervals['examples'][2]
     column = (a - b.mean(0)).var(ddof=1) - plain_squares(b)[2] * 1.25
     assert variance_components(a, b).examples == pytest.approx(max(0, column) ** 0.5)
     for unknown in variance_components(a), variance_components(a, a):
