@@ -16,11 +16,9 @@ import pandas as pd
 import torch
 
 from ..attacks.suite import TABLE1_ATTACKS
-from ..base.files import find_root
 from ..base.parameters import ParameterError, Rule, one_of, refuse, shown
-from ..base.tables import read_table
 from ..data import DATASETS
-from ..evaluation.records import SCHEMA, join_records
+from ..evaluation.records import join_records
 from ..methods.table import make_method
 from adt_repro.paper.inputs import (
     ablation_records,

@@ -455,23 +455,26 @@ _LANDSCAPE = (
     dict(runs=_RUNS)
     | WEIGHTS
     | dict(
-        image=Parameter(whole(0, _LARGEST), 0, 'which test image the landscape is drawn around'),
+        image=Parameter(
+            whole(0, _LARGEST), 0, 'the first of three test images that the landscape is drawn around'
+        ),
         grid=Parameter(
             odd(3, 2001), 41, 'points of the landscape in each direction; odd, to have the image among them'
         ),
         radius=Parameter(
             number(0, 10_000, above=True), 10.0, 'of the landscape, in units of ε; 10 in the paper: 80/255'
         ),
-        n_images=Parameter(_SOME, 5, 'the first n test images, for the coverage of attacks'),
+        n_images=Parameter(_SOME, 5, 'the first n test images, for the alignment with attacks'),
         n_samples=Parameter(
-            maybe(whole(2, 100_000)), None, 'points of each cloud; default 1000, at scale tiny 200'
+            maybe(whole(2, 100_000)), None, 'draws of each distribution; default 1000, at scale tiny 200'
         ),
-        k=Parameter(_COUNT, 3, "neighbours that make an attack's result covered"),
         n_targets=_N_TARGETS,
-        n_curvature=Parameter(_SOME, 100, 'the first n test images, for the curvature'),
+        n_curvature=Parameter(
+            _SOME, 100, 'the first n test images, for the curvature and the loss along the gradient'
+        ),
         curvature_steps=Parameter(_COUNT, 200, 'products with the matrix of second derivatives, at most'),
         batch=Parameter(
-            _COUNT, 20, 'images at a time, for the curvature and the coverage; a matter of memory'
+            _COUNT, 20, 'images at a time, for the curvature and the alignment; a matter of memory'
         ),
         seed=Parameter(_SEED, 0, 'of the second direction, the attacks and the draws'),
         fresh=_FRESH,
