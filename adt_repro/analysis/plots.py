@@ -78,25 +78,20 @@ def _planes(rows):
     return line, {key: square.to_numpy() for key, square in squares.items()}
 
 # %% ../../nbs/library/analysis/plots.ipynb #landscape-surface
-_LEAST_LOSS = 1e-3  # nats; what is below is drawn there
-
-
 def _draw_surface(ax, line, losses, levels, norm, title):
-    "One network's losses as a surface: height is the logarithm of the loss, as the colour is"
+    "One network's losses as a surface, whose height is what its colour is"
     import matplotlib.pyplot as plt
 
     a, b = np.meshgrid(line, line, indexing='ij')
     flat = dict(rstride=1, cstride=1, linewidth=0, antialiased=False, shade=False, rasterized=True)
-    ax.plot_surface(a, b, np.log10(losses), facecolors=plt.cm.cividis(norm(losses)), **flat)
-    heights = np.linspace(*np.log10(levels[[0, -1]]), 4)
-    ax.set(zlim=heights[[0, -1]], xticks=line[[0, -1]], yticks=line[[0, -1]])
-    ax.set_zticks(heights, [f'{10**height:.2g}' for height in heights])
+    ax.plot_surface(a, b, losses, facecolors=plt.cm.cividis(norm(losses)), **flat)
+    ax.set(zlim=levels[[0, -1]], xticks=line[[0, -1]], yticks=line[[0, -1]])
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=7, pad=-3)
     ax.view_init(28, -125)
-    ax.set_xlabel('gradient, ε', fontsize=7, labelpad=-11)
-    ax.set_ylabel('random, ε', fontsize=7, labelpad=-11)
-    ax.set_zlabel('nats', fontsize=7, labelpad=-8)
+    ax.set_box_aspect(None, zoom=1.1)
+    ax.set_xlabel('gradient, ε', fontsize=7, labelpad=-9)
+    ax.set_ylabel('random, ε', fontsize=7, labelpad=-9)
 
 
 def _draw_contours(ax, line, losses, levels, norm):
@@ -114,21 +109,22 @@ def _draw_along(ax, along):
     first = first_of_each(short)
     for run, rows in along.groupby('run', sort=False):
         label = short[run] if run in first else None
-        every = max(1, len(rows) // 8)
-        loss = rows['median'].clip(lower=_LEAST_LOSS)
-        ax.plot(rows.a, loss, lw=1.2 if label else 0.5, markevery=every, label=label, **styles[run])
+        look = dict(lw=1.2 if label else 0.5, markevery=max(1, len(rows) // 8), label=label)
+        ax.plot(rows.a, rows['median'], **look, **styles[run])
     ax.axvspan(-1, 1, color='#D55E00', alpha=0.15, lw=0, label='the ball')
     numbers = ', '.join(str(n) for n in along.n.unique())
-    ax.set(yscale='log', xlabel='along the gradient’s sign, in ε', ylabel='median loss, nats')
+    ax.set(xlabel='along the gradient’s sign, in ε', ylabel='median loss, nats', ylim=(0, None))
     ax.set_title(f'median of {numbers} test images, each along its own gradient')
-    ax.legend(loc='center left', bbox_to_anchor=(1.01, 0.5))
+    ax.legend(loc='upper left', ncols=2)
 
 # %% ../../nbs/library/analysis/plots.ipynb #landscape-scale
 def _loss_levels(squares):
-    "Fifteen steps of equal ratio that hold all losses"
-    low = max(_LEAST_LOSS, min(losses.min() for losses in squares.values()))
-    top = max(2 * low, *(losses.max() for losses in squares.values()))
-    return np.geomspace(low, top, 16)
+    "Sixteen equal steps of loss that hold all networks but the one that reaches highest, of three or more"
+    most = {}
+    for (run, _), losses in squares.items():
+        most[run] = max(most.get(run, 0.0), losses.max())
+    tops = sorted(most.values())
+    return np.linspace(0, max(1e-3, tops[-2] if len(tops) > 2 else tops[-1]), 17)
 
 
 def _draw_planes(fig, grid, line, squares, levels):
@@ -137,21 +133,20 @@ def _draw_planes(fig, grid, line, squares, levels):
     from matplotlib.colors import BoundaryNorm
 
     norm, runs = BoundaryNorm(levels, plt.cm.cividis.N), dict.fromkeys(run for run, _ in squares)
-    short = short_names(runs)
-    images, contours = list(dict.fromkeys(image for _, image in squares)), []
+    short, images, contours = short_names(runs), list(dict.fromkeys(i for _, i in squares)), []
     for column, run in enumerate(short):
         above = fig.add_subplot(grid[0, column], projection='3d')
-        of_first = squares[run, images[0]].clip(levels[0])
+        of_first = squares[run, images[0]].clip(*levels[[0, -1]])
         _draw_surface(above, line, of_first, levels, norm, f'{short[run]}\nimage {images[0]}')
         for k, image in enumerate(images):
             ax = fig.add_subplot(grid[1 + k, column])
-            filled = _draw_contours(ax, line, squares[run, image].clip(levels[0]), levels, norm)
+            filled = _draw_contours(ax, line, squares[run, image].clip(*levels[[0, -1]]), levels, norm)
             ax.tick_params(labelbottom=k == len(images) - 1, labelleft=column == 0)
             if column == 0:
                 ax.set_ylabel(f'image {image}\nrandom ±1, in ε', fontsize=8)
             contours.append(ax)
         ax.set_xlabel('gradient’s sign, in ε', fontsize=8)
-    fig.colorbar(filled, ax=contours, label='cross-entropy, nats', format='%.2g', ticks=levels[::3])
+    fig.colorbar(filled, ax=contours, label='cross-entropy, nats', format='%.2g', ticks=levels[::4])
 
 # %% ../../nbs/library/analysis/plots.ipynb #landscape
 @house_style()
@@ -170,15 +165,16 @@ def draw_landscape(
     if along is not None:
         along = _rows(along, 'run', 'a', 'median', 'n', name='along')
     n, n_images = len({run for run, _ in squares}), len({image for _, image in squares})
-    heights = [1.25, *[1] * n_images, *[1.2] * (along is not None)]
-    width = 1 + (2.3 if n < 5 else 1.8) * n
-    fig = plt.figure(figsize=(width, 0.5 + 1.75 * sum(heights)), layout='constrained')
+    heights = [1.3, *[1] * n_images, *[1.4] * (along is not None)]
+    width = 1.2 + (2.2 if n < 5 else 1.8) * n
+    fig = plt.figure(figsize=(width, 0.6 + (1.9 if n < 5 else 1.5) * sum(heights)), layout='constrained')
     grid = fig.add_gridspec(len(heights), n, height_ratios=heights)
-    _draw_planes(fig, grid, line, squares, _loss_levels(squares))
+    levels = _loss_levels(squares)
+    _draw_planes(fig, grid, line, squares, levels)
     if along is not None:
         _draw_along(fig.add_subplot(grid[-1, :]), along)
     ball = '' if eps is None else f'; diamond: the ball of ε = {eps:.3g}'
-    fig.suptitle(f'{title}{ball}; height and colour: the logarithm of the loss', fontsize=9)
+    fig.suptitle(f'{title}{ball}; losses are cut off at {levels[-1]:.2g} nats', fontsize=9)
     return fig
 
 # %% ../../nbs/library/analysis/plots.ipynb #alignment
@@ -304,7 +300,7 @@ def draw_spread(
     axes[0].set_yticks(range(len(short)), [*short.values()])
     axes[0].invert_yaxis()
     legend = dict(loc='outside upper center', ncols=2)
-    legend['title'] = f'{title}, {rows.i.nunique()} test images, 95 % interval'
+    legend['title'] = f'{title}, {rows.i.nunique()} test images (small marks), mean and 95 % interval'
     fig.legend(*axes[0].get_legend_handles_labels(), **legend)
     return fig
 

@@ -189,10 +189,10 @@ def attack_precision(
             return precision
     return 'fp32'
 
-# %% ../../nbs/library/paper/evidence.ipynb #evidence-class
+# %% ../../nbs/library/paper/evidence.ipynb #parts
 PARTS = ['white_box', 'transfer', 'spsa', 'landscape', 'diversity', 'ablation']  # the experiments of a scale
 
-
+# %% ../../nbs/library/paper/evidence.ipynb #evidence-class
 @dataclass(frozen=True, eq=False)
 class Evidence:
     "What a scale has recorded; None or empty where an experiment was not run"

@@ -159,6 +159,13 @@ def _fitted_generator(given, method, config, jobs):
     yield _Cost(f'{method}, generator', config, jobs, images, passes, 2 * generator, explicit)
 
 # %% ../../nbs/library/planning/costs.ipynb #evaluated-black
+def _all_images(given, runs):
+    passes = 1 + sum(attack_passes(name) for name in given['attacks'])
+    for method, config, jobs in runs.of(given['methods'], given['seeds']):
+        n = given['n_test'] or DATASETS[config['dataset']].n_test
+        yield _Cost(method, config, jobs, n, passes)
+
+
 def _transfer(given, runs):
     target_seeds, source_seeds = given['target_seeds'], given['source_seeds']
     if target_seeds is None:
@@ -264,6 +271,7 @@ def _watching(method, config, jobs):
 # %% ../../nbs/library/planning/costs.ipynb #steps
 _COSTS = dict(
     white_box=_white_box,
+    all_images=_all_images,
     transfer=_transfer,
     spsa=_spsa,
     landscape=_landscape,

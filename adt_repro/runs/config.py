@@ -58,7 +58,15 @@ PRECISION_NAMES = 'fp32', 'tf32', 'bf16'
 COMPILE_NAMES = 'none', 'inductor', 'graphs'
 ATTACK_NAMES = 'fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature'  # of `attacks.suite.TABLE1_ATTACKS`
 EXTRAS = 'distribution', 'generator', 'autoattack'  # attacks of a white-box evaluation beside those
-EXPERIMENTS = 'white_box', 'transfer', 'spsa', 'landscape', 'diversity', 'ablation'  # of a scale
+EXPERIMENTS = (  # of a scale
+    'white_box',
+    'all_images',
+    'transfer',
+    'spsa',
+    'landscape',
+    'diversity',
+    'ablation',
+)
 IMPORTED = 'imported'  # in the method's place, for weights from elsewhere
 
 # %% ../../nbs/library/runs/config.ipynb #parameter
@@ -405,6 +413,28 @@ _WHITE_BOX = (
     )
 )
 
+# %% ../../nbs/library/runs/config.ipynb #all-images
+_GRADIENT_ATTACKS = [name for name in ATTACK_NAMES if name != 'feature']
+_ALL_IMAGES = (
+    dict(runs=_RUNS)
+    | WEIGHTS
+    | dict(
+        attacks=Parameter(_TRANSFER_ATTACKS, _GRADIENT_ATTACKS, 'of fgsm, pgd20, mim, cw, pgd100'),
+        cascade=Parameter(
+            _TRANSFER_ATTACKS,
+            ['mim', 'cw', 'pgd100'],
+            'attacks that meet only images that withstood the ones before',
+        ),
+        n_test=Parameter(_MAYBE_COUNT, None, 'the first n test images; default all'),
+        batch=Parameter(_COUNT, 500, 'images at a time'),
+        seed=_ATTACK_SEED,
+        label=_LABEL,
+        fresh=_FRESH,
+        device=_DEVICE,
+        scale=_SCALE,
+    )
+)
+
 # %% ../../nbs/library/runs/config.ipynb #transfer
 _TRANSFER = (
     dict(
@@ -673,6 +703,7 @@ PARAMETERS = dict(
     train=_TRAIN,
     seeds=_SEEDS,
     white_box=_WHITE_BOX,
+    all_images=_ALL_IMAGES,
     transfer=_TRANSFER,
     spsa=_SPSA,
     landscape=_LANDSCAPE,

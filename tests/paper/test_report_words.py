@@ -137,11 +137,24 @@ def test_a_number_that_is_counted_has_no_interval():
     assert '| -0.540 log₁₀, counted |' in line and '±' not in line and '| – |' in line
 
 
+def test_readme_says_why_there_is_no_verdict():
+    gates = 'gate met: inner problem of a, 0.9, at least 0.85; premise not met: the loss bends, 0.8 points'
+    rows = [
+        constructed(verdict='one network', why='against: interval [1, 2], images only, lies outside'),
+        constructed(verdict='not testable here', conditions=gates, why='...'),
+        constructed(key='C9', verdict='not run'),
+    ]
+    lines = readme_claims(pd.DataFrame(rows)).splitlines()
+    assert lines[2].endswith('| one network, against |')
+    assert lines[3].endswith('| not testable here (the loss bends) |')
+    assert lines[-1] == 'Not run here: C9.' and len(lines) == 6
+
+
 def test_nothing_is_shown_of_a_claim_that_is_not_complete():
     nan = math.nan
     early = constructed(verdict='not complete', why='3 of 5 seeds', estimate=nan, lo=nan, hi=nan)
     line = readme_claims(pd.DataFrame([early])).splitlines()[-1]
-    assert '| – |' in line and line.endswith('**not complete**: 3 of 5 seeds |')
+    assert '| – |' in line and line.endswith('| not complete (3 of 5 seeds) |')
 
 
 # Table 1
@@ -241,6 +254,14 @@ def test_a_claim_with_nothing_published_has_its_own_unit():
     (ax,) = drawn(dict(published=math.nan, estimate=0.02, lo=-0.063, hi=0.104, unit='log₁₀'), bounds=BELOW)
     lo, hi = ends(ax)
     assert -0.09 < lo < -0.063 and 0.104 < hi < 0.13
+
+
+def test_a_bound_beyond_the_published_effect_is_not_counted_in_it():
+    "No less robust, by 2 points, where the paper lost 0.02: in points"
+    (ax,) = drawn(dict(published=-0.02, estimate=0.6, lo=-0.1, hi=1.3), bounds=(-2.0, math.inf))
+    lo, hi = ends(ax)
+    assert -2.4 < lo < -2 and 1.3 < hi < 1.7
+    assert 'points' in [text.get_text() for text in ax.texts]
 
 
 def test_every_axis_has_its_word_and_what_was_not_run_has_none():
