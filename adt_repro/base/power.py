@@ -166,6 +166,15 @@ def variance_components(
     intervals = {name: _deviation(terms, tail) for name, terms in _terms(grids, column).items()}
     return Components(_scaled(seeds, intervals['seeds'][0]), intervals['examples'][0], rest, intervals)
 
+# %% ../../nbs/library/base/power.ipynb #careful-df
+def _careful_df(va, vb, seeds):
+    "Degrees of freedom of a sum of two estimated variances, (m,) each, as `two_sample` has them"
+    fewest, squares = min(seeds), va**2 + vb**2
+    if fewest < 3:
+        return np.ones_like(va)
+    ratio = np.divide((va + vb) ** 2, squares, out=np.ones_like(va), where=squares > 0)
+    return (fewest - 1) * (1 + (ratio - 1) * fewest / max(seeds))
+
 # %% ../../nbs/library/base/power.ipynb #plan
 _NODES = 40  # of the quadrature over the variance of a grid's seeds
 
@@ -189,15 +198,6 @@ def _seed_widths(components, seeds, n):
     (va, wa), (vb, wb) = parts
     va, vb = np.repeat(va, _NODES), np.tile(vb, _NODES)
     return va + vb, _careful_df(va, vb, seeds), np.repeat(wa, _NODES) * np.tile(wb, _NODES)
-
-
-def _careful_df(va, vb, seeds):
-    "Degrees of freedom of a sum of two estimated variances, as `two_sample` has them"
-    fewest = min(seeds)
-    if fewest < 3:
-        return np.ones_like(va)
-    squares = va**2 + vb**2
-    return (fewest - 1) * np.divide((va + vb) ** 2, squares, out=np.ones_like(va), where=squares > 0)
 
 # %% ../../nbs/library/base/power.ipynb #plan-widths
 def _half_widths(components, seeds, n, alpha):

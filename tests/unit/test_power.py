@@ -9,6 +9,7 @@ from scipy.stats import chi2
 from adt_repro.base.parameters import ParameterError
 from adt_repro.base.power import (
     Components,
+    _careful_df,
     detectable,
     images_needed,
     power_of,
@@ -179,6 +180,13 @@ def found_by_chance(components, effect, seeds, n, reps=1000):
 def test_power_is_how_often_an_effect_is_found(components, effect, seeds, n):
     by_chance = found_by_chance(components, effect, seeds, n)
     assert power_of(components, effect, seeds, n) == pytest.approx(by_chance, abs=0.05)
+
+
+@pytest.mark.parametrize('S', [(2, 2), (2, 7), (3, 3), (4, 9), (10, 10)])
+def test_degrees_of_freedom_are_those_of_the_interval(S):
+    a, b = (normal(np.random.default_rng(k), S[k], 50, 1 + k, 3, 5) for k in (0, 1))
+    va, vb = (np.array([d.mean(1).var(ddof=1) / len(d)]) for d in (a, b))
+    assert _careful_df(va, vb, S) == pytest.approx(two_sample(a, b)['df_seeds'])
 
 
 def test_what_is_detectable_is_found_that_often():
