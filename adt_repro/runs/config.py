@@ -667,6 +667,37 @@ _PAPER = dict(
     readme=Parameter(flag(), False, 'put the tables into README.md'),
 )
 
+# %% ../../nbs/library/runs/config.ipynb #power
+_POWER = dict(
+    rows=Parameter(
+        maybe(several(word(), least=2, most=2)),
+        None,
+        'two rows whose records are compared; default the claims of the paper',
+    ),
+    attacks=Parameter(
+        maybe(several(one_of('natural', *ATTACK_NAMES), least=1)),
+        None,
+        'that an image has to withstand, for rows; default all that both have',
+    ),
+    runs=Parameter(
+        maybe(several(word(), most=10_000)), None, 'names of the runs that count; default all that are there'
+    ),
+    effect=Parameter(
+        _MAYBE_POSITIVE,
+        None,
+        'true distance beyond the bound; default as declared, else half of the published one',
+    ),
+    power=Parameter(number(0, 0.999, above=True), 0.8, 'the chance to find it'),
+    seeds=Parameter(
+        several(whole(2, 1000), least=1, most=8), [2, 3, 5, 10], 'numbers of seeds that are drawn'
+    ),
+    images=Parameter(
+        several(whole(2, _LARGEST), least=1, most=4), [1000, 10000], 'numbers of images that are drawn'
+    ),
+    repeats=Parameter(whole(20, 100_000), 200, 'simulated experiments of each kind'),
+    scale=Parameter(word(), 'cpu', 'whose records, in outputs/<scale>/; its file, if any, has the costs'),
+)
+
 # %% ../../nbs/library/runs/config.ipynb #parameters
 PARAMETERS = dict(
     train=_TRAIN,
@@ -680,6 +711,7 @@ PARAMETERS = dict(
     ablation=_ABLATION,
     benchmark=_BENCHMARK,
     paper=_PAPER,
+    power=_POWER,
 )
 
 # %% ../../nbs/library/runs/config.ipynb #check-notebook
