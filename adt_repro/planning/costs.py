@@ -15,6 +15,10 @@ from ..attacks.suite import TABLE1_ATTACKS
 from ..base.parameters import ParameterError, refuse
 from ..data import DATASETS
 from ..methods.adversaries import default_draws
+from ..runs.config import EXTRAS, RULES, run_name
+from ..runs.resolve import resolve
+from ..runs.scales import check_scale, load_scale
+from ..runs.sweeps import one_by_one
 from adt_repro.training.passes import (
     amortising_passes,
     attack_passes,
@@ -24,10 +28,6 @@ from adt_repro.training.passes import (
     sanity_passes,
     training_passes,
 )
-from ..runs.config import EXTRAS, RULES, run_name
-from ..runs.resolve import resolve
-from ..runs.scales import check_scale, load_scale
-from ..runs.sweeps import one_by_one
 
 # %% ../../nbs/library/planning/costs.ipynb #rows
 @dataclass

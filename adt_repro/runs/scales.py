@@ -456,6 +456,7 @@ def _white_box_files(scale):
     files = [f'{out}/records/white_box{low}-{{run}}.parquet', f'{out}/tables/white_box{low}-{{run}}.csv']
     if low:
         files.append(f'{out}/tables/white_box{low}_vs_fp32-{{run}}.csv')
+    files.append(f'{out}/frames/gain-{{run}}.csv')
     if own['sound']:
         files.append(f'{out}/frames/soundness{low}-{{run}}.csv')
     if own['draws']:
@@ -489,11 +490,12 @@ def _figure_files(scale, stems):
 
 
 def _landscape_files(scale):
-    return _figure_files(scale, ['landscape', 'landscape_plane', 'coverage', 'curvature'])
+    along = f'{_folder(scale)}/frames/landscape_along.csv'
+    return [*_figure_files(scale, ['landscape', 'landscape_plane', 'alignment', 'curvature']), along]
 
 
 def _diversity_files(scale):
-    return _figure_files(scale, [f'diversity_{what}' for what in ('samples', 'measures', 'classes', 'map')])
+    return _figure_files(scale, [f'diversity_{what}' for what in ('samples', 'measures', 'map')])
 
 
 def _ablation_files(scale):
