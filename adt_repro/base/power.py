@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .parameters import number, refuse, whole
-from .stats import seeds_by_examples
+from .stats import careful_df, seeds_by_examples
 
 # %% ../../nbs/library/base/power.ipynb #components-class
 @dataclass(frozen=True)
@@ -167,13 +167,7 @@ def variance_components(
     return Components(_scaled(seeds, intervals['seeds'][0]), intervals['examples'][0], rest, intervals)
 
 # %% ../../nbs/library/base/power.ipynb #careful-df
-def _careful_df(va, vb, seeds):
-    "Degrees of freedom of a sum of two estimated variances, (m,) each, as `two_sample` has them"
-    fewest, squares = min(seeds), va**2 + vb**2
-    if fewest < 3:
-        return np.ones_like(va)
-    ratio = np.divide((va + vb) ** 2, squares, out=np.ones_like(va), where=squares > 0)
-    return (fewest - 1) * (1 + (ratio - 1) * fewest / max(seeds))
+#| export
 
 # %% ../../nbs/library/base/power.ipynb #plan
 _NODES = 40  # of the quadrature over the variance of a grid's seeds
@@ -197,7 +191,7 @@ def _seed_widths(components, seeds, n):
         return drawn, np.full(_NODES, seeds[0] - 1.0), weights
     (va, wa), (vb, wb) = parts
     va, vb = np.repeat(va, _NODES), np.tile(vb, _NODES)
-    return va + vb, _careful_df(va, vb, seeds), np.repeat(wa, _NODES) * np.tile(wb, _NODES)
+    return va + vb, careful_df((va, vb), seeds), np.repeat(wa, _NODES) * np.tile(wb, _NODES)
 
 # %% ../../nbs/library/base/power.ipynb #plan-widths
 def _half_widths(components, seeds, n, alpha):
