@@ -74,6 +74,15 @@ if 'white_box' in made:
         log: f'{OUT}/logs/white_box-{{run}}.log'
         shell: call('white_box', '-{wildcards.run:q}')
 
+if 'all_images' in made:
+    rule all_images:
+        input: f'{OUT}/runs/{{run}}/weights.safetensors'
+        output: made['all_images']
+        params: given=given('all_images')
+        threads: THREADS
+        log: f'{OUT}/logs/all_images-{{run}}.log'
+        shell: call('all_images', '-{wildcards.run:q}')
+
 if 'spsa' in made:
     rule spsa:
         input: f'{OUT}/runs/{{run}}/weights.safetensors'

@@ -22,7 +22,7 @@ from ..base.tables import write_bytes, write_table
 # %% ../../nbs/library/analysis/style.ipynb #style
 # Okabe and Ito's colours, and a marker for each
 COLORS = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#999999', '#000000', '#F0E442']
-MARKERS = ['o', 's', '^', 'D', 'v', 'P', 'X', '*', 'h']
+MARKERS = ['o', 's', '^', 'D', 'v', 'P', 'X', '*', '<']
 STYLE = {
     'axes.prop_cycle': cycler(color=COLORS, marker=MARKERS),
     'figure.facecolor': 'white',

@@ -15,7 +15,7 @@ import pandas as pd
 from ..base.stats import mcnemar
 from ..evaluation.metrics import accuracies, percent_cells, robust
 from ..evaluation.records import join_records
-from .claims import TABLE1, Evidence, marked
+from .evidence import TABLE1, Evidence, marked
 from adt_repro.paper.inputs import (
     black_box_records,
     compared_black_boxes,
@@ -201,7 +201,7 @@ def training_times(
 _FRAMES = dict(
     landscape='landscape',
     curvature='landscape',
-    coverage='landscape',
+    alignment='landscape',
     diversity_measures='diversity',
     ablation='ablation',
     ablation_hinge='ablation',

@@ -15,7 +15,11 @@ from ..attacks.suite import TABLE1_ATTACKS
 from ..base.parameters import ParameterError, refuse
 from ..data import DATASETS
 from ..methods.adversaries import default_draws
-from adt_repro.planning.passes import (
+from ..runs.config import EXTRAS, RULES, run_name
+from ..runs.resolve import resolve
+from ..runs.scales import check_scale, load_scale
+from ..runs.sweeps import one_by_one
+from adt_repro.training.passes import (
     amortising_passes,
     attack_passes,
     fit_passes,
@@ -24,10 +28,6 @@ from adt_repro.planning.passes import (
     sanity_passes,
     training_passes,
 )
-from ..runs.config import EXTRAS, RULES, run_name
-from ..runs.resolve import resolve
-from ..runs.scales import check_scale, load_scale
-from ..runs.sweeps import one_by_one
 
 # %% ../../nbs/library/planning/costs.ipynb #rows
 @dataclass
@@ -159,6 +159,13 @@ def _fitted_generator(given, method, config, jobs):
     yield _Cost(f'{method}, generator', config, jobs, images, passes, 2 * generator, explicit)
 
 # %% ../../nbs/library/planning/costs.ipynb #evaluated-black
+def _all_images(given, runs):
+    passes = 1 + sum(attack_passes(name) for name in given['attacks'])
+    for method, config, jobs in runs.of(given['methods'], given['seeds']):
+        n = given['n_test'] or DATASETS[config['dataset']].n_test
+        yield _Cost(method, config, jobs, n, passes)
+
+
 def _transfer(given, runs):
     target_seeds, source_seeds = given['target_seeds'], given['source_seeds']
     if target_seeds is None:
@@ -264,6 +271,7 @@ def _watching(method, config, jobs):
 # %% ../../nbs/library/planning/costs.ipynb #steps
 _COSTS = dict(
     white_box=_white_box,
+    all_images=_all_images,
     transfer=_transfer,
     spsa=_spsa,
     landscape=_landscape,

@@ -65,10 +65,13 @@ def runs_in_order(
     return list(dict.fromkeys([*wanted, *names.values()]))
 
 # %% ../../nbs/library/planning/progress.ipynb #planned
+_JUDGES = 'white_box', 'all_images'  # the experiments whose records decide a scale's declared claims
+
+
 def _planned_hours(scale):
-    "(experiment, row) to the hours of one run, for training and for the white-box evaluation"
+    "(experiment, row) to the hours of one run, for training and for each evaluation that judges it"
     steps = step_costs(scale.content)
-    steps = steps[steps.experiment.isin(['train', 'white_box'])]
+    steps = steps[steps.experiment.isin(['train', *_JUDGES])]
     hours = {}
     for step in steps.itertuples():
         key = step.experiment, step.what.split(',')[0]
@@ -76,10 +79,19 @@ def _planned_hours(scale):
     return hours
 
 
-def _is_judged(scale, run, root):
-    "Are the files of a run's white-box evaluation there?"
-    files = made_files(scale).get('white_box', [])
-    return bool(files) and (Path(root) / files[0].format(run=run)).exists()
+def _judges_of(scale):
+    "Run to the experiments that judge it"
+    judges = {run: [] for run in scale_runs(scale)}
+    for name in _JUDGES:
+        for run in runs_of(scale, name) if name in scale.experiments else []:
+            judges[run].append(name)
+    return judges
+
+
+def _not_judged(scale, run, judges, root):
+    "Those of the experiments that judge a run whose records are not there"
+    files = {name: made_files(scale)[name][0].format(run=run) for name in judges}
+    return [name for name, file in files.items() if not (Path(root) / file).exists()]
 
 # %% ../../nbs/library/planning/progress.ipynb #table
 def progress_table(
@@ -88,20 +100,21 @@ def progress_table(
 ) -> pd.DataFrame:  # a row for each run, in the order of `runs_in_order`, see below
     """How far each run has come
 
-    The columns: run, row, seed; trained, a share in [0, 1]; judged, is its white-box record there?; hours
-    of training so far; left, hours of training, and to_judge, hours of the white-box evaluation.
+    The columns: run, row, seed; trained, a share in [0, 1]; judged, are its records there?; hours of
+    training so far; left, hours of training, and to_judge, hours of the white-box evaluations.
     """
     root = find_root() if root is None else Path(root)
     planned, own = _planned_hours(scale), scale_runs(scale)
-    judged_at_all = set(runs_of(scale, 'white_box')) if 'white_box' in scale.experiments else set()
+    judges = _judges_of(scale)
     rows = []
     for run in runs_in_order(scale):
         row, seed = own[run]['method'], own[run]['seed']
         config = resolve(scale.common | dict(method=row, seed=seed))
         folder = root / 'outputs' / scale.name / 'runs' / run
         share, hours = trained_share(folder, config['epochs'], config['batch'])
-        judged = _is_judged(scale, run, root)
-        to_judge = planned['white_box', row] if run in judged_at_all and not judged else 0.0
+        missing = _not_judged(scale, run, judges[run], root)
+        judged = bool(judges[run]) and not missing
+        to_judge = sum(planned[name, row] for name in missing)
         expected = planned['train', row]
         rows.append((run, row, seed, share, judged, hours, expected, to_judge))
     table = pd.DataFrame(rows, columns='run row seed trained judged hours expected to_judge'.split())
@@ -121,12 +134,11 @@ def next_command(
     table: pd.DataFrame,  # of `progress_table`
 ) -> str:  # for a shell; None where every run is trained and judged
     "The command that goes on with the first run that is not trained and judged"
-    files = made_files(scale)
+    files, judges = made_files(scale), _judges_of(scale)
     for row in table.itertuples():
-        made = 'white_box' if row.to_judge > 0 else 'train'
         if row.trained < 1 or row.to_judge > 0:
-            file = files[made][0].format(run=row.run)
-            return f'nice -n 19 snakemake --cores 1 --config scale={scale.name} -- {file}'
+            asked = [files[name][0].format(run=row.run) for name in judges[row.run] or ['train']]
+            return f'nice -n 19 snakemake --cores 1 --config scale={scale.name} -- {" ".join(asked)}'
     return None
 
 # %% ../../nbs/library/planning/progress.ipynb #claims

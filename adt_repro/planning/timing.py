@@ -23,8 +23,8 @@ from ..methods.objective import adt_loss
 from ..methods.table import make_method, method_options
 from ..models.classifiers import SmallCNN, build_model
 from ..models.flops import count_passes
-from .passes import generator_layer
 from ..speed.precision import ComputeWrapper
+from ..training.passes import generator_layer
 
 # %% ../../nbs/library/planning/timing.ipynb #clock
 def clock(

@@ -58,7 +58,15 @@ PRECISION_NAMES = 'fp32', 'tf32', 'bf16'
 COMPILE_NAMES = 'none', 'inductor', 'graphs'
 ATTACK_NAMES = 'fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature'  # of `attacks.suite.TABLE1_ATTACKS`
 EXTRAS = 'distribution', 'generator', 'autoattack'  # attacks of a white-box evaluation beside those
-EXPERIMENTS = 'white_box', 'transfer', 'spsa', 'landscape', 'diversity', 'ablation'  # of a scale
+EXPERIMENTS = (  # of a scale
+    'white_box',
+    'all_images',
+    'transfer',
+    'spsa',
+    'landscape',
+    'diversity',
+    'ablation',
+)
 IMPORTED = 'imported'  # in the method's place, for weights from elsewhere
 
 # %% ../../nbs/library/runs/config.ipynb #parameter
@@ -405,6 +413,28 @@ _WHITE_BOX = (
     )
 )
 
+# %% ../../nbs/library/runs/config.ipynb #all-images
+_GRADIENT_ATTACKS = [name for name in ATTACK_NAMES if name != 'feature']
+_ALL_IMAGES = (
+    dict(runs=_RUNS)
+    | WEIGHTS
+    | dict(
+        attacks=Parameter(_TRANSFER_ATTACKS, _GRADIENT_ATTACKS, 'of fgsm, pgd20, mim, cw, pgd100'),
+        cascade=Parameter(
+            _TRANSFER_ATTACKS,
+            ['mim', 'cw', 'pgd100'],
+            'attacks that meet only images that withstood the ones before',
+        ),
+        n_test=Parameter(_MAYBE_COUNT, None, 'the first n test images; default all'),
+        batch=Parameter(_COUNT, 500, 'images at a time'),
+        seed=_ATTACK_SEED,
+        label=_LABEL,
+        fresh=_FRESH,
+        device=_DEVICE,
+        scale=_SCALE,
+    )
+)
+
 # %% ../../nbs/library/runs/config.ipynb #transfer
 _TRANSFER = (
     dict(
@@ -637,11 +667,43 @@ _PAPER = dict(
     readme=Parameter(flag(), False, 'put the tables into README.md'),
 )
 
+# %% ../../nbs/library/runs/config.ipynb #power
+_POWER = dict(
+    rows=Parameter(
+        maybe(several(word(), least=2, most=2)),
+        None,
+        'two rows whose records are compared; default the claims of the paper',
+    ),
+    attacks=Parameter(
+        maybe(several(one_of('natural', *ATTACK_NAMES), least=1)),
+        None,
+        'that an image has to withstand, for rows; default all that both have',
+    ),
+    runs=Parameter(
+        maybe(several(word(), most=10_000)), None, 'names of the runs that count; default all that are there'
+    ),
+    effect=Parameter(
+        _MAYBE_POSITIVE,
+        None,
+        'true distance beyond the bound; default as declared, else half of the published one',
+    ),
+    power=Parameter(number(0, 0.999, above=True), 0.8, 'the chance to find it'),
+    seeds=Parameter(
+        several(whole(2, 1000), least=1, most=8), [2, 3, 5, 10], 'numbers of seeds that are drawn'
+    ),
+    images=Parameter(
+        several(whole(2, _LARGEST), least=1, most=4), [1000, 10000], 'numbers of images that are drawn'
+    ),
+    repeats=Parameter(whole(20, 100_000), 200, 'simulated experiments of each kind'),
+    scale=Parameter(word(), 'cpu', 'whose records, in outputs/<scale>/; its file, if any, has the costs'),
+)
+
 # %% ../../nbs/library/runs/config.ipynb #parameters
 PARAMETERS = dict(
     train=_TRAIN,
     seeds=_SEEDS,
     white_box=_WHITE_BOX,
+    all_images=_ALL_IMAGES,
     transfer=_TRANSFER,
     spsa=_SPSA,
     landscape=_LANDSCAPE,
@@ -649,6 +711,7 @@ PARAMETERS = dict(
     ablation=_ABLATION,
     benchmark=_BENCHMARK,
     paper=_PAPER,
+    power=_POWER,
 )
 
 # %% ../../nbs/library/runs/config.ipynb #check-notebook

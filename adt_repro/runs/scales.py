@@ -10,6 +10,7 @@ __all__ = ['SCALE_PARAMETERS', 'scale_table', 'Scale', 'seeds_of', 'check_scale'
 # %% ../../nbs/library/runs/scales.ipynb #imports
 import hashlib
 import json
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,11 +246,22 @@ def _checked_experiment(name, own, common):
     return checked
 
 # %% ../../nbs/library/runs/scales.ipynb #check-declared
-def _attacked_by(attack, white_box):
-    "How many test images of each network meet an attack"
-    if white_box is None or attack not in ('natural', *(white_box['attacks'] or ATTACK_NAMES)):
+def _attacked_by(attack, own):
+    "How many test images of each network meet an attack in an experiment; infinite for all there are"
+    if attack not in ('natural', *(own['attacks'] or ATTACK_NAMES)):
         return 0
-    return min(white_box['n_test'], (white_box['limits'] or {}).get(attack, white_box['n_test']))
+    n_test = own['n_test'] or math.inf
+    return min(n_test, (own.get('limits') or {}).get(attack, n_test))
+
+
+def _most_attacked(attack, row, scale):
+    "How many test images of a row's networks meet an attack, in the experiment that has most"
+    found = [0]
+    for name in 'white_box', 'all_images':
+        own = scale.asked[name]
+        if own is not None and row in (own['methods'] or scale.asked['methods']):
+            found.append(_attacked_by(attack, own))
+    return max(found)
 
 
 def _check_claim(claim, scale):
@@ -260,10 +272,10 @@ def _check_claim(claim, scale):
             refuse('rows', row, ', '.join(scale.asked['methods']))
         if claim['seeds'] > len(seeds_of(scale, row)):
             refuse('seeds', claim['seeds'], f'at most the {len(seeds_of(scale, row))} of {row}')
-    for attack in claim['attacks']:
-        images = _attacked_by(attack, scale.asked['white_box'])
-        if claim['n_test'] > images:
-            refuse('n_test', claim['n_test'], f'at most the {images} that white_box has for {attack}')
+        for attack in claim['attacks']:
+            images = _most_attacked(attack, row, scale)
+            if claim['n_test'] > images:
+                refuse('n_test', claim['n_test'], f'at most the {images} of {row} that meet {attack}')
 
 # %% ../../nbs/library/runs/scales.ipynb #check-all-declared
 def _check_declared(scale):
@@ -408,7 +420,7 @@ def _paper_parameters(scale):
 def call_parameters(
     scale: Scale,  # of `check_scale`
     notebook: str,  # train, one of `EXPERIMENTS`, or paper
-    run: str = None,  # for train, white_box and spsa, which are called once for each run
+    run: str = None,  # for train, white_box, all_images and spsa, which are called once for each run
 ) -> str:  # JSON: for the -j of `adt_repro.runs.notebook`
     "The parameters of one call of a notebook"
     if notebook == 'train':
@@ -444,6 +456,7 @@ def _white_box_files(scale):
     files = [f'{out}/records/white_box{low}-{{run}}.parquet', f'{out}/tables/white_box{low}-{{run}}.csv']
     if low:
         files.append(f'{out}/tables/white_box{low}_vs_fp32-{{run}}.csv')
+    files.append(f'{out}/frames/gain-{{run}}.csv')
     if own['sound']:
         files.append(f'{out}/frames/soundness{low}-{{run}}.csv')
     if own['draws']:
@@ -451,6 +464,11 @@ def _white_box_files(scale):
     return files
 
 # %% ../../nbs/library/runs/scales.ipynb #files-of-spsa-and-transfer
+def _all_images_files(scale):
+    files = 'records/all_images-{run}.parquet', 'tables/all_images-{run}.csv'
+    return [f'{_folder(scale)}/{file}' for file in files]
+
+
 def _spsa_files(scale):
     files = 'records/spsa-{run}.parquet', 'tables/spsa-{run}.csv', 'frames/soundness_spsa-{run}.csv'
     return [f'{_folder(scale)}/{file}' for file in files]
@@ -472,11 +490,12 @@ def _figure_files(scale, stems):
 
 
 def _landscape_files(scale):
-    return _figure_files(scale, ['landscape', 'landscape_plane', 'coverage', 'curvature'])
+    along = f'{_folder(scale)}/frames/landscape_along.csv'
+    return [*_figure_files(scale, ['landscape', 'landscape_plane', 'alignment', 'curvature']), along]
 
 
 def _diversity_files(scale):
-    return _figure_files(scale, [f'diversity_{what}' for what in ('samples', 'measures', 'classes', 'map')])
+    return _figure_files(scale, [f'diversity_{what}' for what in ('samples', 'measures', 'map')])
 
 
 def _ablation_files(scale):
@@ -495,6 +514,7 @@ def _ablation_files(scale):
 _FILES = dict(
     train=_train_files,
     white_box=_white_box_files,
+    all_images=_all_images_files,
     spsa=_spsa_files,
     transfer=_transfer_files,
     landscape=_landscape_files,
@@ -505,7 +525,7 @@ _FILES = dict(
 
 def made_files(
     scale: Scale,  # of `check_scale`
-) -> dict:  # notebook to paths, in the project; those of train, white_box and spsa with {run} for the run
+) -> dict:  # notebook to paths, in the project; those of train, white_box, all_images and spsa with {run}
     "What the calls of each notebook leave, for the notebooks that a scale needs"
     found = {name: files(scale) for name, files in _FILES.items() if name in ('train', *scale.experiments)}
     return {name: files for name, files in found.items() if files}
@@ -519,7 +539,7 @@ def all_files(
     for name, files in made_files(scale).items():
         if name == 'train':
             runs = list(scale_runs(scale))
-        elif name in ('white_box', 'spsa'):
+        elif name in ('white_box', 'all_images', 'spsa'):
             runs = runs_of(scale, name)
         else:
             runs = [None]

@@ -162,11 +162,11 @@ def run_label(
 # %% ../../nbs/library/runs/select.ipynb #first-images
 def first_images(
     config: dict,  # of `load_runs`
-    n: int,  # images, at least 1
+    n: int,  # images, at least 1; None: all of them
     device: torch.device,  # where they go
 ) -> tuple:  # the data set, on the CPU; images (n, C, H, W) and labels (n,)
     "The first test images; a `ParameterError` where there are fewer"
     data = load_data(config['dataset'], config['data_root'])
-    if n > len(data.x_test):
+    if n is not None and n > len(data.x_test):
         refuse('n_test', n, f'at most {len(data.x_test)}, which is all of {data.name}')
     return data, data.x_test[:n].to(device), data.y_test[:n].to(device)

@@ -15,14 +15,8 @@ from scipy import stats
 
 from adt_repro.base.parameters import ParameterError
 from adt_repro.base.tables import SUMS
-from adt_repro.paper.claims import (
-    TABLE1,
-    claim_estimates,
-    marked,
-    paper_claims,
-    published_table1,
-    read_evidence,
-)
+from adt_repro.paper.claims import judge_paper, published_table1
+from adt_repro.paper.evidence import TABLE1, marked, read_evidence
 from adt_repro.paper.report import (
     CIFAR10_TEST,
     REAL,
@@ -33,7 +27,6 @@ from adt_repro.paper.report import (
     scale_line,
     table1_cells,
 )
-from adt_repro.paper.verdicts import judge
 
 evidence = cache(read_evidence)  # of a committed scale: nothing changes it
 SCALE = latest_scale(ROOT / 'outputs')
@@ -81,7 +74,7 @@ def test_the_same_bytes_as_committed(made, scale):
     files = [
         SUMS,
         'report.html',
-        *(f'tables/{t}.csv' for t in ('table1', 'claims')),
+        *(f'tables/{t}.csv' for t in ('table1', 'claims', 'code_claims')),
         *(
             f'{at}/{f}.{ext}'
             for f in ('table1', 'claims')
@@ -101,10 +94,9 @@ def test_readme_and_page_say_what_the_records_say(scale):
     def block(name):
         return re.search(rf'<!-- {name} -->\n(.*?)\n<!-- /{name} -->', text, re.S)[1]
 
-    assert block(f'table1{of}') == readme_table(cells, scale_line(e)) and scale_line(e) in block(
-        f'table1{of}'
-    )
-    assert block(f'claims{of}') == readme_claims(judge(paper_claims(published_table1()), claim_estimates(e)))
+    table = block(f'table1{of}')
+    assert table == readme_table(cells, scale_line(e)) and scale_line(e) in table
+    assert block(f'claims{of}') == readme_claims(judge_paper(e, published_table1()))
     if scale != SCALE:
         return
     outputs = json.dumps(
@@ -168,7 +160,8 @@ def test_a_scale_that_is_not_the_papers_is_compared_with_nothing():
         and set(ran.verdict) <= {'other scale', 'no published value'}
         or evidence(OUT).test_set == CIFAR10_TEST
     )
-    assert (table[~table.same & (table.verdict != 'not run')].verdict != 'reproduced').all()
+    words = set(table[~table.same].verdict)
+    assert words <= {'other scale', 'no published value', 'not run'}
 
 
 def test_the_report_loads_nothing():
@@ -208,10 +201,11 @@ def test_one_seed_and_fewer_experiments(made):
     done = papermill(made, 'paper', 'one.ipynb', runs=runs, parts=['white_box', 'ablation'])
     assert done.returncode == 0, done.stderr[-2000:]
     claims = pd.read_csv(made / 'outputs' / SCALE / 'tables' / 'claims.csv').set_index('key')
-    assert (claims.verdict[['C6a', 'C7a']] == 'not run').all() and (
-        claims.verdict[['C2c', 'C9']] == 'underpowered'
-    ).all()
-    assert not (claims[claims.seeds < 2].verdict == 'reproduced').any() and claims.seeds['C1'] == 1
+    assert (claims.verdict[['C6a', 'C7']] == 'not run').all() and claims.seeds['C1'] == '1, 1'
+    of_one = claims[claims.seeds.str.contains('1')]
+    assert set(of_one.verdict) <= {'one network', 'not testable here', 'not complete'} and len(of_one) > 5
+    counted = claims.verdict[['C2c', 'C2d']]
+    assert set(counted) <= {'supported', 'contradicted', 'not testable here'}
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
@@ -344,59 +338,32 @@ def test_what_readme_says_of_the_cpu_scale():
     table = pd.read_csv(out / 'tables' / 'table1.csv')
     v, seeds = table.pivot(index='row', columns='column', values='accuracy'), table.groupby('row').seeds.max()
     claims, runs = pd.read_csv(out / 'tables' / 'claims.csv').set_index('key'), evidence(out).runs
-    assert (
-        seeds[['at_pgd', 'adt_exp']].eq(3).all()
-        and seeds[['standard', 'feature_scatter']].eq(2).all()
-        and (seeds[seeds > 0] == 1).sum() == 6
-    )
+    assert seeds[['at_pgd', 'adt_exp']].min() >= 3 and 'further seeds of `at_pgd` and `adt_exp`' in readme
     took = runs.groupby(['row', 'seed']).seconds.mean()
     am, imp = (took[k, 0] / took['adt_exp', 0] for k in ('adt_exp_am', 'adt_imp_am'))
     assert (
         4.5 < took['adt_exp'].mean() / took['at_pgd'].mean() < 5.5
         and 'a training by `adt_exp` takes five times as long as one by `at_pgd`' in readme
     )
-    assert (
-        claims.verdict['C1'] == 'underpowered'
-        and claims.lo['C1'] < -2.3
-        and claims.hi['C1'] > 2.3
-        and -0.75 < claims.estimate['C1'] < -0.25
-    )
-    paper, found = published_table1(), evidence(out).found
-    one, two, three = 100 * (found['adt_exp', 'rob'] - found['at_pgd', 'rob']).mean(axis=1)
-    by_seed = f'{one:+.1f}, {two:+.1f} and {three:.1f}'.replace('-', '−')
-    curve = (
-        pd.read_csv(out / 'frames' / 'curvature.csv')
-        .groupby('run')
-        .eigenvalue.median()
-        .rename(lambda run: run.split('-')[2])
-    )
-    cover = (
-        100
-        * pd.read_csv(out / 'frames' / 'coverage.csv')
-        .query("run.str.endswith('-adt_exp-s0')", engine='python')
-        .groupby('cloud')[['pixels', 'features']]
-        .mean()
-    )
-    assert (
-        curve.idxmin() == 'at_pgd'
-        and curve.idxmax() == 'standard'
-        and (claims.verdict[['C6a', 'C6b', 'C6c', 'C7a']] == 'not reproduced').all()
-        and claims.verdict['C7b'] == 'underpowered'
-    )
-    assert (
-        (cover.loc['distribution'] == 0).all() and claims.n['C7a'] == 10 and claims.verdict['C8'] == 'not run'
-    )
-    assert 90 < runs.seconds.sum() / 60 < 100 and 'the sixteen together took 96 minutes of one core' in readme
+    assert (claims.verdict[['C3', 'C4']] == 'not testable here').all()
+    paper = published_table1()
+    curvature = pd.read_csv(out / 'frames' / 'curvature.csv')
+    of_first = curvature[curvature.run.str.endswith('-s0')]
+    curve = of_first.groupby('run').eigenvalue.median().rename(lambda run: run.split('-')[2])
+    assert curve.idxmax() == 'standard' and abs(curve.at_pgd - curve.adt_exp) < 0.01
+    assert curve[['adt_exp_am', 'adt_imp_am']].min() > max(curve.at_pgd, curve.adt_exp)
+    assert v.rob[['adt_exp_am', 'adt_imp_am']].max() < min(v.rob.at_pgd, v.rob.adt_exp)
     for said in (
-        f'over three seeds, {v.rob.adt_exp:.1f} and {v.rob.at_pgd:.1f}, and on clean images '
-        f'{v.natural.adt_exp:.1f} and {v.natural.at_pgd:.1f}; seed by seed {by_seed}',
+        f'On clean images the two are close, {v.natural.adt_exp:.1f} and {v.natural.at_pgd:.1f}.',
+        f'`at_pgd` has {v.fgsm.at_pgd:.1f} % under FGSM and {v.pgd20.at_pgd:.1f} % under PGD-20, the published '
+        f'network lost {paper.fgsm.at_pgd - paper.pgd20.at_pgd:.2f} points between them',
         f"train in {am:.2f} (`adt_exp_am`) and {imp:.2f} (`adt_imp_am`) of `adt_exp`'s time "
-        f"(seed 0, beside other work on the cores), the paper's was {13 / 73:.2f}",
-        f'{v.natural.adt_exp_am:.1f} % each, and behind under attack, '
-        f'A_rob {v.rob.adt_exp_am:.1f} and {v.rob.adt_imp_am:.1f}',
-        f'(median of the largest eigenvalue {curve.at_pgd:.3f} and {curve.adt_exp:.3f}, 100 images), '
-        f'the amortised versions more, the undefended network by far the most ({curve.standard:.1f})',
-        f'holds {cover.pixels["restarts"]:.0f} and {cover.features["restarts"]:.0f} %',
+        f'(seed 0, beside other work on the cores; C2c and C2d count passes instead). The paper prints no such '
+        f'number; the settings of its released code make it {13 / 73:.2f} for both',
+        f'ahead on clean images, {v.natural.adt_exp_am:.1f} and {v.natural.adt_imp_am:.1f} %, and behind under '
+        f'attack, A_rob {v.rob.adt_exp_am:.1f} and {v.rob.adt_imp_am:.1f}',
+        f'(median of the largest eigenvalue {curve.standard:.1f}, 100 images), `at_pgd` and `adt_exp` nearly the '
+        f'same ({curve.at_pgd:.3f} and {curve.adt_exp:.3f})',
         f"has {v.rob.at_pgd_tuned:.1f} beside `at_pgd`'s {v.rob.at_pgd:.1f}",
         f'of all, {v.rob.max():.1f}:',
         f'ahead of `at_pgd`, {v.natural.trades:.1f} against {v.natural.at_pgd:.1f}',
@@ -408,7 +375,7 @@ def test_what_readme_says_of_the_cpu_scale():
         f'`at_pgd` there: {paper.natural.at_pgd:.1f} clean, A_rob {paper.rob.at_pgd:.1f}',
     ):
         assert said in readme, said
-    assert v.natural.adt_exp_am == v.natural.adt_imp_am and v.rob.idxmax() == 'trades'
+    assert v.rob.idxmax() == 'trades'
     made = pd.read_csv(out / 'tables' / 'transfer.csv').set_index(['run', 'attack', 'source']).accuracy
     gaps = [p - made[run, attack, run] for (run, attack, source), p in made.items() if source != run]
     assert (

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -22,23 +23,25 @@ from adt_repro.evaluation import records
 from adt_repro.evaluation.records import read_record, save_records
 from adt_repro.paper import inputs
 from adt_repro.paper.claims import (
-    PARTS,
-    claim_estimates,
-    paper_claims,
+    judge_code,
+    judge_paper,
     published_table1,
-    read_evidence,
-    run_table,
+    weakest_columns,
 )
 from adt_repro.paper.drawings import rows_run
+from adt_repro.paper.evidence import PARTS, read_evidence, run_table
 from adt_repro.paper.report import (
     claims_html,
     inline,
+    legend_html,
+    lost_to_attacks,
     paper_settings,
     readme_claims,
     readme_table,
     scale_line,
     table1_cells,
     table1_html,
+    weakest_table,
 )
 from adt_repro.paper.sections import Report, add_tables, write_report
 from adt_repro.paper.summaries import (
@@ -52,7 +55,6 @@ from adt_repro.paper.summaries import (
     table1_caption,
     training_times,
 )
-from adt_repro.paper.verdicts import judge
 from adt_repro.runs.store import weights_digest
 
 METHODS = 'at_pgd', 'adt_exp', 'adt_imp_am'
@@ -96,9 +98,10 @@ def copy_project(root):
     names += [f'{digits}/frames/{name}.csv' for name in ('ablation', 'ablation_hinge', 'soundness_transfer')]
     names += [f'{digits}/records/ablation.parquet', f'{digits}/figures/landscape_plane.png']
     copy_files(names, root)
-    for name in 'coverage', 'curvature', 'landscape', 'diversity_measures':
+    for name in 'curvature', 'landscape', 'diversity_measures':
         frame = pd.read_csv(ROOT / digits / 'frames' / f'{name}.csv')
         of_runs(frame, RUNS['digits']).to_csv(root / digits / 'frames' / f'{name}.csv', index=False)
+    write_measured(root / digits / 'frames')
     for file in (root / digits / 'records').glob('transfer-*.parquet'):
         of_runs(pd.read_parquet(file), RUNS['digits']).to_parquet(file, index=False)
     frame = pd.read_csv(root / digits / 'frames' / 'soundness_transfer.csv')
@@ -106,6 +109,22 @@ def copy_project(root):
     kept = frame[frame.run.isin(RUNS['digits']) & source.isin(RUNS['digits'])]
     kept.to_csv(root / digits / 'frames' / 'soundness_transfer.csv', index=False)
     return root
+
+
+def write_measured(frames):
+    "Frames of what was measured of single images: where attacks end, and how well the inner problem was solved"
+    rng = np.random.default_rng(0)
+    runs = [run for run in RUNS['digits'] if 'adt' in run]
+    clouds, attacks = ('own', 'other_image', 'restarts'), ('fgsm', 'pgd20', 'mim')
+    index = pd.MultiIndex.from_product(
+        [runs, range(5), clouds, attacks], names=['run', 'i', 'cloud', 'attack']
+    )
+    frame = index.to_frame(index=False)
+    frame.assign(cosine=rng.uniform(-1, 1, len(frame))).to_csv(frames / 'alignment.csv', index=False)
+    for run in runs:
+        clean = rng.uniform(0, 1, 9)
+        gain = dict(i=range(9), y=0, clean=clean, fgsm=clean + 0.8, pgd20=clean + 1, expected=clean + 0.9)
+        pd.DataFrame(gain).to_csv(frames / f'gain-{run}.csv', index=False)
 
 
 @pytest.fixture(scope='module')
@@ -134,12 +153,15 @@ def page_of(root, scale='digits'):
     e, paper = read_evidence(folder), published_table1(root)
     said, labels = scale_line(e), run_labels(e.runs)
     report, cells = Report(scale, said), table1_cells(e, paper, paper_settings(root))
-    judged = judge(paper_claims(paper), claim_estimates(e))
+    judged, of_code = judge_paper(e, paper), judge_code(e)
     report.add('Table 1', table1_html(cells, table1_caption(e, folder, said)))
-    report.add('Claims', claims_html(judged, said))
+    report.add('Claims', claims_html(judged, said, ['C1']))
+    report.add('Code', claims_html(of_code, said), legend_html(of_code.verdict))
     passed, failed, _ = sanity_table(folder, labels, e.precision, PARTS)
     tables = dict(
         Networks=network_pairs(e),
+        Lost=lost_to_attacks(cells),
+        Weakest=weakest_table(weakest_columns(e, paper)),
         Beyond=beyond_table1(folder, labels, e.precision, PARTS),
         Transfer=black_box_table(folder, 'transfer', labels, PARTS)[0],
         Queries=black_box_table(folder, 'spsa', labels, PARTS)[0],
@@ -204,7 +226,7 @@ def text_fields():
         f'{DIGITS}/records/ablation.parquet': ['run', 'attack', 'source', 'test_set'],
         f'{DIGITS}/frames/soundness-{RUN}.csv': ['run', 'check', 'reason', 'passed'],
         f'{DIGITS}/frames/soundness_transfer.csv': ['run', 'check', 'reason'],
-        f'{DIGITS}/frames/coverage.csv': ['run', 'cloud', 'attack'],
+        f'{DIGITS}/frames/alignment.csv': ['run', 'cloud', 'attack'],
         f'{DIGITS}/frames/curvature.csv': ['run'],
         f'{DIGITS}/frames/landscape.csv': ['run'],
         f'{DIGITS}/frames/diversity_measures.csv': ['run', 'kind'],
@@ -280,14 +302,14 @@ def cut_after_a_line(content):
 
 def without_a_column(content):
     lines = [line.rstrip('\n').split(',') for line in lines_of_file(content)]
-    first = next(k for k, name in enumerate(lines[0]) if name in ('run', 'row', 'epoch', 'seed'))
+    first = next(k for k, name in enumerate(lines[0]) if name in ('run', 'row', 'epoch', 'seed', 'expected'))
     return ('\n'.join(','.join(line[:first] + line[first + 1 :]) for line in lines) + '\n').encode()
 
 
 def text_for_a_number(content):
     lines = lines_of_file(content)
     names, cells = lines[0].rstrip('\n').split(','), lines[1].rstrip('\n').split(',')
-    read = 'entropy', 'n', 'U', 'loss', 'eigenvalue', 'marginal', 'cosine', 'rob'
+    read = 'entropy', 'n', 'U', 'loss', 'eigenvalue', 'cosine', 'expected', 'rob'
     cells[names.index(next(name for name in read if name in names))] = 'many'
     return ''.join([lines[0], ','.join(cells) + '\n', *lines[2:]]).encode()
 
@@ -341,7 +363,8 @@ ROWS = dict(
 FRAME_OF = {
     f'{DIGITS}/frames/{name}.csv': reader
     for name, reader in {
-        'coverage': lambda root: read_evidence(root / DIGITS, parts=['landscape']),
+        'alignment': lambda root: read_evidence(root / DIGITS, parts=['landscape']),
+        f'gain-{RUN}': lambda root: read_evidence(root / DIGITS, parts=['white_box']),
         'curvature': lambda root: read_evidence(root / DIGITS, parts=['landscape']),
         'ablation': lambda root: read_evidence(root / DIGITS, parts=['ablation']),
         'ablation_hinge': lambda root: paper_frames(root / DIGITS, ['ablation']),
@@ -391,7 +414,7 @@ READERS = FRAME_OF | {
         root / DIGITS / 'figures/landscape_plane.png', 'a'
     ),
 }
-NOT_OF_A_RUN = 'ablation_hinge.csv', 'history.csv'
+NOT_OF_A_RUN = 'ablation_hinge.csv', 'history.csv', f'gain-{RUN}.csv'
 
 
 def damages():
@@ -403,7 +426,8 @@ def damages():
             is_json_table = (
                 name.endswith('run.json') and what == 'table'
             )  # all that is read of it may be left out
-            if not (of_no_run or is_json_table):
+            of_fewer_images = 'gain-' in name and what == 'line'  # which is as good a measurement
+            if not (of_no_run or is_json_table or of_fewer_images):
                 yield name, what, damage
 
 
@@ -454,8 +478,8 @@ def test_a_history_that_run_json_does_not_know(project, altered):
     history, facts = ((project / of_run / name).read_bytes() for name in ('history.csv', 'run.json'))
     noted = dict(file_sha256={'history.csv': hashlib.sha256(history).hexdigest()})
     altered(f'{of_run}/run.json', json.dumps(json.loads(facts) | noted).encode())
-    below = run_table(project / DIGITS).set_index('run').below[RUNS['digits'][4]]
-    assert 0 <= below <= 1
+    at_the_end = run_table(project / DIGITS).set_index('run').u_end[RUNS['digits'][4]]
+    assert at_the_end == -pd.read_csv(BytesIO(history)).entropy.iloc[-1]
     changed = pd.read_csv(BytesIO(history)).assign(entropy=0.0)
     altered(f'{of_run}/history.csv', changed.to_csv(index=False).encode())
     line = refusal(lambda: run_table(project / DIGITS))

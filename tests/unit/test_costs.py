@@ -6,8 +6,8 @@ from helpers import ROOT
 
 from adt_repro.base.parameters import ParameterError
 from adt_repro.planning.costs import cost_table, main, show, step_costs
-from adt_repro.planning.passes import attack_passes
 from adt_repro.runs.config import EXPERIMENTS
+from adt_repro.training.passes import attack_passes
 
 PAPER = yaml.safe_load((ROOT / 'nbs' / 'scales' / 'paper.yaml').read_text())
 SMALL = dict(

@@ -26,7 +26,7 @@ from adt_repro.exchange.export import (
     run_records,
 )
 from adt_repro.models.weights import load_weights, save_weights
-from adt_repro.paper.claims import run_table
+from adt_repro.paper.evidence import run_table
 from adt_repro.runs import store
 from adt_repro.runs.config import RULES
 from adt_repro.runs.fit import fit_run

@@ -17,7 +17,7 @@ from adt_repro.data import DATASETS
 from adt_repro.methods.adversaries import GEN_INPUTS
 from adt_repro.methods.table import METHODS, OPTIONS
 from adt_repro.models.classifiers import arch_rule
-from adt_repro.paper.claims import PARTS
+from adt_repro.paper.evidence import PARTS
 from adt_repro.runs import config
 from adt_repro.runs.config import PARAMETERS, check_notebook, parameter_table, parameters_cell
 from adt_repro.runs.scales import check_scale, read_scale, scale_schema
