@@ -16,8 +16,10 @@ from helpers import run as run_process
 from adt_repro.attacks.gradient import fgsm, pgd
 from adt_repro.data import load_data
 from adt_repro.evaluation.evaluate import accuracy, evaluate
+from adt_repro.evaluation.measures import gain_share
 from adt_repro.methods.table import OPTIONS
 from adt_repro.runs.config import RULES, SESSION
+from adt_repro.runs.gain import run_gain
 from adt_repro.runs.store import load_method, load_run
 from adt_repro.training.state import Recipe
 
@@ -52,6 +54,7 @@ def test_a_run_is_complete(run):
     assert [r['attack'] for r in facts['results']] == ['natural', 'fgsm', 'pgd20']
     assert all(r['n'] == 50 for r in facts['results'])
     assert {'git_commit', 'versions', 'device', 'seconds', 'test_set'} <= set(facts)
+    assert facts['gain'] == pytest.approx(gain_share(run_gain(run.parents[1], run.name, n_images=50)))
 
 
 def test_its_weights_say_what_it_recorded(run):

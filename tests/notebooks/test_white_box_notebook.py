@@ -3,6 +3,7 @@
 import shutil
 from importlib.util import find_spec
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import outputs_of, papermill, small_project
@@ -40,6 +41,11 @@ def test_defaults(tiny):
         assert r.correct == rob[rob.run == r.run].correct.item()
     for name in 'distribution', 'soundness':
         assert set(pd.read_csv(tiny / 'frames' / f'{name}.csv').run) == set(rows.run)
+    for run in rows.run.unique():
+        losses = pd.read_csv(tiny / 'frames' / f'gain-{run}.csv').set_index('i')
+        assert len(losses) == 100
+        attacked = rows[(rows.run == run) & (rows.attack == 'natural')].set_index('i')
+        assert np.allclose(losses.clean, attacked.loss, rtol=1e-4, atol=1e-5)
 
 
 def test_the_notebook_shows_it(project, tiny):

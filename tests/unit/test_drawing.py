@@ -1,12 +1,15 @@
 "Pictures from the committed frames of the digits: the columns that each needs, and how it is drawn"
 
+import itertools
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
 
 from adt_repro.analysis.plots import (
-    draw_coverage,
+    draw_alignment,
     draw_curvature,
     draw_frontier,
     draw_hinge,
@@ -20,7 +23,7 @@ from adt_repro.base.parameters import ParameterError
 ABLATION = 'option value method seed natural robust expected_loss entropy'
 DRAWN = dict(
     landscape=('run a b loss', draw_landscape),
-    coverage=('run i cloud attack pixels features marginal', draw_coverage),
+    alignment=('run i cloud attack cosine', draw_alignment),
     curvature=('run i eigenvalue converged', draw_curvature),
     diversity_measures=('run i kind cosine distance variance wrong', draw_spread),
     ablation_frontier=(ABLATION, draw_frontier),
@@ -28,6 +31,8 @@ DRAWN = dict(
     ablation_hinge=('u_max seed epoch U', lambda frame, said: draw_hinge(frame, recorded('ablation'), said)),
 )
 
+
+RUNS = 'digits-small_cnn-at_pgd-s0', 'digits-small_cnn-adt_exp-s0'
 
 OTHER_STYLE = {
     'axes.labelsize': 20,
@@ -39,9 +44,19 @@ OTHER_STYLE = {
 }
 
 
+def aligned():
+    "Cosines with three clouds, of two runs, from a known process"
+    random = np.random.default_rng(0)
+    rows = itertools.product(RUNS, range(6), ('own', 'other_image', 'restarts'), ('fgsm', 'cw'))
+    frame = pd.DataFrame(rows, columns=['run', 'i', 'cloud', 'attack'])
+    return frame.assign(cosine=random.uniform(-1, 1, len(frame)))
+
+
 def recorded(name):
+    if name == 'alignment':
+        return aligned()
     frame = pd.read_csv(ROOT / 'outputs' / 'digits' / 'frames' / f'{name}.csv')
-    if name in ('landscape', 'coverage'):
+    if name == 'landscape':
         return frame[frame.run.isin(frame.run.unique()[-2:])]  # two of six runs, for the sake of time
     return frame
 
@@ -106,3 +121,57 @@ def test_an_ablation_without_the_sweep_is_refused():
     )  # without its two ends there is still a frontier
     assert [t.get_text() for t in bare.axes[0].get_legend().texts] == ['natural accuracy', 'robust accuracy']
     plt.close(bare)
+
+
+def test_a_landscape_with_its_median_below():
+    "The panel has the frame's lines, one name for each row, and its columns are asked for"
+    surface = recorded('landscape')
+    seeds = [*surface.run.unique(), surface.run.iloc[0].replace('-s0', '-s1')]
+    line = surface[(surface.b == 0) & (surface.run == seeds[0])]
+    along = pd.concat([line.assign(run=run, median=line.loss * k, n=100) for k, run in enumerate(seeds, 1)])
+    figure = draw_landscape(surface, 'said', along=along)
+    below = next(ax for ax in figure.axes if 'median' in ax.get_ylabel())
+    for drawn, (_, rows) in zip(below.lines, along.groupby('run', sort=False), strict=True):
+        assert np.allclose(drawn.get_ydata(), rows['median'], rtol=1e-5)
+    assert len(below.get_legend().texts) == 3  # two rows, and the ball
+    for column in 'run', 'a', 'median', 'n':
+        with pytest.raises(ParameterError, match=f'along=.*not there: {column}$'):
+            draw_landscape(surface, 'said', along=along.drop(columns=column))
+    plt.close('all')
+
+
+def texts_of(figure):
+    "All that can be read in a figure"
+    figure.canvas.draw()
+    return [text for text in figure.findobj(plt.Text) if text.get_text().strip() and text.get_visible()]
+
+
+@pytest.mark.parametrize('name', ['landscape', 'alignment', 'curvature', 'diversity_measures'])
+def test_every_text_can_be_read(name):
+    "None is smaller than 7 points"
+    figure = DRAWN[name][1](recorded(name), 'said')
+    assert min(text.get_fontsize() for text in texts_of(figure)) >= 7
+    plt.close('all')
+
+
+def test_seeds_of_a_row_look_alike_and_rows_do_not():
+    "In the figure of the curvature, with a second seed of each row"
+    rows = recorded('curvature')
+    second = rows.assign(run=rows.run.str.replace('-s0', '-s1'), eigenvalue=rows.eigenvalue * 1.1)
+    figure = draw_curvature(pd.concat([rows, second]), 'said')
+    marks = [line for line in figure.axes[0].lines if line.get_marker() not in ('', 'None')]
+    looks = [(mark.get_color(), mark.get_marker()) for mark in marks]
+    assert len(looks) == 12 and looks[:6] == looks[6:] and len(set(looks)) == 6
+    plt.close('all')
+
+
+def test_no_interval_leaves_what_it_is_about():
+    "Cosines near 1: the interval of Student would pass 1"
+    frame = aligned()
+    near = frame.assign(cosine=np.where(frame.i == 0, 0.5, 0.999))
+    figure = draw_alignment(near, 'said')
+    for ax in figure.axes:
+        for container in ax.containers:
+            ends = np.array(container.lines[2][0].get_segments())
+            assert ends[..., 0].max() == 1
+    plt.close('all')
