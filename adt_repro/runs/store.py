@@ -271,7 +271,7 @@ def _is_share_of_gain(v):
     numbers = all(number().ok(v[name]) for name in ('share', 'lo', 'hi'))
     return numbers and whole(2).ok(v['n']) and v['lo'] <= v['share'] <= v['hi']
 
-
+# %% ../../nbs/library/runs/store.ipynb #fact-rules-table
 _FACT_RULES = dict(
     dict.fromkeys(
         ['run', 'dataset', 'arch', 'method', 'train_set', 'test_set', 'device', 'platform'], text()
