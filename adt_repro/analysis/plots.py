@@ -177,7 +177,7 @@ def draw_landscape(
     fig.suptitle(f'{title}{ball}; losses are cut off at {levels[-1]:.2g} nats', fontsize=9)
     return fig
 
-# %% ../../nbs/library/analysis/plots.ipynb #alignment
+# %% ../../nbs/library/analysis/plots.ipynb #alignment-parts
 _ALIGNED_CLOUDS = dict(
     own='the image’s own distribution',
     other_image='another image’s distribution',
@@ -185,6 +185,16 @@ _ALIGNED_CLOUDS = dict(
 )
 
 
+def _draw_cosines(ax, cosines, runs):
+    "Mean cosine of each run and cloud; `cosines` has the index run, cloud"
+    for (j, run), (k, cloud) in itertools.product(enumerate(runs), enumerate(_ALIGNED_CLOUDS)):
+        y, label = j + 0.22 * (k - 1), _ALIGNED_CLOUDS[cloud] if j == 0 else None
+        _horizontal_mean(ax, cosines.loc[run, cloud], y, _style(k), (-1, 1), label=label)
+    ax.axvline(0, color='0.6', lw=0.8, marker='')
+    ax.set(xlim=(-1.05, 1.05))
+    ax.grid(axis='x', alpha=0.3)
+
+# %% ../../nbs/library/analysis/plots.ipynb #alignment
 @house_style()
 def draw_alignment(
     frame: pd.DataFrame,  # run, i, cloud (own, other_image, restarts), attack, cosine in [-1, 1]
@@ -199,13 +209,8 @@ def draw_alignment(
     size = 1.4 + 1.5 * len(attacks), 1 + 0.28 * len(short)
     fig, axes = subplot_grid(1, len(attacks), size, sharey=True, squeeze=False)
     for ax, attack in zip(axes[0], attacks, strict=True):
-        for (j, run), (k, cloud) in itertools.product(enumerate(short), enumerate(_ALIGNED_CLOUDS)):
-            values, y = cosines.loc[attack, run, cloud], j + 0.22 * (k - 1)
-            label = _ALIGNED_CLOUDS[cloud] if j == 0 else None
-            _horizontal_mean(ax, values, y, _style(k), (-1, 1), label=label)
-        ax.axvline(0, color='0.6', lw=0.8, marker='')
-        ax.set(title=attack, xlim=(-1.05, 1.05))
-        ax.grid(axis='x', alpha=0.3)
+        _draw_cosines(ax, cosines.loc[attack], short)
+        ax.set(title=attack)
     axes[0, 0].set_yticks(range(len(short)), [*short.values()])
     axes[0, 0].invert_yaxis()
     fig.supxlabel('cosine of the attack’s end and the cloud’s mean', fontsize=9)

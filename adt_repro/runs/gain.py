@@ -44,8 +44,8 @@ def save_gain(
     folder: Path | str,  # of a scale, such as outputs/cpu
     run: str,  # name of a finished run
     *,
-    n_images: int = 200,  # as of `run_gain`
-    draws: int = 20,  # as of `run_gain`
+    n_images: int = 200,  # the first test images, at least 2; all of them where there are fewer
+    draws: int = 20,  # for each image, at least 1
     device: torch.device | str = 'cpu',  # where the network goes
     fresh: bool = False,  # measure anew what an earlier call finished?
 ) -> pd.DataFrame:  # the rows, as of `run_gain`
