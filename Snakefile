@@ -134,7 +134,7 @@ rule paper:
         [file for file in everything if not file.endswith(('.safetensors', '.svg'))],
         'nbs/paper.ipynb',
         [str(path) for path in sorted(Path('nbs/published').glob('*'))]
-    output: f'{OUT}/report.html', f'{OUT}/tables/table1.csv', f'{OUT}/tables/claims.csv'
+    output: f'{OUT}/report.html', f'{OUT}/tables/table1.csv', f'{OUT}/tables/claims.csv', f'{OUT}/tables/code_claims.csv'
     params: given=given('paper')
     threads: 1
     log: f'{OUT}/logs/paper.log'

@@ -177,7 +177,7 @@ def draw_landscape(
     fig.suptitle(f'{title}{ball}; losses are cut off at {levels[-1]:.2g} nats', fontsize=9)
     return fig
 
-# %% ../../nbs/library/analysis/plots.ipynb #alignment-parts
+# %% ../../nbs/library/analysis/plots.ipynb #alignment
 _ALIGNED_CLOUDS = dict(
     own='the image’s own distribution',
     other_image='another image’s distribution',
@@ -185,16 +185,16 @@ _ALIGNED_CLOUDS = dict(
 )
 
 
-def _draw_cosines(ax, cosines, runs):
-    "Mean cosine of each run and cloud; `cosines` has the index run, cloud"
-    for (j, run), (k, cloud) in itertools.product(enumerate(runs), enumerate(_ALIGNED_CLOUDS)):
-        y, label = j + 0.22 * (k - 1), _ALIGNED_CLOUDS[cloud] if j == 0 else None
-        _horizontal_mean(ax, cosines.loc[run, cloud], y, _style(k), (-1, 1), label=label)
+def _draw_cosines(ax, cosines, short):
+    "Mean cosine of each run and cloud under one attack; `cosines` has the index run, cloud"
+    for (j, run), (k, cloud) in itertools.product(enumerate(short), enumerate(_ALIGNED_CLOUDS)):
+        label = _ALIGNED_CLOUDS[cloud] if j == 0 else None
+        _horizontal_mean(ax, cosines.loc[run, cloud], j + 0.22 * (k - 1), _style(k), (-1, 1), label=label)
     ax.axvline(0, color='0.6', lw=0.8, marker='')
     ax.set(xlim=(-1.05, 1.05))
     ax.grid(axis='x', alpha=0.3)
 
-# %% ../../nbs/library/analysis/plots.ipynb #alignment
+# %% ../../nbs/library/analysis/plots.ipynb #draw-alignment
 @house_style()
 def draw_alignment(
     frame: pd.DataFrame,  # run, i, cloud (own, other_image, restarts), attack, cosine in [-1, 1]

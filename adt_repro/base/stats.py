@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['share', 'mean_interval', 'with_interval', 'mean_words', 'seeds_by_examples', 'mean_variances', 'combined_interval',
-           'two_level', 'two_sample', 'check_bounds', 'p_outside', 'p_inside', 'counted', 'holm', 'mcnemar',
-           'paired_gap']
+           'two_level', 'careful_df', 'two_sample', 'check_bounds', 'p_outside', 'p_inside', 'counted', 'holm',
+           'mcnemar', 'paired_gap']
 
 # %% ../../nbs/library/base/stats.ipynb #imports
 import math
@@ -201,13 +201,17 @@ def two_level(
     return combined_interval(float(d.mean()), se_seeds, se_examples, *d.shape, confidence)
 
 # %% ../../nbs/library/base/stats.ipynb #careful-df
-def _careful_df(variances, seeds):
+def careful_df(
+    variances: tuple,  # of the means of two sides by seeds, each a number or an array, in squared units
+    seeds: tuple,  # how many seeds each side has, at least 1
+) -> np.ndarray:  # degrees of freedom of the sum of the two variances
     "Welch's degrees of freedom where both sides have as many seeds, three or more; else fewer"
-    fewest = min(seeds)
-    squares = sum(v**2 for v in variances)
-    if fewest < 3 or not squares:
-        return float(fewest - 1)
-    gained = sum(variances) ** 2 / squares - 1  # from 0 (one side alone varies) to 1 (both do alike)
+    a, b = (np.asarray(v, dtype=float) for v in variances)
+    fewest, squares = min(seeds), a**2 + b**2
+    if fewest < 3:
+        return np.full_like(squares, fewest - 1)
+    ratio = np.divide((a + b) ** 2, squares, out=np.ones_like(squares), where=squares > 0)
+    gained = ratio - 1  # from 0 (one side alone varies) to 1 (both do alike)
     return (fewest - 1) * (1 + gained * fewest / max(seeds))
 
 # %% ../../nbs/library/base/stats.ipynb #two-sample
@@ -234,7 +238,7 @@ def two_sample(
     both = np.concatenate([a, b])
     se_seeds = _standard_error(sum(by_seeds), both)
     se_examples = _standard_error(by_examples - sum(by_both), both)
-    df = _careful_df(by_seeds, seeds)
+    df = float(careful_df(by_seeds, seeds))
     estimate = float(a.mean() - b.mean())
     found = combined_interval(estimate, se_seeds, se_examples, min(seeds), n, confidence, df)
     return found | dict(seeds_of=seeds)

@@ -291,11 +291,11 @@ def _across_claims(paper, e):
 def _black_box_claims(e):
     "C11: attacks that see no gradient of the network"
     claims = []
-    for key, what in dict(C11a='transferred attacks', C11b='SPSA').items():
+    for key, what in dict(C11a='the worst of all transferred attacks', C11b='SPSA').items():
         claims += _claims_of(
             e,
             key,
-            f'accuracy under the worst of all {what}, {{rows}}',
+            f'accuracy under {what}, {{rows}}',
             text=f'ADT_EXP is more robust than AT_PGD to {what}',
             unit='points',
             bounds=(0, np.inf),
@@ -649,7 +649,7 @@ def _looks_robust(e, key):
 def _finds_restarts(e, key):
     "Does the measure of C7 find what PGD's own restarts point at?"
     grids = _alignment(e, key, 'restarts')
-    name = 'control, PGD’s restarts are found'
+    name = 'the control is met: PGD’s restarts are found'
     if grids is None:
         return Condition(name, 'premise', None, '')
     found = float(grids[0].mean())

@@ -97,6 +97,8 @@ def _of_one_network(found, bounds):
     "No verdict: what the images alone say of these networks"
     if found['se'] == 0:
         return 'one network', f'neither: {_no_spread(found)}'
+    if math.isinf(found['hi']):
+        return 'one network', 'neither: a single number, which has no interval'
     side = _position(found, bounds)
     where = {'for': 'lies within', 'against': 'lies outside', 'neither': 'is on both sides of'}[side]
     interval = f'interval [{_span(found["lo"], found["hi"])}], images only,'

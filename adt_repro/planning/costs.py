@@ -165,7 +165,7 @@ def _all_images(given, runs):
         n = given['n_test'] or DATASETS[config['dataset']].n_test
         yield _Cost(method, config, jobs, n, passes)
 
-
+# %% ../../nbs/library/planning/costs.ipynb #evaluated-transfer
 def _transfer(given, runs):
     target_seeds, source_seeds = given['target_seeds'], given['source_seeds']
     if target_seeds is None:

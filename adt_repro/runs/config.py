@@ -485,9 +485,7 @@ _LANDSCAPE = (
     dict(runs=_RUNS)
     | WEIGHTS
     | dict(
-        image=Parameter(
-            whole(0, _LARGEST), 0, 'the first of three test images that the landscape is drawn around'
-        ),
+        image=Parameter(whole(0, _LARGEST), 0, 'the first of three test images that are drawn around'),
         grid=Parameter(
             odd(3, 2001), 41, 'points of the landscape in each direction; odd, to have the image among them'
         ),

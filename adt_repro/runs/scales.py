@@ -263,7 +263,7 @@ def _most_attacked(attack, row, scale):
             found.append(_attacked_by(attack, own))
     return max(found)
 
-
+# %% ../../nbs/library/runs/scales.ipynb #check-claim
 def _check_claim(claim, scale):
     "A claim is about rows of the scale, and asks for no more seeds and images than the scale has"
     claim = _checked(claim, _CLAIM)

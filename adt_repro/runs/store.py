@@ -258,7 +258,12 @@ def _read_table(path, read):
     "The table in a file of a run, by `read_yaml` or `read_json`"
     return read(path, f'run={path.parent.name!r}: its {path.name}')
 
-# %% ../../nbs/library/runs/store.ipynb #share-rule
+# %% ../../nbs/library/runs/store.ipynb #fact-rules
+_STRING = Rule(lambda v: isinstance(v, str), 'text')
+_SHARE = number(-1e-6, 1 + 1e-6)
+_RESULT_RULES = dict(attack=text(), n=whole(1), correct=whole(0), accuracy=_SHARE)
+
+
 def _is_share_of_gain(v):
     "Is it a share of PGD-20's gain, with its interval and the number of images?"
     if not isinstance(v, dict) or set(v) != {'share', 'lo', 'hi', 'n'}:
@@ -266,10 +271,7 @@ def _is_share_of_gain(v):
     numbers = all(number().ok(v[name]) for name in ('share', 'lo', 'hi'))
     return numbers and whole(2).ok(v['n']) and v['lo'] <= v['share'] <= v['hi']
 
-# %% ../../nbs/library/runs/store.ipynb #fact-rules
-_STRING = Rule(lambda v: isinstance(v, str), 'text')
-_SHARE = number(-1e-6, 1 + 1e-6)
-_RESULT_RULES = dict(attack=text(), n=whole(1), correct=whole(0), accuracy=_SHARE)
+# %% ../../nbs/library/runs/store.ipynb #fact-rules-table
 _FACT_RULES = dict(
     dict.fromkeys(
         ['run', 'dataset', 'arch', 'method', 'train_set', 'test_set', 'device', 'platform'], text()

@@ -9,7 +9,6 @@ from scipy.stats import chi2
 from adt_repro.base.parameters import ParameterError
 from adt_repro.base.power import (
     Components,
-    _careful_df,
     detectable,
     images_needed,
     power_of,
@@ -17,7 +16,7 @@ from adt_repro.base.power import (
     variance_components,
     with_seeds_at,
 )
-from adt_repro.base.stats import two_level, two_sample
+from adt_repro.base.stats import careful_df, two_level, two_sample
 from adt_repro.paper.verdicts import Claim, judge
 
 inf = math.inf
@@ -186,7 +185,7 @@ def test_power_is_how_often_an_effect_is_found(components, effect, seeds, n):
 def test_degrees_of_freedom_are_those_of_the_interval(S):
     a, b = (normal(np.random.default_rng(k), S[k], 50, 1 + k, 3, 5) for k in (0, 1))
     va, vb = (np.array([d.mean(1).var(ddof=1) / len(d)]) for d in (a, b))
-    assert _careful_df(va, vb, S) == pytest.approx(two_sample(a, b)['df_seeds'])
+    assert careful_df((va, vb), S) == pytest.approx(two_sample(a, b)['df_seeds'])
 
 
 def test_what_is_detectable_is_found_that_often():
