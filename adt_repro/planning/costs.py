@@ -207,8 +207,8 @@ def _landscape(given, runs):
     for method, config, jobs in runs.of(given['methods'], given['seeds']):
         net, generator = fit_passes(config, n)
         yield _Cost(f'{method}, planes', config, jobs, 1, planes + net, generator)
-        covered = 2 * net + clouds + attacks
-        yield _Cost(f'{method}, coverage', config, jobs, given['n_images'], covered, 2 * generator)
+        aligned = 2 * net + clouds + attacks
+        yield _Cost(f'{method}, alignment', config, jobs, given['n_images'], aligned, 2 * generator)
         yield _Cost(f'{method}, curvature', config, jobs, given['n_curvature'], curvature)
 
 
