@@ -151,7 +151,7 @@ def _draw_planes(fig, grid, line, squares, levels):
 # %% ../../nbs/library/analysis/plots.ipynb #landscape
 @house_style()
 def draw_landscape(
-    frame: pd.DataFrame,  # run, a, b (along the gradient's sign and across it, in ε), loss in nats; image, or one
+    frame: pd.DataFrame,  # run, a, b (along the gradient's sign and across it, in ε), loss in nats; image
     title: str,  # what is measured
     eps: float = None,  # radius of the ball in pixel values, for the title; None: left out
     along: pd.DataFrame = None,  # run, a (in ε), median (of the losses, in nats), n (images); None: no such panel
@@ -159,13 +159,13 @@ def draw_landscape(
     "The loss around some images (frames/landscape.csv); a `ParameterError` where the frame is no grid"
     import matplotlib.pyplot as plt
 
-    if isinstance(frame, pd.DataFrame) and 'image' not in frame:
-        frame = frame.assign(image=0)  # frames from when there was one image
     line, squares = _planes(_rows(frame, 'run', 'image', 'a', 'b', 'loss'))
     if along is not None:
         along = _rows(along, 'run', 'a', 'median', 'n', name='along')
     n, n_images = len({run for run, _ in squares}), len({image for _, image in squares})
-    heights = [1.3, *[1] * n_images, *[1.4] * (along is not None)]
+    heights = [1.3] + [1] * n_images
+    if along is not None:
+        heights.append(1.4)
     width = 1.2 + (2.2 if n < 5 else 1.8) * n
     fig = plt.figure(figsize=(width, 0.6 + (1.9 if n < 5 else 1.5) * sum(heights)), layout='constrained')
     grid = fig.add_gridspec(len(heights), n, height_ratios=heights)

@@ -6,6 +6,8 @@
 __all__ = ['rows_run', 'draw_table1', 'draw_claims', 'draw_paper_figures']
 
 # %% ../../nbs/library/paper/drawings.ipynb #imports
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -160,8 +162,9 @@ def draw_paper_figures(
     sweep = frames['ablation']
     of_sweep = ablation_title(sweep) if sweep is not None else ''
     inner = _with_options(sweep, 'n_mc', 'inner_steps', 'inner_momentum', 'rho')
+    landscape = partial(draw_landscape, along=frames['landscape_along'])
     plain = [
-        ('Loss landscape', draw_landscape, frames['landscape'], said),
+        ('Loss landscape', landscape, frames['landscape'], said),
         ('Curvature', draw_curvature, frames['curvature'], said),
         ('Where attacks end and the distribution points', draw_alignment, frames['alignment'], said),
         ('Spread of the distribution', draw_spread, frames['diversity_measures'], said),

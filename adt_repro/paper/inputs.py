@@ -43,7 +43,14 @@ def _columns(**names):
 
 # %% ../../nbs/library/paper/inputs.ipynb #frame-kinds
 _IMAGES = dict(
-    landscape=FrameKind(_columns(text='run', real='a b loss'), ['run', 'a', 'b'], grid=['run', 'a', 'b']),
+    landscape=FrameKind(
+        _columns(text='run', whole='image', real='a b loss'),
+        ['run', 'image', 'a', 'b'],
+        grid=['run', 'image', 'a', 'b'],
+    ),
+    landscape_along=FrameKind(
+        _columns(text='run', whole='n', real='a median'), ['run', 'a'], grid=['run', 'a']
+    ),
     curvature=FrameKind(
         _columns(text='run', whole='i y', real='eigenvalue residual', truth='converged'),
         ['run', 'i'],

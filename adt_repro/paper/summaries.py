@@ -200,6 +200,7 @@ def training_times(
 # %% ../../nbs/library/paper/summaries.ipynb #paper-frames
 _FRAMES = dict(
     landscape='landscape',
+    landscape_along='landscape',
     curvature='landscape',
     alignment='landscape',
     diversity_measures='diversity',

@@ -121,6 +121,9 @@ def write_measured(frames):
     )
     frame = index.to_frame(index=False)
     frame.assign(cosine=rng.uniform(-1, 1, len(frame))).to_csv(frames / 'alignment.csv', index=False)
+    index = pd.MultiIndex.from_product([runs, [-1.0, 0.0, 1.0]], names=['run', 'a'])
+    along = index.to_frame(index=False).assign(median=rng.uniform(0, 3, len(index)), n=100)
+    along.to_csv(frames / 'landscape_along.csv', index=False)
     for run in runs:
         clean = rng.uniform(0, 1, 9)
         gain = dict(i=range(9), y=0, clean=clean, fgsm=clean + 0.8, pgd20=clean + 1, expected=clean + 0.9)
@@ -369,6 +372,7 @@ FRAME_OF = {
         'ablation': lambda root: read_evidence(root / DIGITS, parts=['ablation']),
         'ablation_hinge': lambda root: paper_frames(root / DIGITS, ['ablation']),
         'landscape': lambda root: paper_frames(root / DIGITS, ['landscape']),
+        'landscape_along': lambda root: paper_frames(root / DIGITS, ['landscape']),
         'diversity_measures': lambda root: paper_frames(root / DIGITS, ['diversity']),
         f'soundness-{RUN}': lambda root: sanity_table(root / DIGITS, labels_of(root), 'fp32', ['white_box']),
         'soundness_transfer': lambda root: sanity_table(root / DIGITS, labels_of(root), 'fp32', ['transfer']),

@@ -22,7 +22,7 @@ from adt_repro.base.parameters import ParameterError
 
 ABLATION = 'option value method seed natural robust expected_loss entropy'
 DRAWN = dict(
-    landscape=('run a b loss', draw_landscape),
+    landscape=('run image a b loss', draw_landscape),
     alignment=('run i cloud attack cosine', draw_alignment),
     curvature=('run i eigenvalue converged', draw_curvature),
     diversity_measures=('run i kind cosine distance variance wrong', draw_spread),
