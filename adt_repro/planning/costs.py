@@ -141,6 +141,9 @@ def _white_box(given, runs):
         fp32_cost = _fp32_cost(given, suite)
         total = clean_cost + attack_cost + statistics_cost + sanity_cost + fp32_cost
         yield _Cost(method, config, jobs, n, _per_image(total, n))
+        net, generator = fit_passes(config, 20)
+        passes = net + 20 + sum(attack_passes(name) for name in ('natural', 'fgsm', 'pgd20'))
+        yield _Cost(f'{method}, gain', config, jobs, min(n, 200), passes, generator)
         if given['generator'] and given['draws']:
             yield from _fitted_generator(given, method, config, jobs)
 
@@ -200,16 +203,17 @@ _HESSIAN_PRODUCT = 4 * 2  # passes: four, each in double precision, which counts
 def _landscape(given, runs):
     n, grid = given['n_samples'] or 1000, given['grid']  # the notebook's own default, outside scale tiny
     attacks = sum(_table1_passes(name, given['n_targets']) for name in TABLE1_ATTACKS if name != 'pgd100')
-    clouds = n * (attack_passes('pgd20') - 1 + 5)  # made by restarts; and five are looked at
     axes = 5  # two gradients of two passes each, and one look
-    planes = grid**2 + 31**2 + axes + attacks
+    planes = 3 * (grid**2 + axes) + 31**2 + attacks  # of three images, the draws and attacks of one
+    restarts = 20 * (attack_passes('pgd20') - 1)
     curvature = 2 * 2 + 2 * given['curvature_steps'] * _HESSIAN_PRODUCT
+    along = axes + grid
     for method, config, jobs in runs.of(given['methods'], given['seeds']):
         net, generator = fit_passes(config, n)
-        yield _Cost(f'{method}, planes', config, jobs, 1, planes + net, generator)
-        aligned = 2 * net + clouds + attacks
+        yield _Cost(f'{method}, planes', config, 1, 1, planes + net, generator)
+        aligned = 2 * net + restarts + attacks
         yield _Cost(f'{method}, alignment', config, jobs, given['n_images'], aligned, 2 * generator)
-        yield _Cost(f'{method}, curvature', config, jobs, given['n_curvature'], curvature)
+        yield _Cost(f'{method}, curvature', config, jobs, given['n_curvature'], curvature + along)
 
 
 def _diversity(given, runs):
