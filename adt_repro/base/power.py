@@ -166,9 +166,6 @@ def variance_components(
     intervals = {name: _deviation(terms, tail) for name, terms in _terms(grids, column).items()}
     return Components(_scaled(seeds, intervals['seeds'][0]), intervals['examples'][0], rest, intervals)
 
-# %% ../../nbs/library/base/power.ipynb #careful-df
-#| export
-
 # %% ../../nbs/library/base/power.ipynb #plan
 _NODES = 40  # of the quadrature over the variance of a grid's seeds
 

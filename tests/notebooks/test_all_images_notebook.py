@@ -39,7 +39,7 @@ def test_the_cascade_changes_no_robust_accuracy(project):
     for names in ['fgsm', 'pgd20'], GRADIENT_ATTACKS:
         assert robust(rows, names).correct.item() == robust(plain, names).correct.item()
     table = pd.read_csv(folder / 'tables' / 'all_images.csv').set_index('attack')
-    assert table.accuracy['rob'] == pytest.approx(robust(plain).accuracy.item(), abs=1e-4)
+    assert table.accuracy['worst'] == pytest.approx(robust(plain).accuracy.item(), abs=1e-4)
     assert list(table.index[table.bound]) == ['mim', 'cw', 'pgd100']
 
 
