@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHOD_NAMES', 'DATASET_NAMES', 'RECIPE_NAMES', 'GEN_INPUT_NAMES', 'PRECISION_NAMES', 'COMPILE_NAMES', 'ATTACK_NAMES',
-           'EXTRAS', 'EXPERIMENTS', 'IMPORTED', 'ARCH', 'EPS', 'FRESH', 'RULES', 'SESSION', 'NOT_IN_A_ROW',
-           'IMPORTED_RULES', 'INPUTS', 'WEIGHTS', 'CASCADE', 'LIMITS', 'BENCHMARK_PARTS', 'PARAMETERS', 'Parameter',
-           'rules_of', 'is_range', 'is_mean_std', 'check_notebook', 'parameters_cell', 'markdown_table',
+           'EXTRAS', 'EXPERIMENTS', 'CLAIM_NAMES', 'IMPORTED', 'ARCH', 'EPS', 'FRESH', 'RULES', 'SESSION',
+           'NOT_IN_A_ROW', 'IMPORTED_RULES', 'INPUTS', 'WEIGHTS', 'CASCADE', 'LIMITS', 'BENCHMARK_PARTS', 'PARAMETERS',
+           'Parameter', 'rules_of', 'is_range', 'is_mean_std', 'check_notebook', 'parameters_cell', 'markdown_table',
            'parameter_table', 'run_name']
 
 # %% ../../nbs/library/runs/config.ipynb #imports
@@ -66,6 +66,9 @@ EXPERIMENTS = (  # of a scale
     'landscape',
     'diversity',
     'ablation',
+)
+CLAIM_NAMES = tuple(  # of `paper.claims.paper_claims`
+    'C1 C1b C1c C2a C2b C2c C2d C3 C4 C6a C6b C6c C7 C8a C8b C10a C10b C10c C11a C11b C12 C13'.split()
 )
 IMPORTED = 'imported'  # in the method's place, for weights from elsewhere
 

@@ -35,6 +35,7 @@ from ..base.yaml_files import read_yaml
 # %% ../../nbs/library/runs/scales.ipynb #imports-config
 from adt_repro.runs.config import (
     ATTACK_NAMES,
+    CLAIM_NAMES,
     DATASET_NAMES,
     EXPERIMENTS,
     METHOD_NAMES,
@@ -288,6 +289,8 @@ def _check_declared(scale):
             with _at('gate'):
                 _checked(declared['gate'], _GATE)
         for name, claim in declared['claims'].items():
+            if name.partition('_')[0] not in CLAIM_NAMES:
+                refuse('claims', name, f'one of {", ".join(CLAIM_NAMES)}, or one with _ and a word after it')
             with _at(f'claims: {name}'):
                 _check_claim(claim, scale)
         known = [*scale.asked['methods'], *declared['claims']]

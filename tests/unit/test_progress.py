@@ -7,7 +7,9 @@ import yaml
 from helpers import ROOT, files_of_git
 
 from adt_repro.base.parameters import ParameterError
+from adt_repro.paper.claims import paper_claims, published_table1
 from adt_repro.planning.progress import main, progress_table, show_progress
+from adt_repro.runs.config import CLAIM_NAMES
 from adt_repro.runs.scales import check_scale, read_scale, scale_runs
 
 MID = ROOT / 'nbs' / 'scales' / 'mid.yaml'
@@ -105,3 +107,14 @@ def test_what_is_committed_of_a_run_that_is_not_finished(tmp_path):
         f'{names[1]} is too large',
         f'{names[2]} belongs to a finished run',
     ]
+
+
+def test_a_declared_claim_is_one_of_the_paper():
+    "A misspelt name is refused before the campaign, a second form of a claim is not"
+    assert CLAIM_NAMES == tuple(claim.key for claim in paper_claims(published_table1()))
+    content = declared()
+    claims = content['experiments']['declared']['claims']
+    assert 'C1_feature' in claims and check_scale(content)
+    claims['C77'] = claims['C1']
+    with pytest.raises(ParameterError, match="claims='C77': expected one of C1, C1b, .*, or one with _"):
+        check_scale(content)
