@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CIFAR10_TEST', 'REAL', 'COLUMNS', 'VERDICTS', 'MEANINGS', 'CELL_MEANINGS', 'CONDITIONS', 'paper_settings',
-           'same_setting', 'latest_scale', 'table1_cells', 'scale_line', 'lost_to_attacks', 'weakest_table', 'fill',
-           'Look', 'legend_html', 'table1_html', 'claims_html', 'readme_table', 'readme_claims', 'put_between',
-           'inline', 'page']
+           'same_setting', 'latest_scale', 'table1_cells', 'setting_line', 'scale_line', 'lost_to_attacks',
+           'weakest_table', 'fill', 'Look', 'legend_html', 'table1_html', 'claims_html', 'readme_table',
+           'readme_claims', 'put_between', 'inline', 'page']
 
 # %% ../../nbs/library/paper/report.ipynb #imports
 import base64
@@ -126,26 +126,33 @@ def _range(numbers):
     return f'{lo}' if lo == hi else f'{lo} to {hi}'
 
 
-def _test_images(found):
-    "How many images an accuracy is of, as text; those of Table 1, if there are any"
-    of_table = {g.shape[1] for (_, column), g in found.items() if column in COLUMNS}
-    of_any = {g.shape[1] for g in found.values()}
-    return _range(of_table or of_any or {0})
+def _images_and_seeds(found):
+    "How many images and seeds accuracies are of, as text; those of Table 1, if there are any"
+    of_table = {key: g for key, g in found.items() if key[1] in COLUMNS}
+    grids = (of_table or found).values()
+    images, seeds = {g.shape[1] for g in grids}, {g.shape[0] for g in grids}
+    word = 'seed' if seeds == {1} else 'seeds'
+    return f'n = {_range(images or {0})} test images, {_range(seeds or {0})} {word}'
+
+# %% ../../nbs/library/paper/report.ipynb #setting-line
+def setting_line(
+    e: Evidence,  # of `read_evidence`
+) -> str:  # data set, network, ε, epochs, training images, and the attacks' precision where it is not fp32
+    "What a scale's networks are, for tables that say themselves how many seeds and images they are of"
+    r = e.runs
+    train = _listed(r.n_train.map(lambda n: 'all' if pd.isna(n) else f'{n:.0f}'))
+    line = (
+        f'{_listed(r.dataset)}, {_listed(r.arch)}, ε = {_listed(r.eps.astype(float))}, '
+        f'{_listed(r.epochs)} epochs, {train} training images'
+    )
+    return line if e.precision == 'fp32' else f'{line}, attacks in {e.precision}'
 
 # %% ../../nbs/library/paper/report.ipynb #scale-line
 def scale_line(
     e: Evidence,  # of `read_evidence`
-) -> str:  # data set, network, ε, epochs, training images, n, seeds, and the precision where it is not fp32
-    "What a scale's numbers are of"
-    r, seeds = e.runs, e.runs.groupby('row').seed.nunique()
-    train = _listed(r.n_train.map(lambda n: 'all' if pd.isna(n) else f'{n:.0f}'))
-    line = (
-        f'{_listed(r.dataset)}, {_listed(r.arch)}, ε = {_listed(r.eps.astype(float))}, '
-        f'{_listed(r.epochs)} epochs, {train} training images; '
-        f'n = {_test_images(e.found)} test images, '
-        f'{_range(seeds)} {"seeds" if seeds.max() > 1 else "seed"}'
-    )
-    return line if e.precision == 'fp32' else f'{line}, attacks in {e.precision}'
+) -> str:  # `setting_line`, n and seeds
+    "What the numbers of Table 1 are of: seeds and images of what was judged, whatever else was trained"
+    return f'{setting_line(e)}; {_images_and_seeds(e.found)}'
 
 # %% ../../nbs/library/paper/report.ipynb #lost
 def lost_to_attacks(
@@ -376,7 +383,7 @@ _TOGETHER = 'The other claims, tested together (Holm’s correction over those t
 
 def claims_html(
     judged: pd.DataFrame,  # of `judge`
-    said: str,  # what it is of, see `scale_line`
+    said: str,  # what the networks are, see `setting_line`; each claim has seeds and images of its own
     primary=(),  # keys of claims that were tested alone: they come first and apart
 ) -> Markup:  # HTML of a table, with its caption
     "The claims, each with statistic, published size, gate, premise and word"

@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from adt_repro.analysis.style import COLORS
 from adt_repro.paper.claims import PUBLISHED_ROWS, published_table1
 from adt_repro.paper.drawings import draw_claims, draw_table1
+from adt_repro.paper.evidence import Evidence
 from adt_repro.paper.report import (
     CELL_MEANINGS,
     COLUMNS,
@@ -22,6 +23,8 @@ from adt_repro.paper.report import (
     lost_to_attacks,
     readme_claims,
     readme_table,
+    scale_line,
+    setting_line,
     table1_html,
 )
 from adt_repro.paper.verdicts import WORDS, Claim, cell_verdict, judge
@@ -191,6 +194,20 @@ def test_captions_are_true_of_one_network_and_of_several():
     assert page.count('1 network: images only') == page.count('3 networks') == 1
     assert page.count('; the interval is of images only') == len(COLUMNS)
     assert '| `adt_exp` | 3 |' in readme_table(mixed, 'said')
+
+
+def test_seeds_and_images_are_those_that_were_judged():
+    "Five networks trained of each row, two and three of them attacked; a black box met more images"
+    fields = dict(dataset='digits', arch='small_cnn', eps=0.1, epochs=3, n_train=500.0)
+    runs = pd.DataFrame([dict(row=row, seed=s) | fields for row in ('at_pgd', 'adt_exp') for s in range(5)])
+    shapes = {('at_pgd', 'rob'): (2, 30), ('adt_exp', 'rob'): (3, 40), ('adt_exp', 'spsa'): (4, 90)}
+    found = {key: pd.DataFrame(np.ones(shape)) for key, shape in shapes.items()}
+    setting = 'digits, small_cnn, ε = 0.1, 3 epochs, 500 training images'
+    assert scale_line(Evidence(runs, found)) == f'{setting}; n = 30 to 40 test images, 2 to 3 seeds'
+    one = {('at_pgd', 'rob'): found['at_pgd', 'rob'].head(1)}
+    assert scale_line(Evidence(runs, one)) == f'{setting}; n = 30 test images, 1 seed'
+    assert setting_line(Evidence(runs, found)) == setting
+    assert setting_line(Evidence(runs, one, precision='bf16')) == f'{setting}, attacks in bf16'
 
 
 def test_no_two_rows_of_the_picture_look_alike():
