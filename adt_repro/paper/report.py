@@ -157,7 +157,9 @@ def scale_line(
 # %% ../../nbs/library/paper/report.ipynb #lost
 def lost_to_attacks(
     paper: pd.DataFrame,  # of `published_table1`
-) -> pd.DataFrame:  # a row for at_pgd and for each row of ADT; lost, and by how much less than at_pgd; in points
+) -> (
+    pd.DataFrame
+):  # a row for at_pgd and for each row of ADT; lost, and by how much less than at_pgd; in points
     "How much of what PGD-20 leaves falls to the worst of all attacks, by the published table alone"
     lost = (paper.pgd20 - paper.rob)[['at_pgd', 'adt_exp', 'adt_exp_am', 'adt_imp_am']]
     less = lost['at_pgd'] - lost
@@ -333,21 +335,32 @@ def table1_html(
     table = fill(_CELLS, caption=caption, heads=['', *COLUMNS], rows=rows)
     return table + legend_html(cells.verdict, CELL_MEANINGS)
 
-# %% ../../nbs/library/paper/report.ipynb #html-claims-row
+# %% ../../nbs/library/paper/report.ipynb #html-claims-size
+def _other_attacks(c):
+    "Such as 'without FeaAttack', where a claim's worst case is not of all attacks of Table 1; else empty"
+    return c.statistic.partition('A_rob')[2].rpartition(', ')[0].strip(' ()')
+
+
 def _size(c):
-    "A claim's estimate with its interval and unit"
+    "A claim's estimate with its interval and unit, and its attacks where they are not those of Table 1"
     if pd.isna(c.estimate):
         return '–'
     digits = 2 if c.unit == 'points' else 3
     if c.lo == c.hi:
         return f'{c.estimate:.{digits}f} {c.unit}, counted'
-    return f'{with_interval(c.lo, c.estimate, c.hi, digits)} {c.unit}'.strip()
+    size = f'{with_interval(c.lo, c.estimate, c.hi, digits)} {c.unit}'.strip()
+    attacks = _other_attacks(c)
+    return f'{size}, A_rob {attacks}' if attacks else size
 
 
 def _published_size(c):
-    return '–' if pd.isna(c.published) else f'{c.published:+.2f} ({c.published_source})'
+    "A published size and where it is from, and that it is of all attacks where ours is not"
+    if pd.isna(c.published):
+        return '–'
+    of_all = ', of all its attacks' if _other_attacks(c) else ''
+    return f'{c.published:+.2f} ({c.published_source}{of_all})'
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-claims-row
 def _tested(c):
     "Seeds and images; seeds alone where a claim is of no images, and nothing of a number that is counted"
     if c.n:
@@ -421,13 +434,17 @@ def readme_table(
 
 # %% ../../nbs/library/paper/report.ipynb #readme-claims
 def _readme_word(c):
-    "A claim's word, and in few words why it has no verdict, where it has none"
-    if c.verdict == 'one network':
-        return f'{c.verdict}, {c.why.partition(":")[0]}'
-    if c.verdict == 'not testable here':
-        broken = re.findall('(?:gate|premise) not met: ([^,;]+)', c.conditions)
+    "A claim's word, and in few words why it has no verdict, or what was not measured before it"
+    if c.verdict == 'not complete':
+        return f'{c.verdict} ({c.why})'
+    broken = re.findall('(?:gate|premise) not met: ([^,;]+)', c.conditions)
+    if c.verdict == 'not testable here' and broken:
         return f'{c.verdict} (not met: {"; ".join(broken)})'
-    return f'{c.verdict} ({c.why})' if c.verdict == 'not complete' else c.verdict
+    word = c.verdict
+    if c.verdict == 'one network':
+        word += f', {c.why.partition(":")[0]}'
+    unknown = [kind for kind in ('gate', 'premise') if f'{kind} not measured' in c.conditions]
+    return f'{word} ({" and ".join(unknown)} not measured)' if unknown else word
 
 
 def readme_claims(

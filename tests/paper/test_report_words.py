@@ -153,6 +153,45 @@ def test_readme_says_why_there_is_no_verdict():
     assert lines[-1] == 'Not run here: C9.' and len(lines) == 6
 
 
+@pytest.mark.parametrize('made', [claims_html, lambda judged, _: readme_claims(judged)])
+@pytest.mark.parametrize('attacks', ['without FeaAttack', 'under fgsm, pgd20, mim, cw, pgd100'])
+def test_attacks_that_are_not_those_of_table1_stand_beside_both_numbers(attacks, made):
+    "Five attacks on all images beside the published six; and nothing of it where the attacks are the same"
+    ours, published = f'-0.16 ± 1.08 points, A_rob {attacks}', '+2.30 (Table 1, of all its attacks)'
+    for statistic in f'A_rob {attacks}, adt_exp − at_pgd', f'PGD-20 − A_rob {attacks}, adt_exp − at_pgd':
+        text = made(pd.DataFrame([constructed(statistic=statistic)]), 'said')
+        assert ours in text and published in text
+    for statistic in (
+        'A_rob, adt_exp − at_pgd',
+        'PGD-20 − A_rob, adt_exp − at_pgd',
+        'PGD-20 − half of FGSM, a',
+    ):
+        text = made(pd.DataFrame([constructed(statistic=statistic)]), 'said')
+        assert 'points, A_rob' not in text and '+2.30 (Table 1)' in text
+
+
+def test_readme_says_that_a_gate_was_not_measured():
+    unknown = 'gate not measured: inner problem of adt_exp, no frames/gain'
+    both = f'{unknown}; premise not met: the loss bends, 0.8 points'
+    rows = [
+        constructed(verdict='not testable here', conditions=unknown, why='...'),
+        constructed(verdict='not testable here', conditions=both, why='...'),
+        constructed(verdict='one network', conditions=unknown, why='against: interval'),
+        constructed(verdict='supported', conditions=unknown),
+        constructed(verdict='supported', conditions=unknown.replace('gate', 'premise')),
+        constructed(verdict='supported'),
+    ]
+    ends = [line.rsplit(' | ', 1)[1] for line in readme_claims(pd.DataFrame(rows)).splitlines()[2:]]
+    assert ends == [
+        'not testable here (gate not measured) |',
+        'not testable here (not met: the loss bends) |',
+        'one network, against (gate not measured) |',
+        'supported (gate not measured) |',
+        'supported (premise not measured) |',
+        'supported |',
+    ]
+
+
 def test_nothing_is_shown_of_a_claim_that_is_not_complete():
     nan = math.nan
     early = constructed(verdict='not complete', why='3 of 5 seeds', estimate=nan, lo=nan, hi=nan)
