@@ -228,8 +228,8 @@ MEANINGS = {  # of a claim's word
     'supported': 'the 95 % interval lies where the claim says, and still does when it counts how many claims '
     'were tested',
     'contradicted': 'the interval lies on the wrong side of the claim’s bound, by the same test',
-    'smaller than published': 'the claim is not shown, and the interval excludes the published size: whatever '
-    'the effect is here, it is smaller',
+    'smaller than published': 'the claim is not shown, and the 95 % interval excludes the published size. This '
+    'is one interval, not corrected for the number of claims, and it takes the published size as exact',
     'inconclusive': 'these seeds and images cannot tell: the interval covers the bound, or does so when the other '
     'claims are counted',
     'not testable here': 'a gate or a premise is not met, so the numbers are shown and the claim is not judged',

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import ROOT
 from matplotlib.colors import to_rgb
 
 from adt_repro.analysis.style import COLORS
@@ -50,6 +51,13 @@ def test_every_word_has_a_look_and_a_meaning(word):
     assert look.tint or word == 'not run'
     legend = legend_html([word])
     assert MEANINGS[word] in legend and legend.count('<li>') == 1
+
+
+def test_smaller_than_published_promises_no_more_than_one_interval():
+    "On the page and in its notebook: no correction, and a published size without an interval of its own"
+    for text in MEANINGS['smaller than published'], (ROOT / 'nbs' / 'paper.ipynb').read_text('utf-8'):
+        assert 'not corrected for the number of claims' in text and 'the published size as exact' in text
+    assert 'whatever the effect is here' not in MEANINGS['smaller than published']
 
 
 def luminance(color):
