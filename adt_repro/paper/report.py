@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CIFAR10_TEST', 'REAL', 'COLUMNS', 'VERDICTS', 'MEANINGS', 'CELL_MEANINGS', 'CONDITIONS', 'paper_settings',
-           'same_setting', 'latest_scale', 'table1_cells', 'scale_line', 'lost_to_attacks', 'weakest_table', 'fill',
-           'Look', 'legend_html', 'table1_html', 'claims_html', 'readme_table', 'readme_claims', 'put_between',
-           'inline', 'page']
+           'same_setting', 'latest_scale', 'table1_cells', 'setting_line', 'scale_line', 'lost_to_attacks',
+           'weakest_table', 'fill', 'Look', 'legend_html', 'table1_html', 'claims_html', 'readme_table',
+           'readme_claims', 'put_between', 'inline', 'page']
 
 # %% ../../nbs/library/paper/report.ipynb #imports
 import base64
@@ -126,50 +126,44 @@ def _range(numbers):
     return f'{lo}' if lo == hi else f'{lo} to {hi}'
 
 
-def _test_images(found):
-    "How many images an accuracy is of, as text; those of Table 1, if there are any"
-    of_table = {g.shape[1] for (_, column), g in found.items() if column in COLUMNS}
-    of_any = {g.shape[1] for g in found.values()}
-    return _range(of_table or of_any or {0})
+def _images_and_seeds(found):
+    "How many images and seeds accuracies are of, as text; those of Table 1, if there are any"
+    of_table = {key: g for key, g in found.items() if key[1] in COLUMNS}
+    grids = (of_table or found).values()
+    images, seeds = {g.shape[1] for g in grids}, {g.shape[0] for g in grids}
+    word = 'seed' if seeds == {1} else 'seeds'
+    return f'n = {_range(images or {0})} test images, {_range(seeds or {0})} {word}'
+
+# %% ../../nbs/library/paper/report.ipynb #setting-line
+def setting_line(
+    e: Evidence,  # of `read_evidence`
+) -> str:  # data set, network, ε, epochs, training images, and the attacks' precision where it is not fp32
+    "What a scale's networks are, for tables that say themselves how many seeds and images they are of"
+    r = e.runs
+    train = _listed(r.n_train.map(lambda n: 'all' if pd.isna(n) else f'{n:.0f}'))
+    line = (
+        f'{_listed(r.dataset)}, {_listed(r.arch)}, ε = {_listed(r.eps.astype(float))}, '
+        f'{_listed(r.epochs)} epochs, {train} training images'
+    )
+    return line if e.precision == 'fp32' else f'{line}, attacks in {e.precision}'
 
 # %% ../../nbs/library/paper/report.ipynb #scale-line
 def scale_line(
     e: Evidence,  # of `read_evidence`
-) -> str:  # data set, network, ε, epochs, training images, n, seeds, and the precision where it is not fp32
-    "What a scale's numbers are of"
-    r, seeds = e.runs, e.runs.groupby('row').seed.nunique()
-    train = _listed(r.n_train.map(lambda n: 'all' if pd.isna(n) else f'{n:.0f}'))
-    line = (
-        f'{_listed(r.dataset)}, {_listed(r.arch)}, ε = {_listed(r.eps.astype(float))}, '
-        f'{_listed(r.epochs)} epochs, {train} training images; '
-        f'n = {_test_images(e.found)} test images, '
-        f'{_range(seeds)} {"seeds" if seeds.max() > 1 else "seed"}'
-    )
-    return line if e.precision == 'fp32' else f'{line}, attacks in {e.precision}'
+) -> str:  # `setting_line`, n and seeds
+    "What the numbers of Table 1 are of: seeds and images of what was judged, whatever else was trained"
+    return f'{setting_line(e)}; {_images_and_seeds(e.found)}'
 
 # %% ../../nbs/library/paper/report.ipynb #lost
-def _lost(cells, what):
-    "Points lost from PGD-20 to A_rob by each row, and by how much less than at_pgd; `what` is a column of cells"
-    wide = cells.pivot(index='row', columns='column', values=what)
-    lost = wide.pgd20 - wide.rob
-    return lost, lost['at_pgd'] - lost
-
-
 def lost_to_attacks(
-    cells: pd.DataFrame,  # of `table1_cells`
-) -> pd.DataFrame:  # a row for at_pgd and for each row of ADT; in points, published and ours, nan: not run
-    "How much of what PGD-20 leaves falls to the worst of all attacks"
-    rows = ['at_pgd', 'adt_exp', 'adt_exp_am', 'adt_imp_am']
-    published, published_less = _lost(cells, 'published')
-    ours, ours_less = _lost(cells, 'accuracy')
-    return pd.DataFrame(
-        {
-            'published: lost': published[rows],
-            'published: less than at_pgd': published_less[rows],
-            'ours: lost': ours[rows],
-            'ours: less than at_pgd': ours_less[rows],
-        }
-    ).rename_axis(index=None)
+    paper: pd.DataFrame,  # of `published_table1`
+) -> (
+    pd.DataFrame
+):  # a row for at_pgd and for each row of ADT; lost, and by how much less than at_pgd; in points
+    "How much of what PGD-20 leaves falls to the worst of all attacks, by the published table alone"
+    lost = (paper.pgd20 - paper.rob)[['at_pgd', 'adt_exp', 'adt_exp_am', 'adt_imp_am']]
+    less = lost['at_pgd'] - lost
+    return pd.DataFrame({'lost': lost, 'less than at_pgd': less}).rename_axis(index=None)
 
 # %% ../../nbs/library/paper/report.ipynb #weakest
 def weakest_table(
@@ -234,8 +228,8 @@ MEANINGS = {  # of a claim's word
     'supported': 'the 95 % interval lies where the claim says, and still does when it counts how many claims '
     'were tested',
     'contradicted': 'the interval lies on the wrong side of the claim’s bound, by the same test',
-    'smaller than published': 'the claim is not shown, and the interval excludes the published size: whatever '
-    'the effect is here, it is smaller',
+    'smaller than published': 'the claim is not shown, and the 95 % interval excludes the published size. This '
+    'is one interval, not corrected for the number of claims, and it takes the published size as exact',
     'inconclusive': 'these seeds and images cannot tell: the interval covers the bound, or does so when the other '
     'claims are counted',
     'not testable here': 'a gate or a premise is not met, so the numbers are shown and the claim is not judged',
@@ -341,21 +335,32 @@ def table1_html(
     table = fill(_CELLS, caption=caption, heads=['', *COLUMNS], rows=rows)
     return table + legend_html(cells.verdict, CELL_MEANINGS)
 
-# %% ../../nbs/library/paper/report.ipynb #html-claims-row
+# %% ../../nbs/library/paper/report.ipynb #html-claims-size
+def _other_attacks(c):
+    "Such as 'without FeaAttack', where a claim's worst case is not of all attacks of Table 1; else empty"
+    return c.statistic.partition('A_rob')[2].rpartition(', ')[0].strip(' ()')
+
+
 def _size(c):
-    "A claim's estimate with its interval and unit"
+    "A claim's estimate with its interval and unit, and its attacks where they are not those of Table 1"
     if pd.isna(c.estimate):
         return '–'
     digits = 2 if c.unit == 'points' else 3
     if c.lo == c.hi:
         return f'{c.estimate:.{digits}f} {c.unit}, counted'
-    return f'{with_interval(c.lo, c.estimate, c.hi, digits)} {c.unit}'.strip()
+    size = f'{with_interval(c.lo, c.estimate, c.hi, digits)} {c.unit}'.strip()
+    attacks = _other_attacks(c)
+    return f'{size}, A_rob {attacks}' if attacks else size
 
 
 def _published_size(c):
-    return '–' if pd.isna(c.published) else f'{c.published:+.2f} ({c.published_source})'
+    "A published size and where it is from, and that it is of all attacks where ours is not"
+    if pd.isna(c.published):
+        return '–'
+    of_all = ', of all its attacks' if _other_attacks(c) else ''
+    return f'{c.published:+.2f} ({c.published_source}{of_all})'
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-claims-row
 def _tested(c):
     "Seeds and images; seeds alone where a claim is of no images, and nothing of a number that is counted"
     if c.n:
@@ -391,7 +396,7 @@ _TOGETHER = 'The other claims, tested together (Holm’s correction over those t
 
 def claims_html(
     judged: pd.DataFrame,  # of `judge`
-    said: str,  # what it is of, see `scale_line`
+    said: str,  # what the networks are, see `setting_line`; each claim has seeds and images of its own
     primary=(),  # keys of claims that were tested alone: they come first and apart
 ) -> Markup:  # HTML of a table, with its caption
     "The claims, each with statistic, published size, gate, premise and word"
@@ -429,13 +434,17 @@ def readme_table(
 
 # %% ../../nbs/library/paper/report.ipynb #readme-claims
 def _readme_word(c):
-    "A claim's word, and in few words why it has no verdict, where it has none"
-    if c.verdict == 'one network':
-        return f'{c.verdict}, {c.why.partition(":")[0]}'
-    if c.verdict == 'not testable here':
-        broken = re.findall('(?:gate|premise) not met: ([^,;]+)', c.conditions)
+    "A claim's word, and in few words why it has no verdict, or what was not measured before it"
+    if c.verdict == 'not complete':
+        return f'{c.verdict} ({c.why})'
+    broken = re.findall('(?:gate|premise) not met: ([^,;]+)', c.conditions)
+    if c.verdict == 'not testable here' and broken:
         return f'{c.verdict} (not met: {"; ".join(broken)})'
-    return f'{c.verdict} ({c.why})' if c.verdict == 'not complete' else c.verdict
+    word = c.verdict
+    if c.verdict == 'one network':
+        word += f', {c.why.partition(":")[0]}'
+    unknown = [kind for kind in ('gate', 'premise') if f'{kind} not measured' in c.conditions]
+    return f'{word} ({" and ".join(unknown)} not measured)' if unknown else word
 
 
 def readme_claims(

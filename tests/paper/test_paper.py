@@ -25,6 +25,7 @@ from adt_repro.paper.report import (
     readme_claims,
     readme_table,
     scale_line,
+    setting_line,
     table1_cells,
 )
 
@@ -187,7 +188,7 @@ def test_the_report_loads_nothing():
         and '@import' not in text
         and 'url(' not in text
     )
-    said = scale_line(evidence(OUT))
+    said = setting_line(evidence(OUT))
     for section in re.findall(r'<section>.*?</section>', text, re.S):
         if '<table' in section:
             assert said.replace('&', '&amp;') in section or 'Not run' in section, section[

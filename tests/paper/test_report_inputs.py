@@ -39,6 +39,7 @@ from adt_repro.paper.report import (
     readme_claims,
     readme_table,
     scale_line,
+    setting_line,
     table1_cells,
     table1_html,
     weakest_table,
@@ -155,15 +156,16 @@ def page_of(root, scale='digits'):
     folder = root / 'outputs' / scale
     e, paper = read_evidence(folder), published_table1(root)
     said, labels = scale_line(e), run_labels(e.runs)
-    report, cells = Report(scale, said), table1_cells(e, paper, paper_settings(root))
+    setting = setting_line(e)
+    report, cells = Report(scale, setting), table1_cells(e, paper, paper_settings(root))
     judged, of_code = judge_paper(e, paper), judge_code(e)
     report.add('Table 1', table1_html(cells, table1_caption(e, folder, said)))
-    report.add('Claims', claims_html(judged, said, ['C1']))
-    report.add('Code', claims_html(of_code, said), legend_html(of_code.verdict))
+    report.add('Claims', claims_html(judged, setting, ['C1']))
+    report.add('Code', claims_html(of_code, setting), legend_html(of_code.verdict))
     passed, failed, _ = sanity_table(folder, labels, e.precision, PARTS)
     tables = dict(
         Networks=network_pairs(e),
-        Lost=lost_to_attacks(cells),
+        Lost=lost_to_attacks(paper),
         Weakest=weakest_table(weakest_columns(e, paper)),
         Beyond=beyond_table1(folder, labels, e.precision, PARTS),
         Transfer=black_box_table(folder, 'transfer', labels, PARTS)[0],
