@@ -36,11 +36,10 @@ def test_what_is_asked_is_what_it_costs():
     "More seeds, images or attacks cost in proportion; a run that only an experiment names is trained too"
 
     def eflop(what, **experiments):
-        return (
-            cost_table(SMALL | dict(experiments=SMALL['experiments'] | experiments))
-            .set_index('what')
-            .eflop[what]
-        )
+        scale = SMALL | dict(experiments=SMALL['experiments'] | experiments)
+        table, steps = cost_table(scale).set_index('what'), step_costs(scale)
+        gain = steps[(steps.experiment == what) & steps.what.str.endswith(', gain')]  # of 200 images at most
+        return table.eflop[what] - gain.eflop.sum()
 
     assert eflop('train: at_pgd', seeds=[0, 1, 2, 3]) == pytest.approx(2 * eflop('train: at_pgd'))
     more = dict(more_seeds=dict(at_pgd=[1, 2, 3]), white_box=dict(n_test=100))  # seed 1 is there already
@@ -50,8 +49,8 @@ def test_what_is_asked_is_what_it_costs():
     assert eflop('white_box', **more) == pytest.approx(
         1.5 * eflop('white_box', white_box=dict(n_test=100)), rel=0.01
     )
-    whole, few = (eflop('white_box', white_box=dict(n_test=n)) for n in (200, 100))
-    assert whole == pytest.approx(2 * few)
+    whole, few = (eflop('white_box', white_box=dict(n_test=n)) for n in (300, 100))
+    assert whole == pytest.approx(3 * few)
     alone = eflop('white_box', white_box=dict(attacks=['pgd20'], draws=0, sound=False))
     both = eflop('white_box', white_box=dict(attacks=['pgd20', 'pgd100'], draws=0, sound=False))
     assert both / alone == pytest.approx((1 + 41 + 201) / (1 + 41))
@@ -71,6 +70,10 @@ def test_what_is_asked_is_what_it_costs():
     assert low == pytest.approx(
         2 * eflop('white_box', white_box=dict(attacks=['pgd20'], draws=0, sound=False, n_test=1000))
     )
+    content = SMALL | dict(experiments=SMALL['experiments'] | dict(white_box=dict(n_test=300)))
+    steps = step_costs(content)
+    gain = steps[(steps.experiment == 'white_box') & steps.what.str.endswith(', gain')]
+    assert (gain.images == 200).all() and (gain.passes > 20 + 1 + 2 + 40).all() and len(gain)
     assert eflop('train: adt_exp', diversity=dict(methods=['adt_exp'], seeds=[0])) > 0
     steps = step_costs(
         SMALL
