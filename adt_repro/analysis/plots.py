@@ -114,7 +114,8 @@ def _draw_along(ax, along):
     ax.axvspan(-1, 1, color='#D55E00', alpha=0.15, lw=0, label='the ball')
     numbers = ', '.join(str(n) for n in along.n.unique())
     ax.set(xlabel='along the gradient’s sign, in ε', ylabel='median loss, nats', ylim=(0, None))
-    ax.set_title(f'median of {numbers} test images, each along its own gradient')
+    seeds = '; thin: further seeds' if len(first) < len(short) else ''
+    ax.set_title(f'median of {numbers} test images, each along its own gradient{seeds}')
     ax.legend(loc='upper left', ncols=2)
 
 # %% ../../nbs/library/analysis/plots.ipynb #landscape-scale
