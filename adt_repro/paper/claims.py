@@ -94,6 +94,13 @@ def _rows_of(e, key):
     return rows
 
 
+def _runs_of(e, row, key=None):
+    "A row's runs; of a claim that a scale declares, those of the first seeds, as many as it declares"
+    runs = e.runs[e.runs.row == row]
+    first = sorted(runs.seed.unique())[: _declared(e, key).get('seeds')]
+    return runs[runs.seed.isin(first)]
+
+
 def _attacks_of(e, key):
     "The attacks of a claim's worst case"
     return _declared(e, key).get('attacks', list(TABLE1_ATTACKS))
@@ -410,10 +417,13 @@ def _measure(e, key):
     return partial(measure, attacks=_attacks_of(e, key)) if _base(key) in _WORST_CASE else measure
 
 # %% ../../nbs/library/paper/claims.ipynb #grids
-def _by_seed(e, row, by_run):
-    "(S, n): from a frame of runs and images; images that a seed lacks are left out; None: nothing is left"
-    seeds = e.runs[e.runs.row == row].set_index('run').seed
+def _by_seed(e, row, by_run, key=None):
+    """(S, n): from a frame of runs and images; images that a seed lacks are left out; None: nothing is left
+
+    Of a declared claim, its first seeds, and of them those that know as many images as it declares."""
+    seeds = _runs_of(e, row, key).set_index('run').seed
     grid = by_run[by_run.index.isin(seeds.index)]
+    grid = grid[grid.notna().sum(axis=1) >= _declared(e, key).get('n_test', 0)]
     grid = grid.groupby(seeds[grid.index].values).min().dropna(axis=1)
     return grid if grid.size else None
 
@@ -424,34 +434,31 @@ def _best_known(e, run, measure):
     return max(found, key=len, default=pd.Series(dtype=float))
 
 
-def _of_records(e, row, measure):
+def _of_records(e, row, measure, key=None):
     "(S, n): what a measure says of each image of a row's networks; None where it was not run"
-    known = {run: _best_known(e, run, measure) for run in e.runs[e.runs.row == row].run}
+    known = {run: _best_known(e, run, measure) for run in _runs_of(e, row, key).run}
     known = {run: of_images for run, of_images in known.items() if len(of_images)}
-    return _by_seed(e, row, pd.DataFrame(known).T) if known else None
+    return _by_seed(e, row, pd.DataFrame(known).T, key) if known else None
 
 # %% ../../nbs/library/paper/claims.ipynb #pairs
-def _both(a, b, factor=1):
-    "Two grids as arrays, of the images that both have; None where there are none"
-    if a is None or b is None:
+def _as_arrays(grids, factor=1):
+    "One grid or two as arrays, of the images that all have; None where there are none"
+    if any(grid is None for grid in grids):
         return None
-    images = a.columns.intersection(b.columns)
-    return (factor * a[images].values, factor * b[images].values) if len(images) else None
-
-
-def _one(grid, factor=1):
-    return None if grid is None else (factor * grid.values,)
+    images = grids[0].columns
+    for grid in grids[1:]:
+        images = images.intersection(grid.columns)
+    return tuple(factor * grid[images].values for grid in grids) if len(images) else None
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-records
 def _robustness(e, key):
-    "C1, C2a, C2b, C3, C4, C10, C13: in points"
-    grids = [_of_records(e, row, _measure(e, key)) for row in _rows_of(e, key)]
-    return _one(*grids, factor=100) if len(grids) == 1 else _both(*grids, factor=100)
+    "C1, C2a, C2b, C3, C4, C10, C13: a grid for each row"
+    return [_of_records(e, row, _measure(e, key), key) for row in _rows_of(e, key)]
 
 
 def _work(e, key):
     "C2c, C2d: log₁₀ of the work of a row over another's"
-    work = [e.runs[e.runs.row == row].work.mean() for row in _rows_of(e, key)]
+    work = [_runs_of(e, row, key).work.mean() for row in _rows_of(e, key)]
     return None if np.isnan(work).any() else float(np.log10(work[0] / work[1]))
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-black-box
@@ -465,31 +472,31 @@ def _shared_attacks(rows):
 def _under_all(e, key, rows):
     "Two grids: which images withstand all attacks that both rows' networks met"
     names = _rows_of(e, key)
-    rows = rows[rows.run.isin(e.runs[e.runs.row.isin(names)].run)]
+    rows = rows[rows.run.isin(pd.concat([_runs_of(e, name, key).run for name in names]))]
     if not len(rows):
-        return None
+        return [None, None]
     rows = _shared_attacks(rows)
     withstood = (rows.pred == rows.y).groupby([rows.run, rows.i]).all().astype(float).unstack('i')
-    return _both(*(_by_seed(e, name, withstood) for name in names), factor=100)
+    return [_by_seed(e, name, withstood, key) for name in names]
 
 
 def _black_box(e, key):
-    "C11: in points"
+    "C11: two grids"
     rows = e.transfer if _base(key) == 'C11a' else e.spsa
     if rows is None:
-        return None
+        return [None, None]
     if _base(key) == 'C11a':
         return _under_all(e, key, rows[(rows.source != rows.run) & (rows.attack != 'natural')])
     return _under_all(e, key, rows[rows.attack.str.startswith('spsa')])
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-frames
 def _curvature(e, key):
-    "C6: log₁₀ of the largest eigenvalue at clean images"
+    "C6: two grids, log₁₀ of the largest eigenvalue at clean images"
     if e.curvature is None:
-        return None
+        return [None, None]
     sizes = e.curvature.assign(size=np.log10(e.curvature.eigenvalue.clip(lower=1e-12)))
     by_run = sizes.pivot(index='run', columns='i', values='size')
-    return _both(*(_by_seed(e, row, by_run) for row in _rows_of(e, key)))
+    return [_by_seed(e, row, by_run, key) for row in _rows_of(e, key)]
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-between
 def _between(frame, by, one, other, value):
@@ -503,17 +510,17 @@ def _between(frame, by, one, other, value):
 def _alignment(e, key, cloud='own'):
     "C7: cosine with the mean of a cloud minus that with another image's, a mean over attacks"
     if e.alignment is None:
-        return None
+        return [None]
     by_run = _between(e.alignment, 'cloud', cloud, 'other_image', 'cosine')
-    return _one(_by_seed(e, *_rows_of(e, key), by_run))
+    return [_by_seed(e, *_rows_of(e, key), by_run, key)]
 
 
 def _diversity(e, key):
     "C12: variance over draws minus over restarts, in ε² per pixel"
     if e.diversity is None:
-        return None
+        return [None]
     by_run = _between(e.diversity, 'kind', 'distribution', 'restarts', 'variance')
-    return _one(_by_seed(e, *_rows_of(e, key), by_run))
+    return [_by_seed(e, *_rows_of(e, key), by_run, key)]
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-ablation
 _LBD = 0.01  # the paper's weight of the entropy
@@ -546,17 +553,30 @@ def _without_entropy(e, key):
 def _end_of_entropy(e, key):
     "C9: threshold minus U in the last epoch"
     [row] = _rows_of(e, key)
-    runs = e.runs[e.runs.row == row]
+    runs = _runs_of(e, row, key)
     below = (runs.u_max.astype(float) - runs.u_end.astype(float)).dropna()
     return (below.to_numpy()[:, None],) if len(below) else None
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics
-_STATISTICS = dict.fromkeys(_FROM_RECORDS, _robustness)
-_STATISTICS |= dict.fromkeys(['C2c', 'C2d'], _work)
-_STATISTICS |= dict.fromkeys(['C6a', 'C6b', 'C6c'], _curvature)
-_STATISTICS |= dict.fromkeys(['C8a', 'C8b'], _without_entropy)
-_STATISTICS |= dict.fromkeys(['C11a', 'C11b'], _black_box)
-_STATISTICS |= dict(C7=_alignment, C9=_end_of_entropy, C12=_diversity)
+_BY_IMAGE = dict.fromkeys(_FROM_RECORDS, _robustness)  # gives a grid for each row
+_BY_IMAGE |= dict.fromkeys(['C6a', 'C6b', 'C6c'], _curvature)
+_BY_IMAGE |= dict.fromkeys(['C11a', 'C11b'], _black_box)
+_BY_IMAGE |= dict(C7=_alignment, C12=_diversity)
+_OTHERS = dict.fromkeys(['C2c', 'C2d'], _work) | dict.fromkeys(['C8a', 'C8b'], _without_entropy)
+_OTHERS |= dict(C9=_end_of_entropy)
+_IN_PERCENT = [*_FROM_RECORDS, 'C11a', 'C11b']
+
+
+def _grids_of(e, key):
+    "Row to the grid that enters a claim by image; None where there is none"
+    return dict(zip(_rows_of(e, key), _BY_IMAGE[_base(key)](e, key), strict=True))
+
+
+def _statistic(e, key):
+    base = _base(key)
+    if base in _OTHERS:
+        return _OTHERS[base](e, key)
+    return _as_arrays(list(_grids_of(e, key).values()), factor=100 if base in _IN_PERCENT else 1)
 
 
 def claim_keys(
@@ -572,7 +592,7 @@ def claim_statistics(
 ) -> dict:  # a claim's key to a tuple of one or two (S, n) arrays, or a float (counted); None: not run
     "The statistic of each claim in its unit, by seed and image: a mean, or of two arrays the first minus the second"
     keys = claim_keys(e) if keys is None else keys
-    return {key: _STATISTICS[_base(key)](e, key) for key in keys}
+    return {key: _statistic(e, key) for key in keys}
 
 # %% ../../nbs/library/paper/claims.ipynb #estimates
 def _estimate(grids):
@@ -637,7 +657,8 @@ def _bends(e):
 def _looks_robust(e, key):
     "Does feature_scatter look as robust as at_pgd under PGD-20?"
     rows = _rows_of(e, key)
-    pair = _both(*(_of_records(e, row, partial(_right, attack='pgd20')) for row in rows), factor=100)
+    measure = partial(_right, attack='pgd20')
+    pair = _as_arrays([_of_records(e, row, measure, key) for row in rows], factor=100)
     name = f'{rows[0]} looks robust'
     if pair is None:
         return Condition(name, 'premise', None, '')
@@ -648,7 +669,7 @@ def _looks_robust(e, key):
 # %% ../../nbs/library/paper/claims.ipynb #premises-measures
 def _finds_restarts(e, key):
     "Does the measure of C7 find what PGD's own restarts point at?"
-    grids = _alignment(e, key, 'restarts')
+    grids = _as_arrays(_alignment(e, key, 'restarts'))
     name = 'the control is met: PGD’s restarts are found'
     if grids is None:
         return Condition(name, 'premise', None, '')
@@ -707,27 +728,31 @@ def claim_conditions(
     return {key: _conditions_of(e, key) for key in (claim_keys(e) if keys is None else keys)}
 
 # %% ../../nbs/library/paper/claims.ipynb #missing
-def _seeds_there(e, key, row, n_test):
-    "Number of a row's seeds whose records know enough images; of other measures, those that have any"
-    runs = e.runs[e.runs.row == row]
-    if _base(key) in _FROM_RECORDS:
-        measure = _measure(e, key)
-        known = [len(_best_known(e, run, measure)) >= n_test for run in runs.run]
-        return runs.seed[known].nunique()
-    grids = _STATISTICS[_base(key)](e, key)
-    if not isinstance(grids, tuple) or row not in _rows_of(e, key):
-        return runs.seed.nunique()
-    return len(grids[_rows_of(e, key).index(row)])
+def _seeds_there(e, key):
+    "Row to the number of its seeds that enter a declared claim"
+    if _base(key) in _BY_IMAGE:
+        return {row: 0 if grid is None else len(grid) for row, grid in _grids_of(e, key).items()}
+    value = 'u_end' if _base(key) == 'C9' else 'work'
+    return {row: _runs_of(e, row, key).dropna(subset=value).seed.nunique() for row in _rows_of(e, key)}
+
+
+def _images_there(e, key):
+    "Number of images that a claim by image is decided on"
+    grids = _statistic(e, key)
+    return 0 if grids is None else grids[0].shape[1]
 
 # %% ../../nbs/library/paper/claims.ipynb #missing-lines
 def _missing_of(e, key):
     "What is missing of a declared claim, in words; empty: nothing"
     declared, lines = e.declared[key], []
-    for row in _rows_of(e, key):
-        there = _seeds_there(e, key, row, declared['n_test'])
+    n_test = f'{declared["n_test"]:,}'
+    for row, there in _seeds_there(e, key).items():
         if there < declared['seeds']:
-            n = f'{declared["n_test"]:,} images'
-            lines.append(f'{there} of {declared["seeds"]} declared seeds of {row} on {n}')
+            lines.append(f'{there} of {declared["seeds"]} declared seeds of {row} on {n_test} images')
+    if not lines and _base(key) in _BY_IMAGE:
+        images = _images_there(e, key)
+        if images < declared['n_test']:
+            lines.append(f'on {images:,} of {n_test} declared images')
     return '; '.join(lines)
 
 

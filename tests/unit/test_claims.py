@@ -499,9 +499,16 @@ def test_below_the_gate_nothing_is_tested():
 
 
 def test_a_gate_that_was_not_measured_is_named():
-    e = replace(everything(), gains={})
-    row = judged_of(e, 'C1')
-    assert row.verdict == 'supported' and 'not measured: gate inner problem of adt_exp' in row.why
+    judged = judge_paper(replace(everything(), gains={}), PAPER).set_index('key').loc[GATED]
+    assert (judged.verdict == 'not testable here').all()
+    assert judged.why.str.contains('gate not measured: inner problem of adt_exp').all()
+    assert judged.p_adjusted.isna().all()
+
+
+def test_a_premise_that_was_not_measured_is_named():
+    e = scale(4, 300, at_fgsm=dict(fgsm=0.8, pgd20=0.05))
+    row = judged_of(replace(e, rows=e.rows[~e.rows.run.str.startswith('at_pgd')]), 'C3')
+    assert (row.verdict, row.why) == ('not testable here', 'premise not measured: the loss bends')
 
 
 def test_the_gate_is_a_mean_over_seeds():
@@ -612,6 +619,51 @@ def test_no_verdict_before_all_that_was_declared_is_there(with_all_images, chang
     e = replace(e, declared=dict(C1=DECLARED | change))
     row = judged_of(e, 'C1')
     assert row.verdict == 'not complete' and row.why.startswith(said) and np.isnan(row.estimate)
+
+
+def test_seeds_that_were_not_declared_do_not_enter(with_all_images):
+    "A fourth seed, of 100 images under all attacks; and one seed that was not judged on all images"
+    _, e = with_all_images
+    e = replace(e, declared=dict(C1=DECLARED))
+    first = e.runs[e.runs.seed == 0]
+    more = first.assign(run=first.row + '-s3', seed=3)
+    few = e.rows[e.rows.run.isin(first.run) & (e.rows.i < 100)]
+    of_more = few.run.str.replace('-s0', '-s3')
+    four = replace(
+        e, runs=pd.concat([more, e.runs]), rows=pd.concat([e.rows, few.assign(run=of_more, source=of_more)])
+    )
+    row = judged_of(four, 'C1')
+    assert (row.seeds, row.n, row.verdict) == ('3, 3', 900, 'supported')
+    assert row.estimate == judged_of(e, 'C1').estimate
+
+    lacks = replace(e, all_images=e.all_images[e.all_images.run != 'adt_exp-s1'])
+    row = judged_of(lacks, 'C1')
+    assert (row.verdict, row.why) == ('not complete', '2 of 3 declared seeds of adt_exp on 900 images')
+    first = replace(lacks, declared=dict(C1=DECLARED | dict(seeds=2)))
+    assert judged_of(first, 'C1').why.startswith('1 of 2 declared seeds of adt_exp')  # the third is no substitute
+
+
+def test_images_that_networks_share_are_compared_with_the_declared_ones(with_all_images):
+    "Each network knows 900 images, both know 800"
+    whole, _ = with_all_images
+    rows = whole.rows
+    shifted = rows.assign(i=rows.i + 100 * rows.run.str.startswith('at_pgd'))
+    e = replace(whole, rows=shifted, declared=dict(C1=DECLARED))
+    row = judged_of(e, 'C1')
+    assert (row.verdict, row.why) == ('not complete', 'on 800 of 900 declared images')
+
+
+@pytest.mark.parametrize('key', ['C6a', 'C7', 'C11a', 'C11b', 'C12'])
+def test_declared_images_of_measures(key):
+    e = everything()
+    n = claim_estimates(e, [key])[key]['n']
+    declared = dict(rows=['adt_exp', 'at_pgd'][: 1 + (key not in ('C7', 'C12'))], seeds=4)
+    for n_test, word in (n, 'supported'), (n + 1, 'not complete'):
+        of_key = replace(e, declared={key: declared | dict(n_test=n_test)})
+        row = judged_of(of_key, key)
+        assert row.verdict == word
+    assert row.why.startswith(f'0 of 4 declared seeds of adt_exp on {n + 1} images')
+    assert judged_of(replace(e, declared={key: declared | dict(seeds=5, n_test=n)}), key).why.startswith('4 of 5')
 
 
 def test_declared_rows():
