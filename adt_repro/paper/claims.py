@@ -20,7 +20,7 @@ from ..base.files import find_root
 from ..base.parameters import ParameterError, refuse
 from ..base.stats import counted, mean_interval, two_level, two_sample
 from ..base.tables import read_table
-from .evidence import TABLE1, Evidence
+from .evidence import TABLE1, Evidence, withstood
 from .verdicts import Claim, Condition, judge
 
 # %% ../../nbs/library/paper/claims.ipynb #published
@@ -119,9 +119,22 @@ def not_judged(
     return [key for key in e.declared if _base(key) not in _ROWS]
 
 # %% ../../nbs/library/paper/claims.ipynb #build
+_ATTACK_LABELS = dict(fgsm='FGSM', pgd20='PGD-20', mim='MIM', cw='C&W', pgd100='PGD-100', feature='FeaAttack')
+
+
+def _is_of_table1(e, key):
+    return set(_attacks_of(e, key)) - {'natural'} == set(TABLE1_ATTACKS)
+
+
 def _worst_case_name(e, key):
-    attacks = _attacks_of(e, key)
-    return 'A_rob' if set(attacks) == set(TABLE1_ATTACKS) else f'A_rob under {", ".join(attacks)}'
+    "The worst case, with its attacks where they are not those of Table 1"
+    if _is_of_table1(e, key):
+        return 'A_rob'
+    attacks = set(_attacks_of(e, key))
+    if attacks < {'natural', *TABLE1_ATTACKS}:
+        left_out = [label for name, label in _ATTACK_LABELS.items() if name not in attacks]
+        return f'A_rob without {", ".join(left_out)}'
+    return f'A_rob under {", ".join(_attacks_of(e, key))}'
 
 
 def _claims_of(e, base, statistic, **fields):
@@ -251,7 +264,7 @@ def _landscape_claims(e):
         e,
         'C7',
         'cosine of attacks’ ends with the mean of the own cloud − with another image’s, {rows}',
-        text='The distribution points where other attacks end',
+        text='The distribution points towards the ends of other attacks more than another image’s does',
         unit='cosine',
         bounds=(0, np.inf),
     )
@@ -367,23 +380,13 @@ def code_claims(
         source='ours',
     )
 
-# %% ../../nbs/library/paper/claims.ipynb #withstood
+# %% ../../nbs/library/paper/claims.ipynb #right
 def _right(rows, attack):
     "Image to 1. or 0.: is it classified right under an attack? Empty where not all of them met it"
     met = rows[rows.attack == attack]
     if not met.attacked.all():
         met = met.iloc[:0]
     return (met.pred == met.y).astype(float).groupby(met.i).min()
-
-
-def _withstood(rows, attacks):
-    "Image to 1. or 0.: does it withstand all attacks? Only images of which that is known"
-    names = {'natural', *attacks}
-    met = rows[rows.attack.isin(names)]
-    wrong = (met.attacked & (met.pred != met.y)).groupby(met.i).any()
-    meant_for_all = met.groupby('i').attack.nunique() == len(names)
-    known = meant_for_all & (wrong | met.attacked.groupby(met.i).all())
-    return (~wrong[known]).astype(float)
 
 # %% ../../nbs/library/paper/claims.ipynb #measures
 def _collapse(rows):
@@ -398,7 +401,7 @@ def _lost_to_features(rows):
 
 def _lost_across(rows, attacks):
     "C10: PGD-20 minus the worst case"
-    return (_right(rows, 'pgd20') - _withstood(rows, attacks)).dropna()
+    return (_right(rows, 'pgd20') - withstood(rows, attacks)).dropna()
 
 
 def _bend(rows):
@@ -406,7 +409,7 @@ def _bend(rows):
     return (_right(rows, 'fgsm') - _right(rows, 'pgd20')).dropna()
 
 
-_FROM_RECORDS = dict.fromkeys(['C1', 'C1b', 'C1c', 'C2a', 'C2b'], _withstood)
+_FROM_RECORDS = dict.fromkeys(['C1', 'C1b', 'C1c', 'C2a', 'C2b'], withstood)
 _FROM_RECORDS |= dict.fromkeys(['C10a', 'C10b', 'C10c'], _lost_across)
 _FROM_RECORDS |= dict(C3=_collapse, C4=_lost_to_features, C13=partial(_right, attack='natural'))
 
@@ -476,8 +479,8 @@ def _under_all(e, key, rows):
     if not len(rows):
         return [None, None]
     rows = _shared_attacks(rows)
-    withstood = (rows.pred == rows.y).groupby([rows.run, rows.i]).all().astype(float).unstack('i')
-    return [_by_seed(e, name, withstood, key) for name in names]
+    right = (rows.pred == rows.y).groupby([rows.run, rows.i]).all().astype(float).unstack('i')
+    return [_by_seed(e, name, right, key) for name in names]
 
 
 def _black_box(e, key):
@@ -630,17 +633,21 @@ BEND = 3.0  # least FGSM − PGD-20 of at_pgd, in points
 _DEAR = 2.1  # most passes of the network that a pass of the generator may cost
 
 
-def _gate(e, row):
-    "Is a row's inner problem solved?"
-    name, gains = f'inner problem of {row}', e.gains.get(row)
+def _gate(e, key, row):
+    "Is the inner problem solved by the networks of a row that enter a claim?"
+    name, grid = f'inner problem of {row}', _grids_of(e, key)[row]
+    seeds = set(_runs_of(e, row, key).seed if grid is None else grid.index)
+    gains = [gain for gain in e.gains.get(row, []) if gain['seed'] in seeds]
     if not gains:
         return Condition(name, 'gate', None, '')
+    if len(gains) < len(seeds):
+        return Condition(name, 'gate', None, f'{len(gains)} of {len(seeds)} networks')
     share, ends = gains[0]['share'], gains[0]
     if len(gains) > 1:
         ends = mean_interval([gain['share'] for gain in gains])
         share = ends['mean']
     size = f'{share:.2f} [{ends["lo"]:.2f}, {ends["hi"]:.2f}] of PGD-20’s gain in loss'
-    networks = 'one network' if len(gains) == 1 else f'{len(gains)} networks'
+    networks = 'one network' if len(gains) == 1 else f'mean of {len(gains)} networks'
     return Condition(name, 'gate', bool(share >= GATE), f'{size} ({networks}), at least {GATE}')
 
 # %% ../../nbs/library/paper/claims.ipynb #premises
@@ -670,7 +677,7 @@ def _looks_robust(e, key):
 def _finds_restarts(e, key):
     "Does the measure of C7 find what PGD's own restarts point at?"
     grids = _as_arrays(_alignment(e, key, 'restarts'))
-    name = 'the control is met: PGD’s restarts are found'
+    name = 'PGD’s restarts are found'
     if grids is None:
         return Condition(name, 'premise', None, '')
     found = float(grids[0].mean())
@@ -714,7 +721,7 @@ def _is_adt(e, row):
 def _conditions_of(e, key):
     base, found = _base(key), []
     if base in _GATED:
-        found += [_gate(e, row) for row in _rows_of(e, key) if _is_adt(e, row)]
+        found += [_gate(e, key, row) for row in _rows_of(e, key) if _is_adt(e, row)]
     if base in _BENT:
         found.append(_bends(e))
     return found + [premise(e, key) for premise in _PREMISES.get(base, [])]
@@ -766,9 +773,25 @@ def claim_missing(
     return {key: line for key, line in missing.items() if line}
 
 # %% ../../nbs/library/paper/claims.ipynb #judged
+_WITHOUT_NUMBER = ['not run', 'not complete', 'not testable here']
+
+
+def _beside(e, claim, word):
+    "What a reader must know beside the reason of a verdict; empty: nothing"
+    if word in _WITHOUT_NUMBER:
+        return ''
+    if _base(claim.key) == 'C7':
+        restarts = _as_arrays(_alignment(e, claim.key, 'restarts'))
+        return '' if restarts is None else f'; with PGD’s restarts {restarts[0].mean():.2f}'
+    is_worst_case = _base(claim.key) in _WORST_CASE and claim.published is not None
+    return '; published under six attacks' if is_worst_case and not _is_of_table1(e, claim.key) else ''
+
+
 def _judged(e, claims):
     keys = [claim.key for claim in claims]
-    return judge(claims, claim_estimates(e, keys), claim_conditions(e, keys), claim_missing(e, keys))
+    judged = judge(claims, claim_estimates(e, keys), claim_conditions(e, keys), claim_missing(e, keys))
+    beside = [_beside(e, claim, word) for claim, word in zip(claims, judged.verdict, strict=True)]
+    return judged.assign(why=judged.why + beside)
 
 
 def judge_paper(
@@ -789,10 +812,10 @@ def judge_code(
 # %% ../../nbs/library/paper/claims.ipynb #weakest
 def _weakest_column(e, row):
     "A row's weakest column of `TABLE1` minus its A_rob, on the images that A_rob is of"
+    if any((row, column) not in e.found for column in TABLE1):
+        return None  # after a cascade: the weakest column may be one that is not known
     worst = e.found[row, 'rob']
-    columns = {c: e.found[row, c].reindex_like(worst) for c in TABLE1 if (row, c) in e.found}
-    if not columns:
-        return None
+    columns = {c: e.found[row, c].reindex_like(worst) for c in TABLE1}
     weakest = min(columns, key=lambda c: columns[c].values.mean())
     gap = two_level(100 * (columns[weakest] - worst).values)
     return dict(row=row, column=weakest) | {k: gap[k] for k in ('estimate', 'lo', 'hi', 'seeds', 'n')}
