@@ -662,7 +662,8 @@ def test_why():
     assert verdict(found(2, 0.5), (0, inf), conditions=[NO_GATE, NO_PREMISE])[1] == (
         'gate not met: inner problem, 0.58, at least 0.85; premise not met: the loss bends, 0.8 points, at least 3'
     )
-    assert verdict(found(2, 0.5), (0, inf), conditions=[GATE, UNKNOWN])[1] == 'premise not measured: the loss bends'
+    why = verdict(found(2, 0.5), (0, inf), conditions=[GATE, UNKNOWN])[1]
+    assert why == 'premise not measured: the loss bends'
     assert verdict(found(2, 0.5, seeds=1), (0, inf), conditions=[UNKNOWN])[1].endswith(
         '; not measured: premise the loss bends'
     )
