@@ -136,7 +136,7 @@ def _worst_case_name(e, key):
         return f'A_rob without {", ".join(left_out)}'
     return f'A_rob under {", ".join(_attacks_of(e, key))}'
 
-
+# %% ../../nbs/library/paper/claims.ipynb #claims-of
 def _claims_of(e, base, statistic, **fields):
     "A claim and its declared variants; in `statistic`, {rob} stands for the worst case and {rows} for the rows"
     primary = fields.pop('primary', False)
@@ -581,7 +581,7 @@ def _statistic(e, key):
         return _OTHERS[base](e, key)
     return _as_arrays(list(_grids_of(e, key).values()), factor=100 if base in _IN_PERCENT else 1)
 
-
+# %% ../../nbs/library/paper/claims.ipynb #claim-statistics
 def claim_keys(
     e: Evidence,  # of `read_evidence`
 ) -> list:  # keys, those of the released code too, with declared variants
