@@ -100,7 +100,7 @@ def _runs_of(e, row, key=None):
     first = sorted(runs.seed.unique())[: _declared(e, key).get('seeds')]
     return runs[runs.seed.isin(first)]
 
-
+# %% ../../nbs/library/paper/claims.ipynb #attacks-of
 def _attacks_of(e, key):
     "The attacks of a claim's worst case"
     return _declared(e, key).get('attacks', list(TABLE1_ATTACKS))
@@ -408,7 +408,7 @@ def _bend(rows):
     "A premise: FGSM minus PGD-20"
     return (_right(rows, 'fgsm') - _right(rows, 'pgd20')).dropna()
 
-
+# %% ../../nbs/library/paper/claims.ipynb #from-records
 _FROM_RECORDS = dict.fromkeys(['C1', 'C1b', 'C1c', 'C2a', 'C2b'], withstood)
 _FROM_RECORDS |= dict.fromkeys(['C10a', 'C10b', 'C10c'], _lost_across)
 _FROM_RECORDS |= dict(C3=_collapse, C4=_lost_to_features, C13=partial(_right, attack='natural'))
@@ -793,7 +793,7 @@ def _judged(e, claims):
     beside = [_beside(e, claim, word) for claim, word in zip(claims, judged.verdict, strict=True)]
     return judged.assign(why=judged.why + beside)
 
-
+# %% ../../nbs/library/paper/claims.ipynb #judge-paper
 def judge_paper(
     e: Evidence,  # of `read_evidence`
     paper: pd.DataFrame,  # of `published_table1`
