@@ -20,7 +20,7 @@ from ..base.files import find_root
 from ..base.parameters import ParameterError, refuse
 from ..base.stats import counted, mean_interval, two_level, two_sample
 from ..base.tables import read_table
-from .evidence import TABLE1, Evidence
+from .evidence import TABLE1, Evidence, withstood
 from .verdicts import Claim, Condition, judge
 
 # %% ../../nbs/library/paper/claims.ipynb #published
@@ -94,6 +94,13 @@ def _rows_of(e, key):
     return rows
 
 
+def _runs_of(e, row, key=None):
+    "A row's runs; of a claim that a scale declares, those of the first seeds, as many as it declares"
+    runs = e.runs[e.runs.row == row]
+    first = sorted(runs.seed.unique())[: _declared(e, key).get('seeds')]
+    return runs[runs.seed.isin(first)]
+
+# %% ../../nbs/library/paper/claims.ipynb #attacks-of
 def _attacks_of(e, key):
     "The attacks of a claim's worst case"
     return _declared(e, key).get('attacks', list(TABLE1_ATTACKS))
@@ -112,11 +119,24 @@ def not_judged(
     return [key for key in e.declared if _base(key) not in _ROWS]
 
 # %% ../../nbs/library/paper/claims.ipynb #build
+_ATTACK_LABELS = dict(fgsm='FGSM', pgd20='PGD-20', mim='MIM', cw='C&W', pgd100='PGD-100', feature='FeaAttack')
+
+
+def _is_of_table1(e, key):
+    return set(_attacks_of(e, key)) - {'natural'} == set(TABLE1_ATTACKS)
+
+
 def _worst_case_name(e, key):
-    attacks = _attacks_of(e, key)
-    return 'A_rob' if set(attacks) == set(TABLE1_ATTACKS) else f'A_rob under {", ".join(attacks)}'
+    "The worst case, with its attacks where they are not those of Table 1"
+    if _is_of_table1(e, key):
+        return 'A_rob'
+    attacks = set(_attacks_of(e, key))
+    if attacks < {'natural', *TABLE1_ATTACKS}:
+        left_out = [label for name, label in _ATTACK_LABELS.items() if name not in attacks]
+        return f'A_rob without {", ".join(left_out)}'
+    return f'A_rob under {", ".join(_attacks_of(e, key))}'
 
-
+# %% ../../nbs/library/paper/claims.ipynb #claims-of
 def _claims_of(e, base, statistic, **fields):
     "A claim and its declared variants; in `statistic`, {rob} stands for the worst case and {rows} for the rows"
     primary = fields.pop('primary', False)
@@ -244,7 +264,7 @@ def _landscape_claims(e):
         e,
         'C7',
         'cosine of attacks’ ends with the mean of the own cloud − with another image’s, {rows}',
-        text='The distribution points where other attacks end',
+        text='The distribution points towards the ends of other attacks more than another image’s does',
         unit='cosine',
         bounds=(0, np.inf),
     )
@@ -360,23 +380,13 @@ def code_claims(
         source='ours',
     )
 
-# %% ../../nbs/library/paper/claims.ipynb #withstood
+# %% ../../nbs/library/paper/claims.ipynb #right
 def _right(rows, attack):
     "Image to 1. or 0.: is it classified right under an attack? Empty where not all of them met it"
     met = rows[rows.attack == attack]
     if not met.attacked.all():
         met = met.iloc[:0]
     return (met.pred == met.y).astype(float).groupby(met.i).min()
-
-
-def _withstood(rows, attacks):
-    "Image to 1. or 0.: does it withstand all attacks? Only images of which that is known"
-    names = {'natural', *attacks}
-    met = rows[rows.attack.isin(names)]
-    wrong = (met.attacked & (met.pred != met.y)).groupby(met.i).any()
-    meant_for_all = met.groupby('i').attack.nunique() == len(names)
-    known = meant_for_all & (wrong | met.attacked.groupby(met.i).all())
-    return (~wrong[known]).astype(float)
 
 # %% ../../nbs/library/paper/claims.ipynb #measures
 def _collapse(rows):
@@ -391,15 +401,15 @@ def _lost_to_features(rows):
 
 def _lost_across(rows, attacks):
     "C10: PGD-20 minus the worst case"
-    return (_right(rows, 'pgd20') - _withstood(rows, attacks)).dropna()
+    return (_right(rows, 'pgd20') - withstood(rows, attacks)).dropna()
 
 
 def _bend(rows):
     "A premise: FGSM minus PGD-20"
     return (_right(rows, 'fgsm') - _right(rows, 'pgd20')).dropna()
 
-
-_FROM_RECORDS = dict.fromkeys(['C1', 'C1b', 'C1c', 'C2a', 'C2b'], _withstood)
+# %% ../../nbs/library/paper/claims.ipynb #from-records
+_FROM_RECORDS = dict.fromkeys(['C1', 'C1b', 'C1c', 'C2a', 'C2b'], withstood)
 _FROM_RECORDS |= dict.fromkeys(['C10a', 'C10b', 'C10c'], _lost_across)
 _FROM_RECORDS |= dict(C3=_collapse, C4=_lost_to_features, C13=partial(_right, attack='natural'))
 
@@ -410,10 +420,13 @@ def _measure(e, key):
     return partial(measure, attacks=_attacks_of(e, key)) if _base(key) in _WORST_CASE else measure
 
 # %% ../../nbs/library/paper/claims.ipynb #grids
-def _by_seed(e, row, by_run):
-    "(S, n): from a frame of runs and images; images that a seed lacks are left out; None: nothing is left"
-    seeds = e.runs[e.runs.row == row].set_index('run').seed
+def _by_seed(e, row, by_run, key=None):
+    """(S, n): from a frame of runs and images; images that a seed lacks are left out; None: nothing is left
+
+    Of a declared claim, its first seeds, and of them those that know as many images as it declares."""
+    seeds = _runs_of(e, row, key).set_index('run').seed
     grid = by_run[by_run.index.isin(seeds.index)]
+    grid = grid[grid.notna().sum(axis=1) >= _declared(e, key).get('n_test', 0)]
     grid = grid.groupby(seeds[grid.index].values).min().dropna(axis=1)
     return grid if grid.size else None
 
@@ -424,34 +437,31 @@ def _best_known(e, run, measure):
     return max(found, key=len, default=pd.Series(dtype=float))
 
 
-def _of_records(e, row, measure):
+def _of_records(e, row, measure, key=None):
     "(S, n): what a measure says of each image of a row's networks; None where it was not run"
-    known = {run: _best_known(e, run, measure) for run in e.runs[e.runs.row == row].run}
+    known = {run: _best_known(e, run, measure) for run in _runs_of(e, row, key).run}
     known = {run: of_images for run, of_images in known.items() if len(of_images)}
-    return _by_seed(e, row, pd.DataFrame(known).T) if known else None
+    return _by_seed(e, row, pd.DataFrame(known).T, key) if known else None
 
 # %% ../../nbs/library/paper/claims.ipynb #pairs
-def _both(a, b, factor=1):
-    "Two grids as arrays, of the images that both have; None where there are none"
-    if a is None or b is None:
+def _as_arrays(grids, factor=1):
+    "One grid or two as arrays, of the images that all have; None where there are none"
+    if any(grid is None for grid in grids):
         return None
-    images = a.columns.intersection(b.columns)
-    return (factor * a[images].values, factor * b[images].values) if len(images) else None
-
-
-def _one(grid, factor=1):
-    return None if grid is None else (factor * grid.values,)
+    images = grids[0].columns
+    for grid in grids[1:]:
+        images = images.intersection(grid.columns)
+    return tuple(factor * grid[images].values for grid in grids) if len(images) else None
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-records
 def _robustness(e, key):
-    "C1, C2a, C2b, C3, C4, C10, C13: in points"
-    grids = [_of_records(e, row, _measure(e, key)) for row in _rows_of(e, key)]
-    return _one(*grids, factor=100) if len(grids) == 1 else _both(*grids, factor=100)
+    "C1, C2a, C2b, C3, C4, C10, C13: a grid for each row"
+    return [_of_records(e, row, _measure(e, key), key) for row in _rows_of(e, key)]
 
 
 def _work(e, key):
     "C2c, C2d: log₁₀ of the work of a row over another's"
-    work = [e.runs[e.runs.row == row].work.mean() for row in _rows_of(e, key)]
+    work = [_runs_of(e, row, key).work.mean() for row in _rows_of(e, key)]
     return None if np.isnan(work).any() else float(np.log10(work[0] / work[1]))
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-black-box
@@ -465,31 +475,31 @@ def _shared_attacks(rows):
 def _under_all(e, key, rows):
     "Two grids: which images withstand all attacks that both rows' networks met"
     names = _rows_of(e, key)
-    rows = rows[rows.run.isin(e.runs[e.runs.row.isin(names)].run)]
+    rows = rows[rows.run.isin(pd.concat([_runs_of(e, name, key).run for name in names]))]
     if not len(rows):
-        return None
+        return [None, None]
     rows = _shared_attacks(rows)
-    withstood = (rows.pred == rows.y).groupby([rows.run, rows.i]).all().astype(float).unstack('i')
-    return _both(*(_by_seed(e, name, withstood) for name in names), factor=100)
+    right = (rows.pred == rows.y).groupby([rows.run, rows.i]).all().astype(float).unstack('i')
+    return [_by_seed(e, name, right, key) for name in names]
 
 
 def _black_box(e, key):
-    "C11: in points"
+    "C11: two grids"
     rows = e.transfer if _base(key) == 'C11a' else e.spsa
     if rows is None:
-        return None
+        return [None, None]
     if _base(key) == 'C11a':
         return _under_all(e, key, rows[(rows.source != rows.run) & (rows.attack != 'natural')])
     return _under_all(e, key, rows[rows.attack.str.startswith('spsa')])
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-frames
 def _curvature(e, key):
-    "C6: log₁₀ of the largest eigenvalue at clean images"
+    "C6: two grids, log₁₀ of the largest eigenvalue at clean images"
     if e.curvature is None:
-        return None
+        return [None, None]
     sizes = e.curvature.assign(size=np.log10(e.curvature.eigenvalue.clip(lower=1e-12)))
     by_run = sizes.pivot(index='run', columns='i', values='size')
-    return _both(*(_by_seed(e, row, by_run) for row in _rows_of(e, key)))
+    return [_by_seed(e, row, by_run, key) for row in _rows_of(e, key)]
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-between
 def _between(frame, by, one, other, value):
@@ -503,17 +513,17 @@ def _between(frame, by, one, other, value):
 def _alignment(e, key, cloud='own'):
     "C7: cosine with the mean of a cloud minus that with another image's, a mean over attacks"
     if e.alignment is None:
-        return None
+        return [None]
     by_run = _between(e.alignment, 'cloud', cloud, 'other_image', 'cosine')
-    return _one(_by_seed(e, *_rows_of(e, key), by_run))
+    return [_by_seed(e, *_rows_of(e, key), by_run, key)]
 
 
 def _diversity(e, key):
     "C12: variance over draws minus over restarts, in ε² per pixel"
     if e.diversity is None:
-        return None
+        return [None]
     by_run = _between(e.diversity, 'kind', 'distribution', 'restarts', 'variance')
-    return _one(_by_seed(e, *_rows_of(e, key), by_run))
+    return [_by_seed(e, *_rows_of(e, key), by_run, key)]
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-ablation
 _LBD = 0.01  # the paper's weight of the entropy
@@ -546,19 +556,32 @@ def _without_entropy(e, key):
 def _end_of_entropy(e, key):
     "C9: threshold minus U in the last epoch"
     [row] = _rows_of(e, key)
-    runs = e.runs[e.runs.row == row]
+    runs = _runs_of(e, row, key)
     below = (runs.u_max.astype(float) - runs.u_end.astype(float)).dropna()
     return (below.to_numpy()[:, None],) if len(below) else None
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics
-_STATISTICS = dict.fromkeys(_FROM_RECORDS, _robustness)
-_STATISTICS |= dict.fromkeys(['C2c', 'C2d'], _work)
-_STATISTICS |= dict.fromkeys(['C6a', 'C6b', 'C6c'], _curvature)
-_STATISTICS |= dict.fromkeys(['C8a', 'C8b'], _without_entropy)
-_STATISTICS |= dict.fromkeys(['C11a', 'C11b'], _black_box)
-_STATISTICS |= dict(C7=_alignment, C9=_end_of_entropy, C12=_diversity)
+_BY_IMAGE = dict.fromkeys(_FROM_RECORDS, _robustness)  # gives a grid for each row
+_BY_IMAGE |= dict.fromkeys(['C6a', 'C6b', 'C6c'], _curvature)
+_BY_IMAGE |= dict.fromkeys(['C11a', 'C11b'], _black_box)
+_BY_IMAGE |= dict(C7=_alignment, C12=_diversity)
+_OTHERS = dict.fromkeys(['C2c', 'C2d'], _work) | dict.fromkeys(['C8a', 'C8b'], _without_entropy)
+_OTHERS |= dict(C9=_end_of_entropy)
+_IN_PERCENT = [*_FROM_RECORDS, 'C11a', 'C11b']
 
 
+def _grids_of(e, key):
+    "Row to the grid that enters a claim by image; None where there is none"
+    return dict(zip(_rows_of(e, key), _BY_IMAGE[_base(key)](e, key), strict=True))
+
+
+def _statistic(e, key):
+    base = _base(key)
+    if base in _OTHERS:
+        return _OTHERS[base](e, key)
+    return _as_arrays(list(_grids_of(e, key).values()), factor=100 if base in _IN_PERCENT else 1)
+
+# %% ../../nbs/library/paper/claims.ipynb #claim-statistics
 def claim_keys(
     e: Evidence,  # of `read_evidence`
 ) -> list:  # keys, those of the released code too, with declared variants
@@ -572,7 +595,7 @@ def claim_statistics(
 ) -> dict:  # a claim's key to a tuple of one or two (S, n) arrays, or a float (counted); None: not run
     "The statistic of each claim in its unit, by seed and image: a mean, or of two arrays the first minus the second"
     keys = claim_keys(e) if keys is None else keys
-    return {key: _STATISTICS[_base(key)](e, key) for key in keys}
+    return {key: _statistic(e, key) for key in keys}
 
 # %% ../../nbs/library/paper/claims.ipynb #estimates
 def _estimate(grids):
@@ -610,17 +633,21 @@ BEND = 3.0  # least FGSM − PGD-20 of at_pgd, in points
 _DEAR = 2.1  # most passes of the network that a pass of the generator may cost
 
 
-def _gate(e, row):
-    "Is a row's inner problem solved?"
-    name, gains = f'inner problem of {row}', e.gains.get(row)
+def _gate(e, key, row):
+    "Is the inner problem solved by the networks of a row that enter a claim?"
+    name, grid = f'inner problem of {row}', _grids_of(e, key)[row]
+    seeds = set(_runs_of(e, row, key).seed if grid is None else grid.index)
+    gains = [gain for gain in e.gains.get(row, []) if gain['seed'] in seeds]
     if not gains:
         return Condition(name, 'gate', None, '')
+    if len(gains) < len(seeds):
+        return Condition(name, 'gate', None, f'{len(gains)} of {len(seeds)} networks')
     share, ends = gains[0]['share'], gains[0]
     if len(gains) > 1:
         ends = mean_interval([gain['share'] for gain in gains])
         share = ends['mean']
     size = f'{share:.2f} [{ends["lo"]:.2f}, {ends["hi"]:.2f}] of PGD-20’s gain in loss'
-    networks = 'one network' if len(gains) == 1 else f'{len(gains)} networks'
+    networks = 'one network' if len(gains) == 1 else f'mean of {len(gains)} networks'
     return Condition(name, 'gate', bool(share >= GATE), f'{size} ({networks}), at least {GATE}')
 
 # %% ../../nbs/library/paper/claims.ipynb #premises
@@ -637,7 +664,8 @@ def _bends(e):
 def _looks_robust(e, key):
     "Does feature_scatter look as robust as at_pgd under PGD-20?"
     rows = _rows_of(e, key)
-    pair = _both(*(_of_records(e, row, partial(_right, attack='pgd20')) for row in rows), factor=100)
+    measure = partial(_right, attack='pgd20')
+    pair = _as_arrays([_of_records(e, row, measure, key) for row in rows], factor=100)
     name = f'{rows[0]} looks robust'
     if pair is None:
         return Condition(name, 'premise', None, '')
@@ -648,8 +676,8 @@ def _looks_robust(e, key):
 # %% ../../nbs/library/paper/claims.ipynb #premises-measures
 def _finds_restarts(e, key):
     "Does the measure of C7 find what PGD's own restarts point at?"
-    grids = _alignment(e, key, 'restarts')
-    name = 'the control is met: PGD’s restarts are found'
+    grids = _as_arrays(_alignment(e, key, 'restarts'))
+    name = 'PGD’s restarts are found'
     if grids is None:
         return Condition(name, 'premise', None, '')
     found = float(grids[0].mean())
@@ -693,7 +721,7 @@ def _is_adt(e, row):
 def _conditions_of(e, key):
     base, found = _base(key), []
     if base in _GATED:
-        found += [_gate(e, row) for row in _rows_of(e, key) if _is_adt(e, row)]
+        found += [_gate(e, key, row) for row in _rows_of(e, key) if _is_adt(e, row)]
     if base in _BENT:
         found.append(_bends(e))
     return found + [premise(e, key) for premise in _PREMISES.get(base, [])]
@@ -707,27 +735,31 @@ def claim_conditions(
     return {key: _conditions_of(e, key) for key in (claim_keys(e) if keys is None else keys)}
 
 # %% ../../nbs/library/paper/claims.ipynb #missing
-def _seeds_there(e, key, row, n_test):
-    "Number of a row's seeds whose records know enough images; of other measures, those that have any"
-    runs = e.runs[e.runs.row == row]
-    if _base(key) in _FROM_RECORDS:
-        measure = _measure(e, key)
-        known = [len(_best_known(e, run, measure)) >= n_test for run in runs.run]
-        return runs.seed[known].nunique()
-    grids = _STATISTICS[_base(key)](e, key)
-    if not isinstance(grids, tuple) or row not in _rows_of(e, key):
-        return runs.seed.nunique()
-    return len(grids[_rows_of(e, key).index(row)])
+def _seeds_there(e, key):
+    "Row to the number of its seeds that enter a declared claim"
+    if _base(key) in _BY_IMAGE:
+        return {row: 0 if grid is None else len(grid) for row, grid in _grids_of(e, key).items()}
+    value = 'u_end' if _base(key) == 'C9' else 'work'
+    return {row: _runs_of(e, row, key).dropna(subset=value).seed.nunique() for row in _rows_of(e, key)}
+
+
+def _images_there(e, key):
+    "Number of images that a claim by image is decided on"
+    grids = _statistic(e, key)
+    return 0 if grids is None else grids[0].shape[1]
 
 # %% ../../nbs/library/paper/claims.ipynb #missing-lines
 def _missing_of(e, key):
     "What is missing of a declared claim, in words; empty: nothing"
     declared, lines = e.declared[key], []
-    for row in _rows_of(e, key):
-        there = _seeds_there(e, key, row, declared['n_test'])
+    n_test = f'{declared["n_test"]:,}'
+    for row, there in _seeds_there(e, key).items():
         if there < declared['seeds']:
-            n = f'{declared["n_test"]:,} images'
-            lines.append(f'{there} of {declared["seeds"]} declared seeds of {row} on {n}')
+            lines.append(f'{there} of {declared["seeds"]} declared seeds of {row} on {n_test} images')
+    if not lines and _base(key) in _BY_IMAGE:
+        images = _images_there(e, key)
+        if images < declared['n_test']:
+            lines.append(f'on {images:,} of {n_test} declared images')
     return '; '.join(lines)
 
 
@@ -741,11 +773,27 @@ def claim_missing(
     return {key: line for key, line in missing.items() if line}
 
 # %% ../../nbs/library/paper/claims.ipynb #judged
+_WITHOUT_NUMBER = ['not run', 'not complete', 'not testable here']
+
+
+def _beside(e, claim, word):
+    "What a reader must know beside the reason of a verdict; empty: nothing"
+    if word in _WITHOUT_NUMBER:
+        return ''
+    if _base(claim.key) == 'C7':
+        restarts = _as_arrays(_alignment(e, claim.key, 'restarts'))
+        return '' if restarts is None else f'; with PGD’s restarts {restarts[0].mean():.2f}'
+    is_worst_case = _base(claim.key) in _WORST_CASE and claim.published is not None
+    return '; published under six attacks' if is_worst_case and not _is_of_table1(e, claim.key) else ''
+
+
 def _judged(e, claims):
     keys = [claim.key for claim in claims]
-    return judge(claims, claim_estimates(e, keys), claim_conditions(e, keys), claim_missing(e, keys))
+    judged = judge(claims, claim_estimates(e, keys), claim_conditions(e, keys), claim_missing(e, keys))
+    beside = [_beside(e, claim, word) for claim, word in zip(claims, judged.verdict, strict=True)]
+    return judged.assign(why=judged.why + beside)
 
-
+# %% ../../nbs/library/paper/claims.ipynb #judge-paper
 def judge_paper(
     e: Evidence,  # of `read_evidence`
     paper: pd.DataFrame,  # of `published_table1`
@@ -764,10 +812,10 @@ def judge_code(
 # %% ../../nbs/library/paper/claims.ipynb #weakest
 def _weakest_column(e, row):
     "A row's weakest column of `TABLE1` minus its A_rob, on the images that A_rob is of"
+    if any((row, column) not in e.found for column in TABLE1):
+        return None  # after a cascade: the weakest column may be one that is not known
     worst = e.found[row, 'rob']
-    columns = {c: e.found[row, c].reindex_like(worst) for c in TABLE1 if (row, c) in e.found}
-    if not columns:
-        return None
+    columns = {c: e.found[row, c].reindex_like(worst) for c in TABLE1}
     weakest = min(columns, key=lambda c: columns[c].values.mean())
     gap = two_level(100 * (columns[weakest] - worst).values)
     return dict(row=row, column=weakest) | {k: gap[k] for k in ('estimate', 'lo', 'hi', 'seeds', 'n')}

@@ -107,10 +107,10 @@ def _of_one_network(found, bounds):
 # %% ../../nbs/library/paper/verdicts.ipynb #without-a-test
 def _without_a_test(found, bounds, conditions, missing):
     "Word and reason where nothing is to be tested, else None"
-    if found is None:
-        return 'not run', 'no records'
     if missing:
         return 'not complete', missing
+    if found is None:
+        return 'not run', 'no records'
     broken = [str(c) for c in conditions if c.met is False]
     if broken:
         return 'not testable here', '; '.join(broken)
@@ -118,7 +118,8 @@ def _without_a_test(found, bounds, conditions, missing):
         return _of_a_count(found, bounds)
     if found['seeds'] == 1:
         return _of_one_network(found, bounds)
-    return None
+    unknown = [str(c) for c in conditions if c.met is None]
+    return ('not testable here', '; '.join(unknown)) if unknown else None
 
 
 def _check_levels(**levels):

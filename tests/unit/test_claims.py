@@ -37,7 +37,7 @@ from adt_repro.paper.claims import (
     published_table1,
     weakest_columns,
 )
-from adt_repro.paper.evidence import TABLE1, Evidence, outcomes, read_evidence
+from adt_repro.paper.evidence import TABLE1, Evidence, outcomes, read_evidence, withstood
 from adt_repro.paper.verdicts import judge
 
 PAPER = published_table1(ROOT)
@@ -247,6 +247,10 @@ def test_alignment(own, restarts, gain, word):
     )
     assert claim_estimates(e, ['C7'])['C7']['estimate'] == pytest.approx(own, abs=0.05)
     assert word_of(e, 'C7') == word
+    row = judge_paper(e, PAPER).set_index('key').loc['C7']
+    assert 'PGD’s restarts are found, ' in row.conditions and 'control' not in row.conditions
+    assert row.claim.endswith(' points towards the ends of other attacks more than another image’s does')
+    assert ('with PGD’s restarts 0.9' in row.why) == (word != 'not testable here')
 
 
 @pytest.fixture(scope='module')
@@ -377,6 +381,16 @@ def test_weakest_column_is_a_description():
     assert 'C5' not in claim_keys(e)
 
 
+def test_no_weakest_column_of_a_cascade():
+    "What is left of the columns are those whose attacks came first: the weakest may be among the others"
+    e = scale(3, standard={}, adt_exp={})
+    of_adt = e.rows.run.str.startswith('adt_exp')
+    by_cascade = [cascaded(rows, TABLE1) for _, rows in e.rows[of_adt].groupby('run')]
+    found = outcomes(pd.concat([e.rows[~of_adt], *by_cascade]), e.runs)
+    assert ('adt_exp', 'rob') in found and ('adt_exp', 'natural') in found
+    assert weakest_columns(replace(e, found=found), PAPER).row.tolist() == ['at_pgd']
+
+
 # C10: across attacks
 
 
@@ -499,19 +513,46 @@ def test_below_the_gate_nothing_is_tested():
 
 
 def test_a_gate_that_was_not_measured_is_named():
-    e = replace(everything(), gains={})
-    row = judged_of(e, 'C1')
-    assert row.verdict == 'supported' and 'not measured: gate inner problem of adt_exp' in row.why
+    judged = judge_paper(replace(everything(), gains={}), PAPER).set_index('key').loc[GATED]
+    assert (judged.verdict == 'not testable here').all()
+    assert judged.why.str.contains('gate not measured: inner problem of adt_exp').all()
+    assert judged.p_adjusted.isna().all()
+
+
+def test_a_premise_that_was_not_measured_is_named():
+    e = scale(4, 300, at_fgsm=dict(fgsm=0.8, pgd20=0.05))
+    row = judged_of(replace(e, rows=e.rows[~e.rows.run.str.startswith('at_pgd')]), 'C3')
+    assert (row.verdict, row.why) == ('not testable here', 'premise not measured: the loss bends')
 
 
 def test_the_gate_is_a_mean_over_seeds():
-    e, below = scale(2, 50, adt_exp={}), dict(share=0.7, lo=0.6, hi=0.8, n=200)
-    for others, met in ([dict(below, share=1.0)], True), ([below], False), ([dict(below, share=0.9)], False):
-        gains = dict(adt_exp=[below, *others])
+    e, below = scale(2, 50, adt_exp={}), dict(seed=0, share=0.7, lo=0.6, hi=0.8, n=200)
+    for share, met in (1.0, True), (0.7, False), (0.9, False):
+        gains = dict(adt_exp=[below, dict(below, seed=1, share=share)])
         [gate] = claim_conditions(replace(e, gains=gains), ['C1'])['C1']
-        assert gate.met is met and '2 networks' in gate.says
+        assert gate.met is met and 'mean of 2 networks' in gate.says
+    e = scale(1, 50, adt_exp={})
     [gate] = claim_conditions(replace(e, gains=dict(adt_exp=[below])), ['C1'])['C1']
     assert gate.says == f'0.70 [0.60, 0.80] of PGD-20’s gain in loss (one network), at least {GATE}'
+
+
+def test_a_gate_of_some_networks_was_not_measured(with_all_images):
+    "Three of five that enter the claim; then three of three, where the others have no records or are not declared"
+    e = scale(5, 300, adt_exp=robust_by(6))
+    some = replace(e, gains=dict(adt_exp=e.gains['adt_exp'][:3]))
+    row = judged_of(some, 'C1')
+    assert row.verdict == 'not testable here'
+    assert row.why == 'gate not measured: inner problem of adt_exp, 3 of 5 networks'
+
+    unjudged = replace(some, rows=e.rows[~e.rows.run.isin(['adt_exp-s3', 'adt_exp-s4'])])
+    declared = replace(some, declared=dict(C1=DECLARED | dict(n_test=300)))
+    for given in unjudged, declared:
+        [gate] = claim_conditions(given, ['C1'])['C1']
+        assert gate.met and 'mean of 3 networks' in gate.says
+        assert judged_of(given, 'C1').verdict == 'supported'
+    worse = [*e.gains['adt_exp'][:3], dict(seed=3, share=0.0), dict(seed=4, share=0.0)]
+    assert judged_of(replace(declared, gains=dict(adt_exp=worse)), 'C1').verdict == 'supported'
+    assert judged_of(replace(e, gains=dict(adt_exp=worse)), 'C1').verdict == 'not testable here'
 
 
 def test_the_bend_is_at_pgds():
@@ -581,7 +622,35 @@ def test_the_worst_case_of_a_cascade_is_that_of_whole_attacks(with_all_images):
     assert np.allclose(ours.mean(1), expected[[f'adt_exp-s{s}' for s in range(3)]])
     assert np.allclose(theirs.mean(1), expected[[f'at_pgd-s{s}' for s in range(3)]])
     [claim] = [c for c in paper_claims(PAPER, e=e) if c.key == 'C1']
-    assert claim.statistic == 'A_rob under fgsm, pgd20, mim, cw, pgd100, adt_exp − at_pgd' and claim.primary
+    assert claim.statistic == 'A_rob without FeaAttack, adt_exp − at_pgd' and claim.primary
+
+
+def test_a_size_that_was_published_under_other_attacks(with_all_images):
+    _, e = with_all_images
+    e = replace(e, declared=dict(C1=DECLARED, C1_feature=DECLARED | dict(attacks=TABLE1[1:], n_test=300)))
+    judged = judge_paper(e, PAPER).set_index('key')
+    assert judged.statistic['C1'].startswith('A_rob without FeaAttack')
+    assert judged.why['C1'].endswith('; published under six attacks')
+    assert judged.statistic['C1_feature'].startswith('A_rob, ')
+    assert 'six attacks' not in judged.why['C1_feature']
+    other = replace(e, declared=dict(C1=DECLARED | dict(attacks=['fgsm', 'autoattack'])))
+    assert judge_paper(other, PAPER).statistic[0].startswith('A_rob under fgsm, autoattack, ')
+    assert not judge_paper(other, PAPER).why[0].endswith('six attacks')  # there is no number
+
+
+def test_an_image_that_did_not_meet_all_attacks_is_not_robust():
+    "FeaAttack was not made for the later half: only those of them that another attack broke are known"
+    e = scale(2, 200, adt_exp={})
+    rows = e.rows.copy()
+    left_out = (rows.attack == 'feature') & (rows.i >= 100)
+    rows.loc[left_out, ['attacked', 'pred']] = [False, -1]
+    found, sums = outcomes(rows, e.runs), robust(rows, TABLE1[1:]).set_index('run')
+    for run in e.runs.itertuples():
+        of_run = withstood(rows[rows.run == run.run], TABLE1[1:])
+        assert (len(of_run), of_run.sum()) == (sums.n[run.run], sums.correct[run.run])
+        assert 100 < len(of_run) < 200 and (of_run[100:] == 0).all()
+        worst = found[run.row, 'rob'].loc[run.seed]
+        assert (worst == of_run[worst.index]).all() and not worst[worst.index >= 100].any()
 
 
 def test_all_six_attacks_are_known_of_the_first_images_alone(with_all_images):
@@ -612,6 +681,52 @@ def test_no_verdict_before_all_that_was_declared_is_there(with_all_images, chang
     e = replace(e, declared=dict(C1=DECLARED | change))
     row = judged_of(e, 'C1')
     assert row.verdict == 'not complete' and row.why.startswith(said) and np.isnan(row.estimate)
+
+
+def test_seeds_that_were_not_declared_do_not_enter(with_all_images):
+    "A fourth seed, of 100 images under all attacks; and one seed that was not judged on all images"
+    _, e = with_all_images
+    e = replace(e, declared=dict(C1=DECLARED))
+    first = e.runs[e.runs.seed == 0]
+    more = first.assign(run=first.row + '-s3', seed=3)
+    few = e.rows[e.rows.run.isin(first.run) & (e.rows.i < 100)]
+    of_more = few.run.str.replace('-s0', '-s3')
+    four = replace(
+        e, runs=pd.concat([more, e.runs]), rows=pd.concat([e.rows, few.assign(run=of_more, source=of_more)])
+    )
+    row = judged_of(four, 'C1')
+    assert (row.seeds, row.n, row.verdict) == ('3, 3', 900, 'supported')
+    assert row.estimate == judged_of(e, 'C1').estimate
+
+    lacks = replace(e, all_images=e.all_images[e.all_images.run != 'adt_exp-s1'])
+    row = judged_of(lacks, 'C1')
+    assert (row.verdict, row.why) == ('not complete', '2 of 3 declared seeds of adt_exp on 900 images')
+    first = replace(lacks, declared=dict(C1=DECLARED | dict(seeds=2)))
+    assert judged_of(first, 'C1').why.startswith('1 of 2 declared seeds')  # the third is no substitute
+
+
+def test_images_that_networks_share_are_compared_with_the_declared_ones(with_all_images):
+    "Each network knows 900 images, both know 800"
+    whole, _ = with_all_images
+    rows = whole.rows
+    shifted = rows.assign(i=rows.i + 100 * rows.run.str.startswith('at_pgd'))
+    e = replace(whole, rows=shifted, declared=dict(C1=DECLARED))
+    row = judged_of(e, 'C1')
+    assert (row.verdict, row.why) == ('not complete', 'on 800 of 900 declared images')
+
+
+@pytest.mark.parametrize('key', ['C6a', 'C7', 'C11a', 'C11b', 'C12'])
+def test_declared_images_of_measures(key):
+    e = everything()
+    n = claim_estimates(e, [key])[key]['n']
+    declared = dict(rows=['adt_exp', 'at_pgd'][: 1 + (key not in ('C7', 'C12'))], seeds=4)
+    for n_test, word in (n, 'supported'), (n + 1, 'not complete'):
+        of_key = replace(e, declared={key: declared | dict(n_test=n_test)})
+        row = judged_of(of_key, key)
+        assert row.verdict == word
+    assert row.why.startswith(f'0 of 4 declared seeds of adt_exp on {n + 1} images')
+    of_five = replace(e, declared={key: declared | dict(seeds=5, n_test=n)})
+    assert judged_of(of_five, key).why.startswith('4 of 5')
 
 
 def test_declared_rows():

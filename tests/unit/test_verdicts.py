@@ -538,7 +538,7 @@ CASES = [  # the word, what was found, bounds, published, options
     ('supported', found(0.1, 0.5), (-2, 2), 0.0, {}),
     ('supported', found(-2, 0.5), (-inf, 0), -2.0, {}),
     ('supported', found(4, 0.5), (-2, inf), -0.5, {}),  # not worse: a gain does not fail it
-    ('supported', found(2, 0.5), (0, inf), None, dict(conditions=[GATE, UNKNOWN])),
+    ('supported', found(2, 0.5), (0, inf), None, dict(conditions=[GATE])),
     ('supported', found(2, 0.5), (0, inf), None, dict(p_against=1.0)),
     ('contradicted', found(-2, 0.5), (0, inf), 2.3, {}),
     ('contradicted', found(-2, 0.5), (0, inf), None, dict(p=1.0, p_against=0.025)),
@@ -577,7 +577,11 @@ CASES = [  # the word, what was found, bounds, published, options
         dict(missing='3 of 5 declared seeds', conditions=[NO_GATE]),
     ),
     ('not run', None, (0, inf), 2.3, {}),
-    ('not run', None, (0, inf), 2.3, dict(missing='0 of 5 declared seeds', conditions=[NO_GATE])),
+    ('not run', None, (0, inf), 2.3, dict(conditions=[NO_GATE, UNKNOWN])),
+    ('not complete', None, (0, inf), 2.3, dict(missing='0 of 5 declared seeds', conditions=[NO_GATE])),
+    ('not testable here', found(2, 0.5), (0, inf), 2.3, dict(conditions=[GATE, UNKNOWN])),
+    ('one network', found(2, 0.5, seeds=1), (0, inf), 2.3, dict(conditions=[UNKNOWN])),
+    ('supported', counted(3.0), (0, inf), 2.3, dict(conditions=[UNKNOWN])),
     ('supported', counted(-0.75), (-inf, -0.3), -0.7, {}),
     ('contradicted', counted(-0.1), (-inf, -0.3), -0.7, {}),
 ]
@@ -590,7 +594,9 @@ def test_every_word_has_its_cases():
 @pytest.mark.parametrize('word, f, bounds, published, options', CASES)
 def test_words(word, f, bounds, published, options):
     said, why = verdict(f, bounds, published, **options)
-    assert said == word and why and '\n' not in why and (f is None or any(c.isdigit() for c in why))
+    assert said == word and why and '\n' not in why
+    unmeasured = word == 'not testable here' and any(c.met is None for c in options['conditions'])
+    assert f is None or unmeasured or any(c.isdigit() for c in why)
 
 
 def test_never_from_a_difference_alone():
@@ -656,7 +662,9 @@ def test_why():
     assert verdict(found(2, 0.5), (0, inf), conditions=[NO_GATE, NO_PREMISE])[1] == (
         'gate not met: inner problem, 0.58, at least 0.85; premise not met: the loss bends, 0.8 points, at least 3'
     )
-    assert verdict(found(2, 0.5), (0, inf), conditions=[UNKNOWN])[1].endswith(
+    why = verdict(found(2, 0.5), (0, inf), conditions=[GATE, UNKNOWN])[1]
+    assert why == 'premise not measured: the loss bends'
+    assert verdict(found(2, 0.5, seeds=1), (0, inf), conditions=[UNKNOWN])[1].endswith(
         '; not measured: premise the loss bends'
     )
     assert verdict(counted(3), (0, inf))[1] == 'counted: 3 lies within (0, ∞)'
@@ -731,20 +739,21 @@ def test_the_primary_claim_pays_for_no_other():
 
 
 def test_rows_that_are_not_tested_do_not_count():
-    claims = [Claim(k, k, (0, inf)) for k in 'abcdefg']
+    claims = [Claim(k, k, (0, inf)) for k in 'abcdefgh']
     f = dict(
         a=found(2.0, 0.9), b=found(2.0, 0.1), c=found(2.0, 0.1), d=found(2.0, 0.1, seeds=1), e=counted(2)
     )
-    f |= dict(g=found(2.0, 0.9))
-    rows = judge(claims, f, conditions=dict(b=[NO_GATE], a=[GATE, UNKNOWN]), missing=dict(c='3 of 5 seeds'))
+    f |= dict(g=found(2.0, 0.9), h=found(2.0, 0.1))
+    conditions = dict(a=[GATE], b=[NO_GATE], h=[GATE, UNKNOWN])
+    rows = judge(claims, f, conditions=conditions, missing=dict(c='3 of 5 seeds'))
     rows = rows.set_index('key')
     words = ['inconclusive', 'not testable here', 'not complete', 'one network', 'supported', 'not run']
-    assert rows.verdict.tolist() == [*words, 'inconclusive']
+    assert rows.verdict.tolist() == [*words, 'inconclusive', 'not testable here']
     assert np.allclose(rows.p_adjusted[['a', 'g']], 2 * rows.p[['a', 'g']])
-    assert rows.p_adjusted[['b', 'c', 'd', 'e', 'f']].isna().all()
+    assert rows.p_adjusted[['b', 'c', 'd', 'e', 'f', 'h']].isna().all()
     assert rows.loc['c', ['estimate', 'lo', 'hi']].isna().all() and rows.seeds['c'] == '3'
     assert rows.estimate['b'] == 2.0 and rows.estimate['d'] == 2.0
-    assert rows.conditions['a'] == f'{GATE}; {UNKNOWN}' and rows.conditions['g'] == ''
+    assert rows.conditions['h'] == f'{GATE}; {UNKNOWN}' and rows.conditions['g'] == ''
     assert (rows.seeds['e'], rows.n['e']) == ('0', 0)
 
 
