@@ -143,7 +143,8 @@ def draw_claims(
         _draw_claim(ax, claim, of[claim.key].bounds)
     if not len(ran):
         axes[0, 0].set_axis_off()
-    fig.suptitle('dot: ours with 95 % interval; green: where the claim holds; diamond: published or derived', fontsize=9)
+    marks = 'dot: ours with 95 % interval; green: where the claim holds; diamond: published or derived'
+    fig.suptitle(marks, fontsize=9)
     return fig
 
 # %% ../../nbs/library/paper/drawings.ipynb #paper-figures
