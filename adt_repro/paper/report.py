@@ -349,6 +349,8 @@ def _size(c):
     if c.lo == c.hi:
         return f'{c.estimate:.{digits}f} {c.unit}, counted'
     size = f'{with_interval(c.lo, c.estimate, c.hi, digits)} {c.unit}'.strip()
+    if '1' in c.seeds.split(', ') and np.isfinite(c.hi):
+        size += ' (images only)'
     attacks = _other_attacks(c)
     return f'{size}, A_rob {attacks}' if attacks else size
 
