@@ -146,7 +146,7 @@ def test_a_rob_image_by_image(scale):
             shares.setdefault((r.row, k), []).append((g.pred == g.y).mean())
             assert len(standing) <= (g.pred == g.y)[list(common)].sum()
         checks = pd.read_csv(out / 'frames' / f'soundness{marked(e.precision)}-{r.run}.csv')
-        assert len(checks) == 8 and checks.n.max() >= 50
+        assert len(checks) in (8, 11) and checks.n.max() >= 50  # three checks came later
     for cell, found in shares.items():
         assert np.isclose(table.accuracy[cell], 100 * np.mean(found), atol=1e-3) and table.seeds[cell] == len(
             found
@@ -202,7 +202,10 @@ def test_one_seed_and_fewer_experiments(made):
     done = papermill(made, 'paper', 'one.ipynb', runs=runs, parts=['white_box', 'ablation'])
     assert done.returncode == 0, done.stderr[-2000:]
     claims = pd.read_csv(made / 'outputs' / SCALE / 'tables' / 'claims.csv').set_index('key')
-    assert (claims.verdict[['C6a', 'C7']] == 'not run').all() and claims.seeds['C1'] == '1, 1'
+    assert (claims.verdict[['C6a', 'C7']] == 'not run').all() and claims.seeds['C1b'] == '1, 1'
+    assert claims.verdict['C1'] == 'not complete' and np.isnan(
+        claims.estimate['C1']
+    )  # it declares five seeds
     of_one = claims[claims.seeds.str.contains('1')]
     assert set(of_one.verdict) <= {'one network', 'not testable here', 'not complete'} and len(of_one) > 5
     counted = claims.verdict[['C2c', 'C2d']]
@@ -331,7 +334,7 @@ def test_what_readme_says_of_the_cpu_scale():
     checks = pd.concat(map(pd.read_csv, out.glob('frames/soundness-*.csv')))
     assert (
         checks.passed.all()
-        and f'All {len(checks)} checks of the panel pass, eight for each of the {checks.run.nunique()} networks, '
+        and f'All {len(checks)} checks of the panel pass, eight or eleven for each of the {checks.run.nunique()} networks, '
         'on 100 images'
         in readme
         and (checks.n == 100).all()
@@ -339,13 +342,11 @@ def test_what_readme_says_of_the_cpu_scale():
     table = pd.read_csv(out / 'tables' / 'table1.csv')
     v, seeds = table.pivot(index='row', columns='column', values='accuracy'), table.groupby('row').seeds.max()
     claims, runs = pd.read_csv(out / 'tables' / 'claims.csv').set_index('key'), evidence(out).runs
-    assert seeds[['at_pgd', 'adt_exp']].min() >= 3 and 'further seeds of `at_pgd` and `adt_exp`' in readme
+    assert (seeds[['at_pgd', 'adt_exp']] == 5).all()
     took = runs.groupby(['row', 'seed']).seconds.mean()
     am, imp = (took[k, 0] / took['adt_exp', 0] for k in ('adt_exp_am', 'adt_imp_am'))
-    assert (
-        4.5 < took['adt_exp'].mean() / took['at_pgd'].mean() < 5.5
-        and 'a training by `adt_exp` takes five times as long as one by `at_pgd`' in readme
-    )
+    assert dict(zip(runs.row, runs.work, strict=True)).items() >= dict(adt_exp=73, at_pgd=17).items()
+    assert '73 times through the network with `adt_exp`, 17 times with `at_pgd`' in readme
     assert (claims.verdict[['C3', 'C4']] == 'not testable here').all()
     paper = published_table1()
     curvature = pd.read_csv(out / 'frames' / 'curvature.csv')
