@@ -157,9 +157,7 @@ def scale_line(
 # %% ../../nbs/library/paper/report.ipynb #lost
 def lost_to_attacks(
     paper: pd.DataFrame,  # of `published_table1`
-) -> (
-    pd.DataFrame
-):  # a row for at_pgd and for each row of ADT; lost, and by how much less than at_pgd; in points
+) -> pd.DataFrame:  # a row for at_pgd and each row of ADT: lost, and less than at_pgd, in points
     "How much of what PGD-20 leaves falls to the worst of all attacks, by the published table alone"
     lost = (paper.pgd20 - paper.rob)[['at_pgd', 'adt_exp', 'adt_exp_am', 'adt_imp_am']]
     less = lost['at_pgd'] - lost
@@ -508,14 +506,15 @@ def inline(
     picture,  # a matplotlib Figure, or the path of a PNG
     alt: str,  # what it shows, for those who do not see it
     dpi: int = 110,  # of a Figure, at least 20
+    colors: int = 256,  # of the picture, at least 2 and at most 256
 ) -> Markup:  # HTML of an image within the page
-    "A figure that travels with its page, in 256 colours"
+    "A figure that travels with its page, in few colours"
     if isinstance(picture, (str, Path)):
         image = _saved_picture(picture)
     else:
         image = _drawn_picture(picture, dpi)
     small = BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(small, format='png', optimize=True)
+    image.quantize(colors, dither=Image.Dither.NONE).save(small, format='png', optimize=True)
     data = base64.b64encode(small.getvalue()).decode()
     return fill('<img alt="{{ alt }}" src="data:image/png;base64,{{ data }}">', alt=alt, data=data)
 

@@ -76,7 +76,7 @@ def add_figure(
     from IPython.display import HTML, display
 
     report.add(heading, inline(figure, alt))
-    display(HTML(inline(figure, alt, dpi=72)))
+    display(HTML(inline(figure, alt, dpi=68, colors=32)))
     plt.close(figure)
 
 # %% ../../nbs/library/paper/sections.ipynb #report-tables
