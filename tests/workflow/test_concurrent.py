@@ -21,7 +21,7 @@ CALLS = {
     'white_box': SMALL | dict(attacks=['fgsm', 'pgd20'], draws=2, n_sound=10),
     'spsa': SMALL | dict(samples=[4], steps=4, budget=40),
     'transfer': SMALL | dict(attacks=['pgd20']),
-    'landscape': dict(grid=5, n_images=2, n_samples=10, k=2, n_targets=1, n_curvature=2, curvature_steps=5),
+    'landscape': dict(grid=5, n_images=2, n_samples=10, n_targets=1, n_curvature=2, curvature_steps=5),
     'diversity': dict(n_images=2, n_samples=10),
     'train': dict(method='standard', epochs=2, n_train=128, n_test=20, scale='tiny', seed=7),
     'ablation': dict(train='true', scale='tiny', lbd=[0], n_mc=[], inner_steps=[], inner_momentum=[], rho=[])
