@@ -160,7 +160,10 @@ def test_claims_of_the_paper_with_a_declared_one(digits):
     table = pd.read_csv(digits / 'outputs' / 'digits' / 'tables' / 'power.csv').set_index('key')
     assert table.loc['C1', ['effect', 'effect_source']].tolist() == [3, 'declared']
     assert table.alpha['C1'] == 0.025 and (table.alpha.drop('C1') < 0.025).all()
-    assert 'A_rob without FGSM, MIM' in table.statistic['C1'] and table.effect_source['C13'] == 'half of the published'
+    assert (
+        'A_rob without FGSM, MIM' in table.statistic['C1']
+        and table.effect_source['C13'] == 'half of the published'
+    )
     seed, hours = table.hours_of_a_seed['C1'], table.hours_by_seeds['C1']
     assert hours == pytest.approx(table.seeds_needed['C1'] * seed, rel=1e-4)
     steps = step_costs(yaml.safe_load((digits / 'nbs' / 'scales' / 'digits.yaml').read_text()))
