@@ -362,7 +362,7 @@ def run_gain_share(
     folder: Path | str,  # of a scale, such as outputs/cpu
     run: str,  # name of a finished run
 ) -> dict:  # share of PGD-20's gain in loss, lo, hi, n, see `gain_share`; None where it was not measured
-    "How good a run's inner problem is solved, from its frame or else its run.json"
+    "How well a run's inner problem is solved, from its frame or else its run.json"
     path = Path(folder) / 'frames' / f'gain-{run}.csv'
     if not path.exists():
         return _told_gain(folder, run)

@@ -170,7 +170,7 @@ def weakest_table(
     "How far A_rob lies below the weakest column, in points"
     rows = []
     for c in weakest.itertuples():
-        gap = with_interval(c.lo, c.estimate, c.hi, 2)
+        gap = with_interval(c.lo, c.estimate, c.hi, 2) + (' (images only)' if c.seeds == 1 else '')
         rows.append(
             {'weakest column': c.column, 'minus A_rob ± 95 %': gap, 'seeds × images': f'{c.seeds} × {c.n:,}'}
         )
@@ -230,7 +230,7 @@ MEANINGS = {  # of a claim's word
     'is one interval, not corrected for the number of claims, and it takes the published size as exact',
     'inconclusive': 'these seeds and images cannot tell: the interval covers the bound, or does so when the other '
     'claims are counted',
-    'not testable here': 'a gate or a premise is not met, so the numbers are shown and the claim is not judged',
+    'not testable here': 'a gate or a premise is not met, or was not measured, so the claim is not judged',
     'one network': 'one seed on one side: the interval is of other images, not of other trainings; it is for '
     'or against these networks, never a verdict',
     'not complete': 'seeds or images that were declared are not there yet, and nothing is shown before',
