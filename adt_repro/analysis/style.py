@@ -163,12 +163,19 @@ def save_figure(
     figures, frames = Path(folder) / 'figures', Path(folder) / 'frames'
     svg, png, csv = figures / f'{name}.svg', figures / f'{name}.png', frames / f'{name}.csv'
     with house_style():
-        for_page = _drawn(fig, 'svg', metadata=dict(Date=None, Creator=None))
+        for_page = _numbered_clips(_drawn(fig, 'svg', metadata=dict(Date=None, Creator=None)))
         write_bytes(png, _drawn(fig, 'png', dpi=150, metadata=dict(Software=None)))
     with replacing(svg) as file:  # its digest is not noted
         file.write(for_page)
     write_table(frame, csv)
     return [svg, png, csv]
+
+
+def _numbered_clips(svg):
+    "Clip paths named in their order; Matplotlib's names follow the last bit of a layout, which varies"
+    for k, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', svg)):
+        svg = svg.replace(name, b'clip%d' % k)
+    return svg
 
 
 def _drawn(fig, kind, **options):

@@ -175,3 +175,18 @@ def test_no_interval_leaves_what_it_is_about():
             ends = np.array(container.lines[2][0].get_segments())
             assert ends[..., 0].max() == 1
     plt.close('all')
+
+
+def test_a_file_does_not_follow_the_last_bit_of_a_layout(tmp_path):
+    "Layouts are solved in another order in another process, so their last bits vary; ids must not"
+    frame, files = pd.DataFrame(dict(x=[0.0, 1.0])), []
+    for shift in 0.0, 1e-13:
+        figure, axes = plt.subplots(1, 2)
+        for ax in axes:
+            left, *rest = ax.get_position().bounds
+            ax.set_position([left + shift, *rest])
+            ax.plot(frame.x, frame.x)
+        files.append(save_figure(figure, tmp_path / str(shift), 'lines', frame)[0].read_bytes())
+        plt.close(figure)
+    assert files[0] == files[1] and files[0].count(b'<clipPath id=') == 2
+    assert files[0].count(b'url(#clip0)') and files[0].count(b'url(#clip1)')
