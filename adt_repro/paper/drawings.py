@@ -23,7 +23,8 @@ from adt_repro.analysis.plots import (
 )
 from ..analysis.style import house_style, row_styles, subplot_grid
 from ..base.stats import share
-from .report import COLUMNS, VERDICTS
+from .claims import COLUMNS
+from .report import VERDICTS
 
 # %% ../../nbs/library/paper/drawings.ipynb #rows-run
 def rows_run(

@@ -15,6 +15,7 @@ import pandas as pd
 from ..base.stats import mcnemar
 from ..evaluation.metrics import accuracies, percent_cells, robust
 from ..evaluation.records import join_records
+from .claims import COLUMNS
 from .evidence import TABLE1, Evidence, marked
 from adt_repro.paper.inputs import (
     black_box_records,
@@ -25,7 +26,6 @@ from adt_repro.paper.inputs import (
     white_box_records,
     white_box_table,
 )
-from .report import COLUMNS
 
 # %% ../../nbs/library/paper/summaries.ipynb #run-labels
 def run_labels(

@@ -11,12 +11,11 @@ from helpers import ROOT
 from matplotlib.colors import to_rgb
 
 from adt_repro.analysis.style import COLORS
-from adt_repro.paper.claims import PUBLISHED_ROWS, published_table1
+from adt_repro.paper.claims import COLUMNS, PUBLISHED_ROWS, published_table1
 from adt_repro.paper.drawings import draw_claims, draw_table1
 from adt_repro.paper.evidence import Evidence
 from adt_repro.paper.report import (
     CELL_MEANINGS,
-    COLUMNS,
     MEANINGS,
     VERDICTS,
     claims_html,
