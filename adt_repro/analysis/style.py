@@ -170,7 +170,7 @@ def save_figure(
     write_table(frame, csv)
     return [svg, png, csv]
 
-
+# %% ../../nbs/library/analysis/style.ipynb #save-bytes
 def _numbered_clips(svg):
     "Clip paths named in their order; Matplotlib's names follow the last bit of a layout, which varies"
     for k, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', svg)):
