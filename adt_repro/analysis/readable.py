@@ -134,7 +134,7 @@ def _same_look_faults(fig):
                 yield f'panel {k}: {n} names for {look}'
 
 # %% ../../nbs/library/analysis/readable.ipynb #axes-names
-UNITLESS = (  # what is a plain number
+UNITLESS = (  # what is a plain number, or is named by its unit
     'adversarial',
     'cosine',
     'draws',
@@ -142,6 +142,8 @@ UNITLESS = (  # what is a plain number
     'images',
     'log',
     'momentum',
+    'points',
+    'per pixel',
     'queries',
     'ratio',
     'samples',
@@ -155,7 +157,8 @@ UNITLESS = (  # what is a plain number
 
 def _has_unit(name):
     "Whether the name of an axis has a unit, or needs none"
-    return ', ' in name or ' in ' in name or any(word in name for word in UNITLESS)
+    words = ' '.join(name.split())
+    return ', ' in words or ' in ' in words or any(word in words for word in UNITLESS)
 
 
 def _is_number(text):
