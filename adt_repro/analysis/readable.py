@@ -116,11 +116,11 @@ def _explained_looks(fig):
 def _legend_faults(fig):
     "Marks of a panel with several kinds that no legend names"
     explained = _explained_looks(fig)
-    colors = {look[0] for look in explained}
+    colors, hollow = {look[0] for look in explained}, any(look[2] is False for look in explained)
     for k, ax in enumerate(fig.axes):
         looks = dict.fromkeys(look for look, _, n in _marks(ax) if n)
         for look in looks if len(looks) > 1 else ():
-            by_color = look[1] is None and look[0] in colors
+            by_color = look[0] in colors and (look[1] is None or (look[2] is False and hollow))
             if look not in explained and not by_color:
                 yield f'panel {k}: no legend for {look}'
 
