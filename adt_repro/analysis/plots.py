@@ -152,7 +152,8 @@ def _draw_planes(fig, grid, line, squares, levels):
     import matplotlib.pyplot as plt
     from matplotlib.colors import BoundaryNorm
 
-    norm, names = BoundaryNorm(levels, plt.cm.cividis.N), short_names(dict.fromkeys(run for run, _ in squares))
+    norm = BoundaryNorm(levels, plt.cm.cividis.N)
+    names = short_names(dict.fromkeys(run for run, _ in squares))
     cells = iter([grid[i, j] for i in range(grid.nrows) for j in range(grid.ncols)])
     images, contours = list(dict.fromkeys(image for _, image in squares)), []
     for run, name in names.items():

@@ -12,7 +12,15 @@ import pandas as pd
 
 from .plots import first_of_each
 from .readable import PAGE_WIDTH
-from .style import COLORS, house_style, row_styles, run_styles, short_names, subplot_grid
+from adt_repro.analysis.style import (
+    COLORS,
+    MARKERS,
+    METHOD_ROWS,
+    house_style,
+    run_styles,
+    short_names,
+    subplot_grid,
+)
 from ..base.files import find_root
 from ..base.stats import mean_interval
 from ..base.tables import read_table
@@ -29,12 +37,21 @@ def recorded_files(
     return files
 
 
+def _place(run):
+    "Where a run stands in Table 1, then its name"
+    row = run.rpartition('-s')[0].rpartition('-')[2]
+    return METHOD_ROWS.index(row) if row in METHOD_ROWS else len(METHOD_ROWS), run
+
+
 def recorded_sums(
     files: list,  # of `recorded_files`: tables of accuracies, at least one
-) -> pd.DataFrame:  # run, attack, n, correct, accuracy, lo, hi; and what else the tables have
+) -> (
+    pd.DataFrame
+):  # run, attack, n, correct, accuracy, lo, hi; and what else the tables have; in Table 1's order
     "Recorded accuracies of several runs as one table"
-    numbers = dict(run='str', attack='str', n='int64', accuracy='float64', lo='float64', hi='float64')
-    return pd.concat([read_table(file, numbers) for file in files], ignore_index=True)
+    columns = dict(run='str', attack='str', n='int64', accuracy='float64', lo='float64', hi='float64')
+    sums = pd.concat([read_table(file, columns) for file in files], ignore_index=True)
+    return sums.sort_values('run', key=lambda runs: runs.map(_place), kind='stable', ignore_index=True)
 
 # %% ../../nbs/library/analysis/result_plots.ipynb #names
 def _legend_names(runs):
@@ -128,7 +145,8 @@ def transfer_grids(
     for attack in attacks:
         of_attack = rows[rows.attack == attack]
         grid = of_attack.pivot(index='source', columns='target', values='accuracy')
-        grid = grid.reindex(index=['itself', *(short[s] for s in sources)], columns=[short[t] for t in targets])
+        columns = [short[target] for target in targets]
+        grid = grid.reindex(index=['itself', *(short[source] for source in sources)], columns=columns)
         for name in set(grid.index) & set(grid.columns):
             grid.loc[name, name] = grid.loc['itself', name]
         grids[attack] = grid
@@ -192,7 +210,8 @@ def draw_samples(
         ax.errorbar(at, 100 * s.accuracy, errors, capsize=2, label=names[run], **styles[run])
         ax.axhline(100 * of_run.accuracy['pgd20'], ls=':', color=styles[run]['color'], marker='')
     ax.plot([], [], ls=':', color='0.4', marker='', label='PGD-20')
-    ax.set(xscale='log', xlabel=f'samples in a step of SPSA, {steps} steps', ylabel='accuracy, %', ylim=(-2, 102))
+    ax.set(xscale='log', xlabel=f'samples in a step of SPSA, {steps} steps')
+    ax.set(ylabel='accuracy, %', ylim=(-2, 102))
     ax.set_xticks(samples, samples)
     ax.minorticks_off()
     ax.set_title(f'{title}, 95 % intervals')
@@ -261,7 +280,7 @@ def draw_seeds(
         ax.set(title=attack, xlabel='accuracy, %', xlim=(None, min(101, ax.get_xlim()[1])))
         ax.grid(axis='y', alpha=0.3)
     axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
     fig.suptitle(title, fontsize=9)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
     return fig
@@ -301,8 +320,9 @@ def draw_overheads(
     "What a training step takes beyond its passes, in percent of them"
     methods, networks = list(overheads.what.unique()), list(overheads.network.unique())
     fig, ax = subplot_grid(1, 1, (7, 1.3 + 0.26 * len(methods)))
-    for (network, rows), style in zip(overheads.groupby('network', sort=False), row_styles(networks).values()):
-        shift = 0.2 * (networks.index(network) - (len(networks) - 1) / 2)
+    for i, (network, rows) in enumerate(overheads.groupby('network', sort=False)):
+        shift = 0.2 * (i - (len(networks) - 1) / 2)
+        style = dict(color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)])
         at = [methods.index(method) + shift for method in rows.what]
         middle = rows['median'].values
         errors = 100 * abs(rows[['least', 'most']].values.T - middle)

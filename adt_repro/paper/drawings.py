@@ -63,7 +63,8 @@ def draw_table1(
         if row in paper.index:
             published = paper.loc[row, COLUMNS]
             axes[1].errorbar(at, published, _published_errors(published), **how)
-    axes[0].set(ylabel='accuracy, %', ylim=(-2, 102), title=f'ours: {said}\n95 % intervals; dotted: one network')
+    axes[0].set(ylabel='accuracy, %', ylim=(-2, 102))
+    axes[0].set_title(f'ours: {said}\n95 % intervals; dotted: one network')
     axes[1].set_title('published: CIFAR-10, WRN-28-10')
     for ax in axes:
         ax.set_xticks(range(8), COLUMNS, rotation=30)
