@@ -66,7 +66,7 @@ def _style(series):
     return dict(color=COLORS[series % len(COLORS)], marker=MARKERS[series % len(MARKERS)])
 
 
-def _legend_below(fig, axes, ncols=4):
+def _legend_below(fig, axes, ncols=3):
     "One legend for all that has a label in some panels"
     handles = {}
     for ax in axes:
@@ -483,7 +483,7 @@ def draw_options(
     for ax, accuracy in zip(axes[:, 0], ('natural', 'robust'), strict=True):
         ax.set_ylabel(f'{accuracy} accuracy, %')
         _limit_accuracies(ax)
-    _legend_below(fig, axes[:, 0], ncols=4 if width > 6 else 2)
+    _legend_below(fig, axes[:, 0], ncols=4 if width > 7.5 else 1)
     fig.suptitle(textwrap.fill(title, int(15 * width)), fontsize=8)
     return fig
 

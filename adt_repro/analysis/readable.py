@@ -15,15 +15,24 @@ PAGE_WIDTH = 800 / 96  # inches: the content of a page of the documentation, 800
 SMALLEST = 8.0  # points at that width
 
 # %% ../../nbs/library/analysis/readable.ipynb #texts
+def _hidden_texts(axis):
+    "Texts of an axis that are not drawn: all of a hidden one, else those of ticks outside of what it shows"
+    from matplotlib.text import Text
+
+    if not axis.axes.axison:
+        return axis.findobj(Text)
+    low, high = sorted(axis.get_view_interval())
+    room = 1e-6 * (high - low)
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    outside = [tick for tick in ticks if not low - room <= tick.get_loc() <= high + room]
+    return [text for tick in outside for text in (tick.label1, tick.label2)]
+
+
 def _drawn_texts(fig):
     "All texts that are drawn in a figure"
     from matplotlib.text import Text
 
-    hidden = set()
-    for ax in fig.axes:
-        if not ax.axison:
-            for axis in ax.xaxis, ax.yaxis:
-                hidden.update(axis.findobj(Text))
+    hidden = {text for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for text in _hidden_texts(axis)}
     texts = [text for text in fig.findobj(Text) if text not in hidden]
     return [text for text in texts if text.get_visible() and text.get_text().strip()]
 
@@ -41,6 +50,19 @@ def _text_faults(fig, width):
         on_tick = any(text in ax.get_xticklabels() + ax.get_yticklabels() for ax in fig.axes)
         if outside > room and not on_tick:
             yield f'text outside of the figure: {words}'
+
+
+def _overlap_faults(fig):
+    "Texts that are written over each other; those at a slant are not looked at"
+    texts = [text for text in _drawn_texts(fig) if text.get_rotation() % 90 == 0]
+    boxes = [text.get_window_extent() for text in texts]
+    corners = np.array([[box.x0 + 2, box.y0 + 2, box.x1 - 2, box.y1 - 2] for box in boxes]).reshape(-1, 4)
+    for k, (x0, y0, x1, y1) in enumerate(corners):
+        others = corners[k + 1 :]
+        over = (others[:, 0] < x1) & (others[:, 2] > x0) & (others[:, 1] < y1) & (others[:, 3] > y0)
+        for j in np.flatnonzero(over):
+            pair = [' '.join(texts[i].get_text().split()) for i in (k, k + 1 + j)]
+            yield f'texts over each other: {pair[0]} / {pair[1]}'
 
 # %% ../../nbs/library/analysis/readable.ipynb #looks
 def _rgb(color):
@@ -235,5 +257,5 @@ def figure_faults(
 ) -> list:  # of lines, each a fault; empty for a good figure
     "What keeps a reader from reading a figure at the width of a page"
     fig.canvas.draw()
-    faults = [*_text_faults(fig, width), *_legend_faults(fig), *_same_look_faults(fig)]
+    faults = [*_text_faults(fig, width), *_overlap_faults(fig), *_legend_faults(fig), *_same_look_faults(fig)]
     return [*dict.fromkeys([*faults, *_axis_faults(fig), *_panel_faults(fig), *_bar_faults(fig)])]

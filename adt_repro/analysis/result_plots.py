@@ -251,8 +251,9 @@ def draw_queries(
         ax.remove()
     for ax in axes.flat[max(0, len(runs) - columns) : len(runs)]:
         ax.tick_params(labelbottom=True)
-    fig.supxlabel('queries for an image', fontsize=9)
-    fig.supylabel('accuracy, %', fontsize=9)
+        ax.set_xlabel('queries for an image')
+    for ax in axes[:, 0]:
+        ax.set_ylabel('accuracy, %')
     fig.suptitle(f'{title}, 95 % bands; a curve ends where its attack stopped', fontsize=9)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=6)
     return fig

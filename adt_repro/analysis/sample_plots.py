@@ -27,6 +27,22 @@ def _panels(n, most, height, **options):
         ax.tick_params(labelbottom=True)
     return fig, axes.flat[:n]
 
+
+def _name_axes(axes, x, y):
+    "Names at the left and at the lower edge of a grid of panels"
+    for ax in axes:
+        place = ax.get_subplotspec()
+        if place.is_first_col():
+            ax.set_ylabel(y)
+        if not any(_starts_at(other, place.rowspan.stop, place.colspan.start) for other in axes):
+            ax.set_xlabel(x)
+
+
+def _starts_at(ax, row, column):
+    "Whether a panel is the one at a place of the grid"
+    place = ax.get_subplotspec()
+    return (place.rowspan.start, place.colspan.start) == (row, column)
+
 # %% ../../nbs/library/analysis/sample_plots.ipynb #plane-panel
 _DRAWS = dict(color='#7A4FA3', marker='o', ms=4, mew=0, ls='', alpha=0.5, zorder=3)
 
@@ -70,8 +86,7 @@ def draw_plane(
     for ax, run in zip(axes, runs, strict=True):
         ax.set(aspect='equal', xlim=(left, 1.1), ylim=(-widest, widest), title=short_names(runs)[run])
         _draw_plane(ax, points[points.run == run], grounds.get(run), attacks)
-    fig.supxlabel('gradient’s sign, in ε', fontsize=9)
-    fig.supylabel('random ±1 direction, in ε', fontsize=9)
+    _name_axes(axes, 'gradient’s sign, in ε', 'random direction, in ε')
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=5)
     fig.suptitle(title, fontsize=9)
     return fig
@@ -146,8 +161,7 @@ def draw_map(
             of_kinds = ', '.join(f'{short} {shares[run][k]:.1f} %' for k, short in _SHORT.items())
             name = f'{name}\nvariance shown:\n{of_kinds}'
         ax.set_title(name, fontsize=8)
-    fig.supxlabel('first of PGD’s principal components, in ε', fontsize=9)
-    fig.supylabel('second, in ε', fontsize=9)
+    _name_axes(axes, 'first component, in ε', 'second component, in ε')
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
     fig.suptitle(title, fontsize=9)
     return fig
