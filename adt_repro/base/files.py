@@ -32,11 +32,12 @@ def is_clone(
     folder: str | Path,  # any folder
 ) -> bool:  # has it this project's settings.ini? Another project's is none
     "Is a folder the root of a clone of this project?"
+    file = Path(folder) / 'settings.ini'
     try:
-        with open_regular(Path(folder) / 'settings.ini') as file:
-            return re.search(rb'^lib_name *= *adt_repro *\r?$', file.read(100_000), re.MULTILINE) is not None
+        settings = file.read_bytes() if file.is_file() else b''
     except OSError:
         return False
+    return re.search(rb'^lib_name *= *adt_repro *\r?$', settings, re.MULTILINE) is not None
 
 
 def find_root(

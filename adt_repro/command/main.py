@@ -8,7 +8,6 @@ __all__ = ['make_parser', 'main', 'run_command']
 # %% ../../nbs/library/command/main.ipynb #imports
 import argparse
 import sys
-from pathlib import Path
 
 from ..base.parameters import ParameterError
 from ..runs.notebook import add_parameter_options
