@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,9 @@ class Step(NamedTuple):
     cell: int  # from 0 to cells - 1
     cells: int  # in the notebook
     heading: str  # the last one before the cell; empty where there is none
-    text: str  # of the output as plain text; empty at the start of a cell
+    text: str = ''  # of the output as plain text; empty at the start of a cell
+    share: float = None  # in [0, 1], of a progress bar in the output; None: there is none
+    printed: bool = False  # was it printed, and not displayed?
 
 
 def _headings(cells):
@@ -84,14 +87,16 @@ def _headings(cells):
     return found
 
 
-def _text_of(msg):
-    "The text that a message of the kernel shows; None where it shows none"
+def _shown(msg):
+    "What a message of the kernel shows, as text, share and printed of a `Step`; None where it shows nothing"
     content = msg['content']
-    if msg['msg_type'] == 'stream':
-        return content['text']
-    if msg['msg_type'] in ('display_data', 'update_display_data'):
-        return content['data'].get('text/plain')
-    return None
+    if msg['msg_type'] == 'stream' and content['name'] == 'stdout':
+        return content['text'], None, True
+    if msg['msg_type'] not in ('display_data', 'update_display_data'):
+        return None
+    bar = re.search('<progress value="([0-9.]+)" max="([0-9.]+)"', content['data'].get('text/html', ''))
+    share = float(bar[1]) / float(bar[2]) if bar else None
+    return content['data'].get('text/plain', ''), share, False
 
 # %% ../../nbs/library/runs/notebook.ipynb #followed-engine
 def _followed_engine():
@@ -101,9 +106,9 @@ def _followed_engine():
 
     class FollowedClient(PapermillNotebookClient):
         def process_message(self, msg, cell, cell_index):
-            text = _text_of(msg)
-            if text is not None:
-                self.step(cell_index, text)
+            shown = _shown(msg)
+            if shown is not None:
+                self.step(cell_index, *shown)
             return super().process_message(msg, cell, cell_index)
 
     class FollowedEngine(NBClientEngine):
@@ -112,8 +117,8 @@ def _followed_engine():
             cells = nb_man.nb.cells
             headings = _headings(cells)
 
-            def step(index, text=''):
-                follow(Step(index, len(cells), headings[index], text))
+            def step(index, *shown):
+                follow(Step(index, len(cells), headings[index], *shown))
 
             how = dict(
                 kernel_name=kernel_name, extra_arguments=extra_arguments, log=logging.getLogger('papermill')
