@@ -8,7 +8,6 @@ __all__ = ['status_text', 'PlainLines', 'StatusLine', 'follower']
 # %% ../../nbs/library/command/terminal.ipynb #imports
 import os
 import re
-import sys
 import threading
 import time
 from typing import TextIO
