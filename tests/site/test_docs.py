@@ -233,7 +233,8 @@ def test_an_experiment_begins_with_what_it_shows(pages):
             if 'cell-output' in tag['class']:
                 begun += 1
                 break
-            assert tag.find_parent('details'), f'{page}: {tag.text[:60]}'
+            fold = tag.find_parent('details')
+            assert fold and not fold.has_attr('open'), f'{page}: {tag.text[:60]}'
     assert begun > 8
 
 
@@ -444,14 +445,15 @@ def results(browser, query):
     "Addresses of what the search shows for a query, the first first"
     browser.execute_script(TYPE, query)
     css = '#quarto-search .search-result, #quarto-search .search-none'
-    hits = WebDriverWait(browser, 10).until(lambda b: b.find_elements(By.CSS_SELECTOR, css))
+    hits = WebDriverWait(browser, 60).until(lambda b: b.find_elements(By.CSS_SELECTOR, css))
     return [hit.get_dom_attribute('href') or '' for hit in hits]
 
 
 @pytest.mark.parametrize('query', QUERIES)
 def test_search_finds_what_users_type(query, browser, url):
     resize(browser, 1280)
-    browser.get(url + 'index.html')
+    if browser.current_url != url + 'index.html':
+        browser.get(url + 'index.html')
     first = [address.removeprefix('./') for address in results(browser, query)[:3]]
     assert any(address.startswith(QUERIES[query]) for address in first), first
 
