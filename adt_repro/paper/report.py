@@ -533,20 +533,26 @@ def inline(
     return fill('<img alt="{{ alt }}" src="data:image/png;base64,{{ data }}">', alt=alt, data=data)
 
 # %% ../../nbs/library/paper/report.ipynb #page
+# On the root, color-scheme darkens the whole window; pictures are drawn for white paper, so they keep it.
 _STYLE = (
-    'body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;'
-    'color-scheme:light dark}\n'
+    ':root{color-scheme:light dark}\n'
+    'body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem}\n'
     'table{border-collapse:collapse;border:0;font-size:.85rem;display:block;overflow-x:auto}'
     'td,th{padding:.25rem .5rem;border:1px solid #8886;text-align:left;vertical-align:top}'
     'table.cells td{white-space:nowrap}\n'
-    'caption{text-align:left;padding:.4rem 0}img{max-width:100%;background:#fff}'
-    'pre{overflow-x:auto;font-size:.8rem}small{opacity:.8}'
+    'caption{display:block;position:sticky;left:0;text-align:left;padding:.4rem 0}'
+    'pre{overflow-x:auto;font-size:.8rem}small{opacity:.85}\n'
+    'img{max-width:100%;background:#fff;border-radius:4px}'
+    '@media(prefers-color-scheme:dark){img{filter:brightness(.92)}a{color:#8ab4f8}a:visited{color:#c5a8ff}}'
 )
-
-
+_ICON = (
+    'data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 16 16%22%3E'
+    '%3Crect width=%2216%22 height=%2216%22 rx=%223%22 fill=%22%230072B2%22/%3E'
+    '%3Ctext x=%224%22 y=%2213%22 font-size=%2215%22 fill=%22%23fff%22%3E%CE%B4%3C/text%3E%3C/svg%3E'
+)
 _PAGE = """\
 <!doctype html><html lang="en"><head><meta charset="utf-8">\
-<meta name="viewport" content="width=device-width,initial-scale=1">\
+<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="{{ icon }}">\
 <title>{{ title }}</title><style>{{ style }}</style></head><body><h1>{{ title }}</h1>
 {% for heading, content in sections %}<section><h2>{{ heading }}</h2>{{ content }}</section>
 {% endfor %}</body></html>
@@ -558,4 +564,4 @@ def page(
     sections: list,  # of (heading, HTML that `fill` made; other text is shown as text)
 ) -> str:  # a whole HTML document that loads nothing
     "A self-contained page"
-    return str(fill(_PAGE, title=title, style=Markup(_STYLE), sections=sections)) + '\n'
+    return str(fill(_PAGE, title=title, style=Markup(_STYLE), icon=_ICON, sections=sections)) + '\n'
