@@ -238,9 +238,9 @@ def _opened(file):
         with open_regular(file) as opened:
             yield opened
     except OSError as e:
-        if e.strerror != 'no regular file':
+        if e.strerror != 'not a regular file':
             raise
-        raise FileContentError(f'it is no regular file: {Path(file).absolute()}') from None
+        raise FileContentError(f'it is not a regular file: {Path(file).absolute()}') from None
 
 
 @contextmanager
