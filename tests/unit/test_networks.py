@@ -503,7 +503,7 @@ def test_an_error_of_the_compiler_has_its_own_line(monkeypatch):
 
 
 def test_a_network_without_parameters_is_not_trained():
-    line = 'expected a network with parameters that are trained, here are none'
+    line = 'expected a network with parameters that are trained, this has none'
     assert refusal(history, nn.Flatten(), 'at_pgd') == f'model=Flatten: {line}'
 
 
