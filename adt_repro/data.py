@@ -42,7 +42,7 @@ class Data(_ImageShape):
 
     def to(
         self,
-        device: torch.device | str,  # where to
+        device: torch.device | str,  # the target device
     ) -> 'Data':  # the same data set there
         "The data set on another device"
         parts = 'x_train', 'y_train', 'x_test', 'y_test'
@@ -164,7 +164,8 @@ def _check_sums(name, root, sums, words):
         if path.exists() and not check_md5(path, md5):
             raise DataError(
                 f'data_root={str(root)!r}: {name} is damaged, '
-                f'{path.relative_to(root)} has another MD5 sum than {md5}. Delete it, and put there {words}'
+                f'{path.relative_to(root)} has another MD5 sum than {md5}. '
+                f'Delete it, and put into this folder: {words}'
             )
 
 # %% ../nbs/library/data.ipynb #fetch
@@ -184,8 +185,8 @@ def _fetch(name, root, download):
             return _open(name, root, download=True)
         except Exception as e:
             reason = f' and could not be downloaded ({type(e).__name__})'
-    state = 'complete' if some_there else 'there'
-    raise DataError(f'data_root={str(root)!r}: {name} is not {state}{reason}. Put there {words}')
+    state = 'incomplete' if some_there else 'missing'
+    raise DataError(f'data_root={str(root)!r}: {name} is {state}{reason}. Put into this folder: {words}')
 
 # %% ../nbs/library/data.ipynb #check-data
 def _check_part(name, part, x, y, n_classes):
@@ -215,7 +216,7 @@ def _check_counts(data):
 
 # %% ../nbs/library/data.ipynb #check-all-data
 def check_data(
-    data: Data,  # as it is about to be used
+    data: Data,  # the data set, as it will be used
 ) -> Data:  # the same
     "Stop with one line if a data set cannot be used"
     _check_part(data.name, 'training', data.x_train, data.y_train, len(data.classes))

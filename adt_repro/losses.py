@@ -43,7 +43,7 @@ def kl(
 def margin(
     logits: torch.Tensor,  # (N, classes)
     y: torch.Tensor,  # (N,) labels
-) -> torch.Tensor:  # (N,) in units of the logits; negative where the prediction is wrong
+) -> torch.Tensor:  # (N,) in units of the logits; negative if the prediction is wrong
     "The label's logit minus the largest other logit"
     others = logits.scatter(1, y[:, None], -torch.inf)
     return logits.gather(1, y[:, None])[:, 0] - others.amax(1)
@@ -54,7 +54,7 @@ def neg_margin(
     x: torch.Tensor,  # (N, C, H, W) clean images; not needed by this loss
     y: torch.Tensor,  # (N,) labels
 ):  # a function of x_adv (N, C, H, W) that gives (N,) negative margins, to be climbed
-    "The negative margin: positive where the network is wrong"
+    "The negative margin: positive if the network is wrong"
     return lambda x_adv: -margin(model(x_adv), y)
 
 # %% ../nbs/library/losses.ipynb #cw

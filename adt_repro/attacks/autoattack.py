@@ -72,7 +72,7 @@ def _run_package(model, x, y, eps, attacks, seed, n_targets):
 # %% ../../nbs/library/attacks/autoattack.ipynb #auto-attack
 @checked
 def auto_attack(
-    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes), at least 4; seen in evaluation mode
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes), at least 4; used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], float32
     y: torch.Tensor,  # (N,) labels
     *,

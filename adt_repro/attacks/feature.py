@@ -66,7 +66,7 @@ def _approach(model, x, y, goal, start, eps, step_size, steps):
 
 # %% ../../nbs/library/attacks/feature.ipynb #try-targets
 def _first_misclassified(copies, margins):
-    "Of k copies (N, k, ...) the first that is misclassified, else the one with the smallest margin"
+    "The first of k copies (N, k, ...) that is misclassified; if none is, the one with the smallest margin"
     wrong = margins < 0
     pick = torch.where(wrong.any(1), wrong.byte().argmax(1), margins.argmin(1))
     rows = torch.arange(len(margins), device=margins.device)
@@ -130,7 +130,7 @@ def _keep_better(worst, least, live, found, margins):
 # %% ../../nbs/library/attacks/feature.ipynb #feature
 @checked
 def fea_attack(
-    model: torch.nn.Module,  # images to logits, with `features` and `fc`; seen in evaluation mode
+    model: torch.nn.Module,  # images to logits, with `features` and `fc`; used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     *,

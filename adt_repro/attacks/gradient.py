@@ -210,14 +210,14 @@ def linf_ball(
 # %% ../../nbs/library/attacks/gradient.ipynb #pgd
 @checked
 def pgd(
-    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     *,
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     steps: int = 20,  # gradient steps, at least 1
     step_size: float = None,  # size of a step in pixel values; None: eps/4
-    loss=ce,  # what is climbed, see `adt_repro.losses`
+    loss=ce,  # the loss to climb, see `adt_repro.losses`
     start=rand_unit,  # maps x to a start in [-1, 1], in units of `eps`; `torch.zeros_like`: the clean image
     clip_start: bool = False,  # clip the start to [0, 1]?
     group: int = None,  # images at a time, see `in_groups`; all of them for a loss that compares images
@@ -240,12 +240,12 @@ def pgd(
 # %% ../../nbs/library/attacks/gradient.ipynb #fgsm
 @checked
 def fgsm(
-    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     *,
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    loss=ce,  # what is climbed, see `adt_repro.losses`
+    loss=ce,  # the loss to climb, see `adt_repro.losses`
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "The fast gradient sign method: one step of the whole radius"
     return pgd(model, x, y, eps=eps, steps=1, step_size=eps, loss=loss, start=torch.zeros_like)
@@ -261,7 +261,7 @@ def mean_abs(
 
 @checked
 def mim(
-    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     *,
@@ -275,7 +275,7 @@ def mim(
 # %% ../../nbs/library/attacks/gradient.ipynb #cw
 @checked
 def cw(
-    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     *,

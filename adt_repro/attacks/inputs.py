@@ -34,7 +34,7 @@ def _refuse_other_type(name, value, expected):
 def _advice_on_range(lo, hi, name):
     "What to do about pixels from `lo` to `hi`"
     if lo < -TOLERANCE:
-        return '; the network itself has to normalise them'
+        return '; the network itself must normalise them'
     if 1.5 < hi <= 255:
         return f'; {name} / 255 makes them'
     return ''

@@ -188,7 +188,7 @@ def _acquire(lock, path, subject):
         if path.is_symlink():
             raise OSError(0, 'it is a link')
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # `lock_file` says it in a line of its own
+            warnings.simplefilter('ignore')  # `lock_file` gives its own warning
             lock.acquire()
     except Timeout:
         raise

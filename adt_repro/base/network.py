@@ -64,7 +64,7 @@ def _has_known_code(kind):
 
 def is_known(
     net: torch.nn.Module,  # any network
-) -> bool:  # False where a part of it is a user's own class, or calls a user's own function
+) -> bool:  # False if a part of it is a user's own class, or calls a user's own function
     "Is it made only of this package's classifiers and PyTorch's layers, with their own code?"
     for module in net.modules():
         if any(map(callable, vars(module).values())):
@@ -180,7 +180,7 @@ def takes_channels_last(
 
 # %% ../../nbs/library/base/network.ipynb #output
 def _network_name(net):
-    name = getattr(net, '__name__', type(net).__name__)  # a function has a name of its own
+    name = getattr(net, '__name__', type(net).__name__)  # a function has its own name
     return f'model={name}'
 
 
@@ -398,7 +398,7 @@ def _check_module(module):
     try:
         parameters = list(module.parameters())
     except TypeError:
-        expected = 'modules that can be hashed: beside __eq__ put __hash__ = torch.nn.Module.__hash__'
+        expected = 'modules that can be hashed: next to __eq__ define __hash__ = torch.nn.Module.__hash__'
         refuse('model', name, expected)
     if any(map(nn.parameter.is_lazy, parameters)):
         refuse('model', name, 'weights with values: call it once, model(x), so that lazy layers get theirs')

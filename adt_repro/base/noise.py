@@ -16,7 +16,7 @@ import torch
 from .parameters import checked_value, whole
 
 # %% ../../nbs/library/base/noise.ipynb #noise
-_source = ContextVar('noise source', default=None)  # takes x to uniform noise; None: PyTorch's generator
+_source = ContextVar('noise source', default=None)  # maps x to uniform noise; None: PyTorch's generator
 
 
 def _in_layout_of(x, noise):
@@ -47,7 +47,7 @@ def rand_normal(
 # %% ../../nbs/library/base/noise.ipynb #sources
 @contextmanager
 def _noise_from(draw):
-    "A context in which `draw` takes x to uniform noise"
+    "A context in which `draw` maps x to uniform noise"
     token = _source.set(draw)
     try:
         yield

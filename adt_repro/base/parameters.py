@@ -31,7 +31,7 @@ _short.maxlevel = 2
 
 def shown(
     value,  # anything that a file or a command line may hold
-) -> str:  # its `repr`, cut where it is long, on one line
+) -> str:  # its `repr`, shortened if it is long, on one line
     "A value as text for a message; short even for a nested list of billions of items"
     try:
         return _short.repr(value)
@@ -64,7 +64,7 @@ class Rule:
     read: Callable = _unchanged  # converts what was given: papermill's `-p` leaves some values as text
     type: type = str  # of a value, as in the annotation of a parameters cell
     schema: dict = field(default_factory=dict)  # the rule as JSON Schema; empty: anything
-    says_to: Callable = None  # words for one value, where `says` leaves out a far bound; None: `says`
+    says_to: Callable = None  # words for one value, if `says` leaves out a far bound; None: `says`
 
     def expected(
         self,

@@ -26,7 +26,7 @@ class Components:
     assumed: bool = False  # did a grid have one seed only, so that the numbers of the other are used for it?
 
     @property
-    def known(self) -> bool:  # False where no grid had two seeds
+    def known(self) -> bool:  # False if no grid had two seeds
         "Are all of them numbers?"
         return bool(np.isfinite([*self.seeds, self.examples, *self.interaction]).all())
 
@@ -140,7 +140,7 @@ def _like_the_other(a, b, tail):
 # %% ../../nbs/library/base/power.ipynb #components-api
 def variance_components(
     a,  # (S, n) outcomes, or differences of pairs: seeds by the same n examples; (S,): one number a seed
-    b=None,  # (S_b, n) the outcomes of another method on the same examples, from seeds of its own; None: only a
+    b=None,  # (S_b, n) outcomes of another method on the same examples, from its own seeds; None: only a
     confidence: float = 0.95,  # of the intervals, in (0, 1)
 ) -> Components:  # with intervals; nan if there is only one seed
     "What seeds, examples and the rest contribute; a `ParameterError` if `a` or `b` is not a grid"

@@ -95,7 +95,7 @@ def seeds_by_examples(
 
 # %% ../../nbs/library/base/stats.ipynb #mean-variances
 def _mean_square(deviations, df):
-    "Sum of squares of each table over its degrees of freedom; 0 where there are none"
+    "Sum of squares of each table over its degrees of freedom; 0 if there are none"
     squares = (deviations**2).sum((-1, -2))
     return squares / df if df else 0.0 * squares
 

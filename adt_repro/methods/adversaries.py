@@ -78,7 +78,7 @@ def _draw_logits(model, x, y, adversary, n):
 
 # %% ../../nbs/library/methods/adversaries.ipynb #stats
 def distribution_stats(
-    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    model: torch.nn.Module,  # images to logits; used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     adversary,  # (model, x, y) to a distribution
@@ -139,7 +139,7 @@ def exp_adversary(
     momentum: float = 1.0,  # in [0, 1]; 1: gradients accumulate, as released; 0: as in the paper
     rho: float = 0.0,  # start of ρ, in units of u = artanh(δ/ε); σ starts at softplus(rho)
     tol: float = 64e-8,  # an example's gradient, in nats for a unit of μ or ρ, below which its step shrinks
-    loss=ce,  # what is climbed, see `adt_repro.losses`
+    loss=ce,  # the loss to climb, see `adt_repro.losses`
     group: int = None,  # images at a time, for memory and speed, see `adt_repro.speed.batching.group_size`
 ) -> partial:  # of `tanh_gaussian`; its `args` are μ, ρ (both (N, C, H, W), detached) and ε
     "Fit a squashed Gaussian to each example (the paper's section on ADT_EXP)"
@@ -268,7 +268,7 @@ def amortise(
     batch: int = 64,  # images in a step
     lr: float = 2e-3,  # learning rate, ten times that of training
     lbd: float = 0.01,  # weight λ of the entropy
-    loss=ce,  # what is climbed, see `adt_repro.losses`
+    loss=ce,  # the loss to climb, see `adt_repro.losses`
 ) -> torch.nn.Module:  # the same adversary, in evaluation mode
     "Fit a generator to a frozen network"
     model, opt = as_network(model, y), adversary.train().optimizer(lr)

@@ -243,7 +243,7 @@ class Normalized(_Rescaling):
 
 # %% ../../nbs/library/models/classifiers.ipynb #check-model
 def check_model(
-    model: nn.Module,  # as it is about to be trained
+    model: nn.Module,  # the network, as it will be trained
     x: torch.Tensor,  # (N, C, H, W) some of the images it will get, on its device
     n_classes: int,  # number of classes, at least 1
 ) -> nn.Module:  # the same

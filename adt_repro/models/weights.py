@@ -41,7 +41,7 @@ def _separate_tensors(model):
 # %% ../../nbs/library/models/weights.ipynb #weights
 def save_weights(
     model: nn.Module,  # the network
-    path: Path | str,  # where to; the name appears when the file is complete
+    path: Path | str,  # the file; it gets this name when it is complete
 ):
     "Write a network's parameters and running statistics"
     write_bytes(path, save(_separate_tensors(model)))
@@ -256,7 +256,7 @@ def _whole(file):
 def read_pickled(
     file: Path | str | BytesIO,  # written by `torch.save`, or one that claims to be
     check_sums: bool = False,  # compare the checksums of an archive? PyTorch writes them and ignores them
-):  # what was saved: tensors on the CPU, dicts, lists and plain values
+):  # the saved object: tensors on the CPU, dicts, lists and plain values
     """The content of a PyTorch file; nothing in it is executed, and memory is used only for numbers it has
 
     A `FileContentError` says what is wrong; a damaged file makes PyTorch raise almost anything else.

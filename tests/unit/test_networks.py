@@ -452,7 +452,7 @@ def test_a_module_without_a_hash():
     line = refusal(pgd, EqualOnly().eval(), X, Y, eps=0.1)
     assert line.startswith('model=')
     assert line.endswith(
-        'expected modules that can be hashed: beside __eq__ put __hash__ = torch.nn.Module.__hash__'
+        'expected modules that can be hashed: next to __eq__ define __hash__ = torch.nn.Module.__hash__'
     )
 
 
