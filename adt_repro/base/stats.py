@@ -16,7 +16,7 @@ from .parameters import number, refuse
 
 # %% ../../nbs/library/base/stats.ipynb #share
 def share(
-    correct: int,  # how many are right, from 0 to `n`
+    correct: int,  # how many are right, at least 0 and at most `n`
     n: int,  # how many there are, at least 1
     confidence: float = 0.95,  # of the interval, in (0, 1)
 ) -> dict:  # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]

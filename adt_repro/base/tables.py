@@ -257,7 +257,7 @@ def write_bytes(
     path: Path | str,  # the file; its folder is made
     content: bytes,  # all of it
 ):
-    "Write a file completely or not at all, and note its SHA-256; a one-line error if that is impossible"
+    "Write a file completely or not at all, and note its SHA-256; a `ParameterError` if it cannot be written"
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
