@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['run_labels', 'table1_caption', 'network_pairs', 'beyond_table1', 'black_box_table', 'sanity_table',
-           'low_precision_gaps', 'training_times', 'paper_frames']
+           'low_precision_gaps', 'training_times', 'paper_frames', 'headline']
 
 # %% ../../nbs/library/paper/summaries.ipynb #imports
 from pathlib import Path
@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..base.files import find_root
+from ..base.parameters import refuse
 from ..base.stats import mcnemar
+from ..base.tables import read_table
 from ..evaluation.metrics import accuracies, percent_cells, robust
 from ..evaluation.records import join_records
 from .claims import COLUMNS
@@ -218,3 +221,21 @@ def paper_frames(
     for name, part in _FRAMES.items():
         frames[name] = named_frame(folder, name) if part in parts else None
     return frames
+
+# %% ../../nbs/library/paper/summaries.ipynb #headline
+_CLAIM_COLUMNS = dict.fromkeys(('key', 'claim', 'statistic', 'unit', 'seeds', 'verdict', 'why'), 'str')
+_CLAIM_COLUMNS |= dict.fromkeys(('estimate', 'lo', 'hi', 'published'), 'float64') | dict(n='int64')
+
+
+def headline(
+    scale: str,  # whose outputs/<scale>/tables/claims.csv is read, such as cpu
+    key: str = 'C1',  # of a claim
+    root: Path | str = None,  # the project's root; None: found from here
+) -> dict:  # key, claim, statistic, unit, estimate, lo, hi, published, seeds (one number a side), n, verdict
+    "One claim's result at a scale; a `ParameterError` where the scale has no such claim"
+    file = Path(root or find_root()) / 'outputs' / scale / 'tables' / 'claims.csv'
+    table = read_table(file, _CLAIM_COLUMNS, key=['key']).set_index('key', drop=False)
+    if key not in table.index:
+        refuse('key', key, f'one of {", ".join(table.index)}')
+    found = table.loc[key, list(_CLAIM_COLUMNS)].to_dict()
+    return found | dict(seeds=[int(seeds) for seeds in found['seeds'].split(', ')])
