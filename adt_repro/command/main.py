@@ -115,14 +115,13 @@ def _scale_of(notebook, given):
     return given.get('scale') or (IMPORTED if given.get('weights') else default) or 'demo'
 
 
-def _execute(notebook, given, about, options):
-    "Execute a notebook, show how far it is, and say where it goes"
+def _execute(notebook, given, about, options, follow):
+    "Execute a notebook, and say where it goes"
     name = f'{notebook}-{about}' if about else notebook
     folder = find_root() / 'outputs' / _scale_of(notebook, given) / 'notebooks'
     output = Path(options.o or _here(folder / f'{name}.ipynb'))
     try:
-        with follower(sys.stderr) as follow:
-            run_notebook(notebook, output, given, follow)
+        run_notebook(notebook, output, given, follow)
     except NotebookError as error:
         line = str(error)
         refused = line.removeprefix('ParameterError: ')
@@ -165,8 +164,9 @@ def train(
 ) -> str:  # what to print in the end
     "Train a network by `train.ipynb`: its accuracies, its files, and what to do next"
     given = _given(options, 'train', method=options.method)
-    run = _run_of(given)
-    output = _execute('train', given, run, options)
+    with follower(sys.stderr) as follow:
+        run = _run_of(given)
+        output = _execute('train', given, run, options, follow)
     folder = find_root() / 'outputs' / _scale_of('train', given) / 'runs' / run
     return f'{_result(folder)}\n' + _lines(run=_here(folder), notebook=output, next=_next_step(folder))
 
@@ -247,7 +247,8 @@ def evaluate(
     scale, runs = find_runs(options.run, given_parameters(options).get('scale'))
     given = _given(options, 'white_box', runs=runs, scale=scale)
     about = given.get('label') or (runs[0] if len(runs) == 1 else f'{runs[0]}-and-{len(runs) - 1}-more')
-    output = _execute('white_box', given, about, options)
+    with follower(sys.stderr) as follow:
+        output = _execute('white_box', given, about, options, follow)
     return _table(scale, given) + '\n' + _lines(notebook=output)
 
 
@@ -294,7 +295,8 @@ def report(
 ) -> str:  # what to print in the end
     "The tables, figures and page of a scale by `paper.ipynb`"
     given = _given(options, 'paper', scale=options.scale)
-    output = _execute('paper', given, '', options)
+    with follower(sys.stderr) as follow:
+        output = _execute('paper', given, '', options, follow)
     folder = find_root() / 'outputs' / options.scale
     return _lines(report=_here(folder / 'report.html'), tables=_here(folder / 'tables'), notebook=output)
 
@@ -304,7 +306,9 @@ def execute(
 ) -> str:  # what to print in the end
     "Any notebook of the project"
     given = _given(options, options.notebook)
-    return _lines(notebook=_execute(options.notebook, given, given.get('label'), options))
+    with follower(sys.stderr) as follow:
+        output = _execute(options.notebook, given, given.get('label'), options, follow)
+    return _lines(notebook=output)
 
 # %% ../../nbs/library/command/main.ipynb #exchange
 def import_file(

@@ -63,17 +63,18 @@ def _marks(stream):
 
 
 def _width(stream):
+    "Columns of a terminal; of a file what a line has at most"
     try:
         return max(20, os.get_terminal_size(stream.fileno()).columns)
     except OSError:
-        return 80
+        return 200
 
 # %% ../../nbs/library/command/terminal.ipynb #shown-lines
 class _Shown:
     "A stream, and the lines on it that stay"
 
     def __init__(self, stream):
-        self.stream, self.printed_in, self.last = stream, None, Step(0, 1, 'Starting the kernel')
+        self.stream, self.printed_in, self.last = stream, None, Step(0, 1, 'Starting')
 
     def __enter__(self):
         return self
@@ -85,10 +86,11 @@ class _Shown:
         print(text, file=self.stream, flush=True)
 
     def add_printed(self, step):
-        "The first line that a cell prints"
-        if self.printed_in != step.cell and step.text.strip():
+        "What a cell prints first, on one line"
+        text = ' '.join(step.text.split())
+        if self.printed_in != step.cell and text:
             self.printed_in = step.cell
-            self.add_line(step.text.strip().splitlines()[0])
+            self.add_line(text[: _width(self.stream) - 1])
 
 # %% ../../nbs/library/command/terminal.ipynb #plain-lines
 class PlainLines(_Shown):

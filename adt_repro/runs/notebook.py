@@ -81,8 +81,8 @@ def _headings(cells):
     "For each cell the last heading up to it"
     heading, found = '', []
     for cell in cells:
-        if cell.cell_type == 'markdown' and cell.source.startswith('## '):
-            heading = cell.source.partition('\n')[0].removeprefix('## ').strip()
+        if cell.cell_type == 'markdown' and cell.source.startswith(('# ', '## ')):
+            heading = cell.source.partition('\n')[0].lstrip('# ').strip()
         found.append(heading)
     return found
 

@@ -96,8 +96,9 @@ _RUN_NAME = re.compile('[A-Za-z0-9_-]{1,255}')  # see `adt_repro.runs.store.RUN_
 
 
 def _is_attacked(scale, run):
-    files = [scale / 'records' / f'white_box{low}-{run}.parquet' for low in ('', '_bf16', '_tf32')]
-    return any(file.exists() for file in files)
+    "Are there records of it, of attacks in any precision, under a label or without?"
+    record = re.compile(rf'white_box(_bf16|_tf32)?(\.[A-Za-z0-9_-]+)?-{run}\.parquet')
+    return any(record.fullmatch(file.name) for file in scale.glob(f'records/white_box*-{run}.parquet'))
 
 
 def runs_there(
@@ -110,7 +111,7 @@ def runs_there(
     for scale in scales or []:
         if scale not in there:
             refuse(
-                'scale', scale, f'a folder of {outputs} with runs: {", ".join(there) or "there is none yet"}'
+                'scale', scale, f'a folder of outputs/ with runs: {", ".join(there) or "there is none yet"}'
             )
     found = []
     for scale in scales or there:

@@ -113,17 +113,6 @@ def test_torch_and_torchvision_belong_together():
     assert torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]
 
 
-def test_readme_says_the_two_commands():
-    readme = (ROOT / 'README.md').read_text()
-    first_screen = readme.split('\n## ')[0] + readme.split('\n## ')[1]
-    blocks = re.findall(r'```\w*\n(.*?)```', first_screen, re.S)
-    assert [b.strip() for b in blocks] == [
-        'pip install uv && uv run papermill nbs/train.ipynb outputs/demo/adt_exp.ipynb -p method adt_exp',
-        'pip install uv && OMP_NUM_THREADS=1 uv run nbdev_test && uv run pytest',
-    ]
-    assert (ROOT / 'outputs' / 'demo').is_dir()
-
-
 def test_readme_repeats_the_recorded_numbers():
     import pandas as pd
 

@@ -62,6 +62,17 @@ def test_picture():
     assert '](nbs/images/adt.png)' in README and '](images/adt.png)' in prose(PAGES[0])
 
 
+def test_two_commands():
+    "In the first section, in this form: .ci/run and the workflow read the second one here"
+    first = README.split('\n## ')[1]
+    blocks = re.findall(r'```\w*\n(.*?)```', first, re.S)
+    assert [block.strip() for block in blocks] == [
+        'pip install uv && uv run papermill nbs/train.ipynb outputs/demo/adt_exp.ipynb -p method adt_exp',
+        'pip install uv && OMP_NUM_THREADS=1 uv run nbdev_test && uv run pytest',
+    ]
+    assert (ROOT / 'outputs' / 'demo').is_dir()
+
+
 # The code
 
 
@@ -120,7 +131,14 @@ def parse(command):
     return options
 
 
+SUBCOMMANDS = ('train', 'evaluate', 'runs', 'plan', 'report', 'notebook', 'import', 'export')
+
+
 def check(command):
+    words = shlex.split(command)
+    if words[0] == 'adt' and words[1:] != ['runs'] and len(words) == 2:  # named, not to be copied
+        assert words[1] in SUBCOMMANDS, command
+        return
     options = parse(command)
     for file in getattr(options, 'f', None) or []:
         assert '/' not in file or (ROOT / file).is_file(), command
@@ -155,9 +173,9 @@ def test_commands_that_are_wrong_are_found():
     text = (
         '`uv run adt train at_pgd -p epoch 3`\n\n    papermill nbs/trian.ipynb out.ipynb -p method at_pgd\n'
     )
-    text += '\n    adt judge my-run\n\n`adt train at_pgd -p lbd -1`\n`adt plan atlas`'
+    text += '\n    adt judge my-run\n\n`adt train at_pgd -p lbd -1`\n`adt plan atlas`\n`adt attack`'
     found = list(commands_in(text))
-    assert len(found) == 5
+    assert len(found) == 6
     for command in found:
         with pytest.raises((AssertionError, ValueError)):
             check(command)
