@@ -4,12 +4,15 @@ import json
 import re
 import shlex
 import shutil
-import sys
 
 import pytest
 import torch
+import warm
 import yaml
-from helpers import BIN, ROOT, copy_files, papermill_process, run, snakemake
+from helpers import BIN, ROOT, copy_files, papermill_process, snakemake
+from warm import run_fork
+
+from adt_repro.runs.scales import plan_digest
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 QUICK = '-p n_train 100 -p n_test 20 -p epochs 1'.split()
@@ -42,7 +45,7 @@ ELSEWHERE = {
 
 def written_commands():
     "What stands in README as a command, in code within a line or in a block"
-    blocks = re.findall(r'^```\n(.*?)^```', README, re.M | re.S)
+    blocks = [code for kind, code in re.findall(r'^```(\w*)\n(.*?)^```', README, re.M | re.S) if not kind]
     spans = re.findall(r'`([^`\n]+)`', re.sub(r'^```.*?^```', '', README, flags=re.M | re.S))
     lines = [line for block in blocks for line in block.splitlines()] + spans
     return [
@@ -84,9 +87,7 @@ def said(clone):
     "What each command printed, all run one after the other in one clone"
     printed = {}
     for command, more in SHORT.items():
-        done = run(
-            sys.executable, '-m', 'adt_repro.command.main', *shlex.split(command)[1:], *more, cwd=clone
-        )
+        done = run_fork(warm.adt, *shlex.split(command)[1:], *more, cwd=clone)
         assert done.returncode == 0, f'{command}\n{done.stdout}{done.stderr}'
         printed[command] = done.stdout
     return printed
@@ -160,6 +161,11 @@ def test_whole_paper_is_planned(tmp_path):
         copy(ROOT / name, tmp_path / name)
     (command,) = [command for command in written_commands() if 'snakemake' in command]
     args = shlex.split(command)[3:]
+    plan = tmp_path / 'outputs' / 'demo' / 'plan.txt'
+    plan.parent.mkdir(parents=True)
+    plan.write_text(
+        plan_digest(tmp_path / 'nbs' / 'scales' / 'demo.yaml') + '\n'
+    )  # `adt plan` is asked above
     done = snakemake(tmp_path, *args, '-n')
     assert done.returncode == 0, done.stderr
     methods = yaml.safe_load((ROOT / 'nbs' / 'scales' / 'demo.yaml').read_text())['experiments']['methods']
