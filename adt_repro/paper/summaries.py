@@ -74,7 +74,7 @@ def network_pairs(
     e: Evidence,  # of `read_evidence`
     a: str = 'adt_exp',  # a row of the table
     b: str = 'at_pgd',  # another
-) -> pd.DataFrame:  # a row a seed: images that only one of the two withstands, n, p; None: one was not run
+) -> pd.DataFrame:  # a row a seed: images that only one of the two gets right, n, p; None: one was not run
     "Two methods' networks of the same seed under A_rob, image by image"
     if (a, 'rob') not in e.found or (b, 'rob') not in e.found:
         return None
@@ -82,7 +82,7 @@ def network_pairs(
     pairs = []
     for seed in ours.index:
         pairs.append(dict(seed=seed) | mcnemar(ours.loc[seed].values > 0, theirs.loc[seed].values > 0))
-    names = dict(only_a=f'only {a} withstands', only_b=f'only {b} withstands')
+    names = dict(only_a=f'correct for {a} only', only_b=f'correct for {b} only')
     return pd.DataFrame(pairs).rename(columns=names).set_index('seed')
 
 # %% ../../nbs/library/paper/summaries.ipynb #beyond
@@ -96,7 +96,7 @@ def _beyond(rows, label):
         line = dict(run=label, attack=attack, n=six.n.item())
         line['A_rob on these images'] = percent_cells(six)[0]
         line['and under this attack'] = percent_cells(more)[0]
-        line['felled by it alone'] = (six.correct - more.correct).item()
+        line['misclassified by it alone'] = (six.correct - more.correct).item()
         yield line
 
 # %% ../../nbs/library/paper/summaries.ipynb #beyond-table1
@@ -185,7 +185,7 @@ def low_precision_gaps(
     frames = [] if precision == 'fp32' else precision_gaps(folder, list(labels.index), precision)
     if not frames:
         return None
-    both = pd.concat(frames)
+    both = pd.concat(frames).rename(columns=lambda name: name.replace('felled by', 'misclassified under'))
     return both.assign(run=both.run.map(labels)).set_index(['run', 'attack'])
 
 # %% ../../nbs/library/paper/summaries.ipynb #training-times

@@ -10,7 +10,6 @@ import pytest
 from helpers import ROOT, copy_files, files_of_git, tool
 from mutations import FAULTS, notebook_of
 from packaging.requirements import Requirement
-from scipy.stats import t as student
 
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 names = [p.relative_to(ROOT / 'nbs').as_posix() for p in NOTEBOOKS]
@@ -111,101 +110,3 @@ def test_torch_and_torchvision_belong_together():
 
     boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.9], [5, 5, 6, 6]])
     assert torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]
-
-
-def test_readme_repeats_the_recorded_numbers():
-    import pandas as pd
-
-    readme, table = (
-        (ROOT / 'README.md').read_text(),
-        pd.read_csv(ROOT / 'outputs' / 'digits' / 'tables' / 'digits_seeds.csv'),
-    )
-    assert (
-        set(table.seed) == set(range(5))
-        and (table.n == 360).all()
-        and ((table.correct / table.n - table.accuracy).abs() < 1e-4).all()
-    )
-    for (method, recipe), rows in table.groupby(['method', 'recipe']):
-        by = rows.groupby('attack').accuracy
-        cells = [
-            f'{100 * a.mean():.1f} ± {100 * student.ppf(0.975, len(a) - 1) * a.std() / len(a) ** 0.5:.1f}'
-            for a in map(by.get_group, ('natural', 'fgsm', 'pgd20'))
-        ]
-        assert (
-            f'| `{method}`{"" if recipe == "paper2020" else f", {recipe}"} | {" | ".join(cells)} |' in readme
-        )
-
-
-def test_readme_repeats_the_black_box_tables():
-    import pandas as pd
-
-    readme, tables, frames = (
-        (ROOT / 'README.md').read_text(),
-        ROOT / 'outputs' / 'digits' / 'tables',
-        ROOT / 'outputs' / 'digits' / 'frames',
-    )
-    transfer, spsa = (
-        pd.read_csv(tables / 'transfer.csv'),
-        pd.concat(map(pd.read_csv, sorted(tables.glob('spsa-*.csv')))),
-    )
-    assert (
-        (transfer.n == 360).all()
-        and (spsa.n == 50).all()
-        and (spsa.steps == 20).all()
-        and transfer.run.nunique() == 4
-    )
-    for run, rows in transfer[transfer.attack == 'pgd20'].groupby('run'):
-        own, other = (
-            rows[(rows.source == run) == same].sort_values('accuracy').iloc[0] for same in (True, False)
-        )
-        asked = spsa[spsa.run == run].set_index('attack').accuracy
-        cells = [
-            f'{100 * own.accuracy:.1f}',
-            f'{100 * other.accuracy:.1f} (`{other.source.split("-")[2]}`)',
-            *(f'{100 * asked[k]:.0f}' for k in ('pgd20', 'spsa32', 'spsa256', 'square')),
-        ]
-        assert f'| `{run.split("-")[2]}` | {" | ".join(cells)} |' in readme
-    black = [
-        pd.read_csv(frames / 'soundness_transfer.csv'),
-        *map(pd.read_csv, sorted(frames.glob('soundness_spsa-*.csv'))),
-    ]
-    assert all(f.passed.all() for f in black) and len(black[0]) == 32 and len(black) == 5
-
-
-def test_readme_repeats_the_numbers_of_the_pictures():
-    import pandas as pd
-
-    from adt_repro.base.stats import mean_interval
-
-    def pm(values, digits):
-        m = mean_interval(values)
-        return f'{m["mean"]:.{digits}f} ± {m["mean"] - m["lo"]:.{digits}f}'
-
-    readme, frames = (ROOT / 'README.md').read_text(), ROOT / 'outputs' / 'digits' / 'frames'
-    rows = pd.read_csv(frames / 'ablation.csv')
-    assert (
-        (rows.n_test == 360).all()
-        and set(rows.seed) == {0, 1, 2}
-        and (rows[rows.option == 'lbd'].groupby('value').size() == 3).all()
-    )
-    for lbd, d in rows[rows.option == 'lbd'].groupby('value'):
-        assert (
-            f'| {lbd:g} | {d.entropy.mean():.2f} | {pm(100 * d.natural, 1)} | {pm(100 * d.robust, 1)} |'
-            in readme
-        )
-    assert f'`at_pgd` has {pm(100 * rows[rows.method == "at_pgd"].robust, 1)} %' in readme
-    spread = pd.read_csv(frames / 'diversity_measures.csv').groupby(['run', 'kind']).variance.mean()
-    for method in 'adt_exp', 'adt_exp_am', 'adt_imp_am':
-        a, b = (spread[f'digits-small_cnn-{method}-s0'][k] for k in ('distribution', 'restarts'))
-        assert f'({a:.2f} against {b:.2f}' in readme and (a > b) == (method == 'adt_exp')
-    median = pd.read_csv(frames / 'curvature.csv').groupby('run').eigenvalue.median()
-    said = [
-        f'{median[f"digits-small_cnn-{m}-s0"]:.2g}'
-        for m in ('standard', 'at_pgd', 'adt_exp', 'feature_scatter')
-    ]
-    assert (
-        f'(median {said[0]}, against {said[1]} for `at_pgd`, {said[2]} for `adt_exp` '
-        f'and {said[3]} for `feature_scatter`)'
-        in readme
-        and median.idxmin().endswith('-standard-s0')
-    )
