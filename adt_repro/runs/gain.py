@@ -48,13 +48,14 @@ def save_gain(
     draws: int = 20,  # for each image, at least 1
     device: torch.device | str = 'cpu',  # where the network goes
     fresh: bool = False,  # measure anew what an earlier call finished?
+    mark: str = '',  # of a label, see `adt_repro.runs.select.label_marks`
 ) -> pd.DataFrame:  # the rows, as of `run_gain`
-    "Measure what a run's inner problem reaches, and write it to frames/gain-<run>.csv; errors as of `run_gain`"
+    "Measure what a run's inner problem reaches; to frames/gain<mark>-<run>.csv; errors as of `run_gain`"
     folder = whole_path(folder)
-    kept = folder / 'records' / 'parts' / f'gain-{run}'
+    kept = folder / 'records' / 'parts' / f'gain{mark}-{run}'
     how = dict(n_images=n_images, draws=draws, device=device)
     rows = run_gain(folder, run, **how, parts=None if fresh else kept)
-    write_table(rows, folder / 'frames' / f'gain-{run}.csv')
+    write_table(rows, folder / 'frames' / f'gain{mark}-{run}.csv')
     tidy_parts(kept)
     return rows
 

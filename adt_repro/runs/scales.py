@@ -80,7 +80,7 @@ def _left_to_a_scale(notebook):
 
 
 SCALE_PARAMETERS = {name: _left_to_a_scale(name) for name in EXPERIMENTS} | dict(
-    paper={name: PARAMETERS['paper'][name] for name in ('margin', 'readme')}
+    paper=dict(margin=PARAMETERS['paper']['margin'])
 )
 
 # %% ../../nbs/library/runs/scales.ipynb #scale-top
@@ -663,7 +663,7 @@ def foreign_runs(
         own = dict(runs=list(scale_runs(scale)) if notebook == 'paper' else runs_of(scale, notebook))
     for name, names in runs.items():
         other = set(names) - set(own[name])
-        if notebook not in _FOR_EACH_RUN:
+        if names and notebook not in _FOR_EACH_RUN:
             other = set(names) ^ set(own[name])
         if other:
             shown_runs = ', '.join(own[name][:3]) + ', …' * (len(own[name]) > 3)

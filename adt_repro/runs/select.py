@@ -272,15 +272,27 @@ def _runs_of_call(notebook, given, folder):
     return {}
 
 
+def _check_new_machine(machine, root):
+    "What was measured on a machine is kept under its name"
+    folder = Path(root or find_root()) / 'outputs' / 'benchmark'
+    if machine is not None and (folder / f'{machine}.csv').exists():
+        refuse('machine', machine, f'another name: {machine}.csv in outputs/benchmark/ is kept')
+
+
 def check_kept(
     notebook: str,  # its name, such as white_box
     given: dict,  # its parameters, with a scale
     root: Path | str = None,  # of the project; None: as `find_root` says
 ):
     "A `ParameterError` where a call would replace results of a scale by others; to be called before any work"
+    if notebook == 'benchmark':
+        _check_new_machine(given['machine'], root)
+        return
     scale = kept_scale(given['scale'])
     if scale is None or given.get('train') is False:  # an ablation that only draws
         return
+    if notebook == 'ablation' and given['arch'] is None:
+        given = given | dict(arch=DATASETS[given['dataset']].arch)
     runs = _runs_of_call(notebook, given, Path(root or find_root()) / 'outputs' / scale.name)
     label = given.get('label')
     if label is not None and runs.get('runs') != [label]:
