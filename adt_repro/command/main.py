@@ -115,6 +115,9 @@ def _scale_of(notebook, given):
     return given.get('scale') or (IMPORTED if given.get('weights') else default) or 'demo'
 
 
+_REFUSALS = 'ParameterError', 'TableError', 'DataError'  # whose lines say what was expected
+
+
 def _execute(notebook, given, about, options, follow):
     "Execute a notebook, and say where it goes"
     name = f'{notebook}-{about}' if about else notebook
@@ -123,9 +126,8 @@ def _execute(notebook, given, about, options, follow):
     try:
         run_notebook(notebook, output, given, follow)
     except NotebookError as error:
-        line = str(error)
-        refused = line.removeprefix('ParameterError: ')
-        raise NotebookError(refused if refused != line else f'{line} (see {output})') from None
+        name, _, line = str(error).partition(': ')
+        raise NotebookError(line if name in _REFUSALS else f'{error} (see {output})') from None
     return output
 
 # %% ../../nbs/library/command/main.ipynb #command-line

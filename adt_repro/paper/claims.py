@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..attacks.suite import TABLE1_ATTACKS
-from ..base.files import find_root
+from ..base.files import find_nbs
 from ..base.parameters import ParameterError, refuse
 from ..base.stats import counted, mean_interval, two_level, two_sample
 from ..base.tables import read_table
@@ -34,7 +34,7 @@ def published_table1(
     root: Path | str = None,  # the project's root; None: found from here
 ) -> pd.DataFrame:  # index: the paper's rows; columns: those of `TABLE1` and rob, in percent
     "Table 1 as published; a `ParameterError` where the file does not hold it"
-    file = Path(root or find_root()) / 'nbs' / 'published' / 'table1.csv'
+    file = find_nbs(root) / 'published' / 'table1.csv'
     columns = dict.fromkeys(COLUMNS, 'float64')
     table = read_table(file, dict(row='str') | columns, key=['row']).set_index('row')
     if list(table.columns) != list(columns) or list(table.index) != PUBLISHED_ROWS:

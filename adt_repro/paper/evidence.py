@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from ..attacks.suite import TABLE1_ATTACKS
+from ..base.files import find_nbs
 from ..base.parameters import ParameterError, Rule, one_of, refuse, shown
 from ..data import DATASETS
 from ..evaluation.records import join_records
@@ -241,7 +242,7 @@ def declared_claims(
 ) -> dict:  # a claim's key to a dict of rows, attacks, effect (in points), seeds, n_test; empty: none
     "What the file of a scale, nbs/scales/<scale>.yaml, declares; a `ParameterError` where it does not fit"
     folder = Path(folder).absolute()
-    file = folder.parents[1] / 'nbs' / 'scales' / f'{folder.name}.yaml'
+    file = find_nbs(folder.parents[1]) / 'scales' / f'{folder.name}.yaml'
     if not file.exists():
         return {}
     declared = read_scale(file).asked['declared']

@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from ..base.files import find_root
+from ..base.files import find_nbs, find_root
 from ..base.parameters import ParameterError, refuse
 from ..base.stats import with_interval
 from ..base.tables import file_label, read_bytes
@@ -42,7 +42,7 @@ def paper_settings(
     root: Path | str = None,  # the project's root; None: found from here
 ) -> dict:  # row to dataset, arch, eps, epochs, recipe
     "What the paper trained, row by row; a `ParameterError` where nbs/scales/paper.yaml does not fit"
-    file = Path(root or find_root()) / 'nbs' / 'scales' / 'paper.yaml'
+    file = find_nbs(root) / 'scales' / 'paper.yaml'
     scale = read_yaml(file, file.name)
     common = dict.fromkeys(RULES) | dict(recipe='paper2020', device='auto')
     common |= {k: v for k, v in scale.items() if k in RULES}
@@ -84,7 +84,7 @@ REAL = ['paper', 'gpu', 'mid', 'cpu', 'digits']
 
 def _is_complete(folder):
     "Has every run of the claims that a scale declares records of white-box attacks in float32?"
-    file = folder.parents[1] / 'nbs' / 'scales' / f'{folder.name}.yaml'
+    file = find_nbs(folder.parents[1]) / 'scales' / f'{folder.name}.yaml'
     scale = read_scale(file) if file.exists() else None
     if scale is None or not scale.asked['declared']:
         return True
