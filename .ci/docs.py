@@ -313,12 +313,12 @@ def self_contained(page, text, ids):
 
 
 def unbroken_intervals(text):
-    "Cells of Table 1 with a line break at most between a number and its interval, so that the table fits a page"
+    "Cells with a line break at most between a number and its interval, so that Table 1 fits a page"
 
-    def unbroken(table):
-        return re.sub(r'(\[[\d.]+,) ', r'\1&nbsp;', table[0].replace(' ± ', '&nbsp;±&nbsp;'))
+    def unbroken(cell):
+        return re.sub(r'(\[-?[\d.]+,) (?=-?[\d.]+\])', r'\1&nbsp;', cell[0].replace(' ± ', '&nbsp;±&nbsp;'))
 
-    return re.sub(r'<table class="adt cells">.*?</table>', unbroken, text, flags=re.S)
+    return re.sub(r'<td[^>]*>[^<]*', unbroken, text)
 
 
 def plain(fragment):

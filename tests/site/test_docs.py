@@ -203,7 +203,9 @@ def shown_cells(notebook):
     "The code cells of a notebook that its page shows"
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
-        if cell['cell_type'] == 'code' and not re.search(r'^#\| *(hide|export|default_exp)\b', source, re.M):
+        if cell['cell_type'] == 'code' and not re.search(
+            r'^#\| *(hide|export|default_exp|echo: false)\b', source, re.M
+        ):
             yield cell, source
 
 
@@ -389,9 +391,9 @@ def test_pages_in_a_browser(width, browser, pages, url):
     assert not [c for page in pages for c in complaints(browser, url, page)]
 
 
-CUT_OFF = """// code that is not seen to its end, folded or not, and whether Table 1 fits its page
+CUT_OFF = """// code and tables that are not seen to their end, folded or not; data frames may scroll
 document.querySelectorAll('details').forEach(e => { e.open = true; });
-return [...document.querySelectorAll('main pre, table.adt.cells')]
+return [...document.querySelectorAll('main pre, .sd-table, table.adt')]
     .filter(e => e.scrollWidth > e.clientWidth + 1 || getComputedStyle(e).overflowX === 'hidden')
     .map(e => `${e.tagName} ${e.textContent.trim().slice(0, 60)}`);"""
 
@@ -401,7 +403,7 @@ def cut_off(browser, base, page):
     yield from (f'{page}: {what}' for what in browser.execute_script(CUT_OFF))
 
 
-def test_code_and_table_1_are_not_cut_off(browser, pages, url):
+def test_code_and_tables_are_not_cut_off(browser, pages, url):
     resize(browser, 1440)
     assert sum(len(soup.select('table.adt.cells')) for soup in pages.values()) > 0
     assert not [what for page in pages for what in cut_off(browser, url, page)]
