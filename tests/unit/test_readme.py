@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
+from adt_repro.base.yaml_files import read_yaml
 from adt_repro.command.main import make_parser
 from adt_repro.models.weights import read_safetensors
 from adt_repro.paper.summaries import headline
@@ -217,7 +218,10 @@ def test_result_follows_from_the_records():
     assert f'{c1["published"]:+.2f}' in line and f'*{c1["verdict"]}*' in line
     assert {int(n) for n in re.findall(r'(\d+) seeds', line)} == set(c1['seeds'])
     assert [int(n.replace(',', '')) for n in re.findall(r'([\d,]+) test images', line)] == [c1['n']]
-    state = read_safetensors(ROOT / 'outputs/cpu/runs/cifar10-small_cnn-adt_exp-s0/weights.safetensors')
+    run = ROOT / 'outputs' / 'cpu' / 'runs' / 'cifar10-small_cnn-adt_exp-s0'
+    epochs = read_yaml(run / 'config.yaml', 'config.yaml')['epochs']
+    state = read_safetensors(run / 'weights.safetensors')
     trained = [v for name, v in state.items() if not re.search('running|num_batches', name)]
     n_weights = sum(v.numel() for v in trained)
-    assert f'{n_weights:,} weights' in line and f'{n_weights:,} weights' in prose(PAGES[0])
+    for text in line, prose(PAGES[0]):
+        assert f'{n_weights:,} weights' in text and f'{epochs} epochs' in text
