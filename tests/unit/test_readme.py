@@ -10,10 +10,11 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
+from adt_repro.base.yaml_files import read_yaml
 from adt_repro.command.main import make_parser
 from adt_repro.models.weights import read_safetensors
 from adt_repro.paper.summaries import headline
-from adt_repro.runs.config import PARAMETERS
+from adt_repro.runs.config import METHOD_NAMES, PARAMETERS
 from adt_repro.runs.notebook import checked_parameters, given_parameters
 from adt_repro.runs.scales import read_scale
 
@@ -134,7 +135,7 @@ def parse(command):
 SUBCOMMANDS = ('train', 'evaluate', 'runs', 'plan', 'report', 'notebook', 'import', 'export')
 
 
-def check(command):
+def check(command, own_methods=()):
     words = shlex.split(command)
     if words[0] == 'adt' and words[1:] != ['runs'] and len(words) == 2:  # named, not to be copied
         assert words[1] in SUBCOMMANDS, command
@@ -150,12 +151,14 @@ def check(command):
         assert (ROOT / 'nbs' / 'scales' / f'{options.scale}.yaml').is_file(), command
     if notebook is None:
         return
-    options.f = []
+    files, options.f = options.f, []
     given = given_parameters(options)
     if options.command == 'train':
         given['method'] = options.method
     assert set(given) <= set(PARAMETERS[notebook]), command
     checked_parameters(notebook, given)
+    if notebook == 'train' and not files:  # whose rows may have names of their own
+        assert given.get('method', 'adt_exp') in {*METHOD_NAMES, *own_methods}, command
 
 
 @pytest.mark.parametrize(
@@ -164,18 +167,21 @@ def check(command):
 def test_commands_are_understood(page):
     "Notebook, subcommand, names and values of each command that a reader may copy"
     text = page.read_text(encoding='utf-8') if page.suffix == '.md' else prose(page)
+    own_methods = re.findall(
+        r"METHODS, '(\w+)'", text if page.suffix == '.md' else page.read_text(encoding='utf-8')
+    )
     for command in commands_in(text):
         if not is_grammar(command):
-            check(command)
+            check(command, own_methods)
 
 
 def test_commands_that_are_wrong_are_found():
     text = (
         '`uv run adt train at_pgd -p epoch 3`\n\n    papermill nbs/trian.ipynb out.ipynb -p method at_pgd\n'
     )
-    text += '\n    adt judge my-run\n\n`adt train at_pgd -p lbd -1`\n`adt plan atlas`\n`adt attack`'
+    text += '\n    adt judge my-run\n\n`adt train at_pgd -p lbd -1`\n`adt plan atlas`\n`adt attack` `adt train at_pgdd`'
     found = list(commands_in(text))
-    assert len(found) == 6
+    assert len(found) == 7
     for command in found:
         with pytest.raises((AssertionError, ValueError)):
             check(command)
@@ -217,7 +223,10 @@ def test_result_follows_from_the_records():
     assert f'{c1["published"]:+.2f}' in line and f'*{c1["verdict"]}*' in line
     assert {int(n) for n in re.findall(r'(\d+) seeds', line)} == set(c1['seeds'])
     assert [int(n.replace(',', '')) for n in re.findall(r'([\d,]+) test images', line)] == [c1['n']]
-    state = read_safetensors(ROOT / 'outputs/cpu/runs/cifar10-small_cnn-adt_exp-s0/weights.safetensors')
+    run = ROOT / 'outputs' / 'cpu' / 'runs' / 'cifar10-small_cnn-adt_exp-s0'
+    epochs = read_yaml(run / 'config.yaml', 'config.yaml')['epochs']
+    state = read_safetensors(run / 'weights.safetensors')
     trained = [v for name, v in state.items() if not re.search('running|num_batches', name)]
     n_weights = sum(v.numel() for v in trained)
-    assert f'{n_weights:,} weights' in line and f'{n_weights:,} weights' in prose(PAGES[0])
+    for text in line, prose(PAGES[0]):
+        assert f'{n_weights:,} weights' in text and f'{epochs} epochs' in text
