@@ -115,9 +115,9 @@ def draw_samples(
 ):  # a Figure: a line for each run and kind
     "Samples of each cloud, and how much each pixel varies"
     runs = dict.fromkeys(run for run, _ in pictures)
-    fig, axes = subplot_grid(len(pictures), 7, (PAGE_WIDTH, 1.2 + 1.05 * len(pictures)))
-    widest, short = max(np.max(width) for width in widths.values()), short_names(runs)
-    for row, (run, kind) in zip(np.atleast_2d(axes), pictures, strict=True):
+    fig, axes = subplot_grid(len(pictures), 7, (PAGE_WIDTH, 1.2 + 1.05 * len(pictures)), squeeze=False)
+    widest, short = max(np.asarray(width).max() for width in widths.values()), short_names(runs)
+    for row, (run, kind) in zip(axes, pictures, strict=True):
         key = run, kind
         shown, deviation = _draw_row(row, pictures[key][:6], names[key], right, widths[key], widest)
         kind_name = CLOUD_LABELS[kind].replace(', ', ',\n')
