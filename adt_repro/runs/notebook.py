@@ -13,8 +13,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ..base.files import find_nbs
 from ..base.parameters import ParameterError, check_table, refuse
@@ -66,11 +66,12 @@ def _places(notebook, output):
     return [path.replace('{', '{{').replace('}', '}}') for path in paths]
 
 # %% ../../nbs/library/runs/notebook.ipynb #follow
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     "Where the execution of a notebook is, and what it has just shown"
 
-    cell: int  # from 0 to cells - 1
-    cells: int  # in the notebook
+    cell: int  # in [0, cells - 1]
+    cells: int  # in the notebook, at least 1
     heading: str  # the last one before the cell; empty where there is none
     text: str = ''  # of the output as plain text; empty at the start of a cell
     share: float = None  # in [0, 1], of a progress bar in the output; None: there is none
