@@ -39,7 +39,7 @@ def _short(text):
 
 def status_text(
     step: Step,  # the last one
-    seconds: float,  # since the notebook was started
+    seconds: float,  # since the notebook was started, at least 0
     width: int,  # columns of the terminal, at least 20
     marks: str = '━─',  # for what is done and what is left
 ) -> str:  # shorter than `width`
@@ -84,15 +84,15 @@ class _Shown:
     def __exit__(self, *error):
         pass
 
-    def add_line(self, text):
+    def _add_line(self, text):
         print(text, file=self.stream, flush=True)
 
-    def add_printed(self, step):
+    def _add_printed(self, step):
         "What a cell prints first, on one line"
         text = ' '.join(step.text.split())
         if self.printed_in != step.cell and text:
             self.printed_in = step.cell
-            self.add_line(text[:_LONGEST])
+            self._add_line(text[:_LONGEST])
 
 # %% ../../nbs/library/command/terminal.ipynb #plain-lines
 class PlainLines(_Shown):
@@ -104,12 +104,12 @@ class PlainLines(_Shown):
         last, self.last = self.last, step
         _, _, numbers = step.text.partition('  ')
         if step.printed:
-            self.add_printed(step)
+            self._add_printed(step)
         elif step.share is None and step.heading != last.heading:
-            self.add_line(f'{step.heading} ...')
+            self._add_line(f'{step.heading} ...')
         elif step.share is not None and numbers and numbers != self.numbers:  # an epoch has ended
             self.numbers = numbers
-            self.add_line(step.text)
+            self._add_line(step.text)
 
 # %% ../../nbs/library/command/terminal.ipynb #draw
 _CLEAR = '\r\x1b[K'  # to the line's start, and delete it
@@ -154,12 +154,12 @@ class StatusLine(_Shown):
 
     def __call__(self, step):
         if step.printed:
-            self.add_printed(step)
+            self._add_printed(step)
         else:
             self.last = step
         _draw(self)
 
-    def add_line(self, text):
+    def _add_line(self, text):
         with self.lock:
             print(f'{_CLEAR}{text}', file=self.stream, flush=True)
 

@@ -13,8 +13,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ..base.files import find_nbs
 from ..base.parameters import ParameterError, check_table, refuse
