@@ -110,7 +110,7 @@ def test_batch_normalisation_on_a_cpu(two):
     for found in two:
         assert found['refused'] == (
             'processes=2: expected 1 on a cpu for networks with batch normalisation,'
-            ' whose statistics are shared on CUDA alone'
+            ' whose statistics are shared on CUDA only'
         )
 
 
