@@ -25,5 +25,8 @@ setup(
     package_data={cfg['lib_path']: ['py.typed', 'models/digits/*.safetensors']},
     install_requires=cfg['requirements'].split(),
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'autoattack')},
-    entry_points={'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d']},
-)  # nbdev's links between pages
+    entry_points={
+        'console_scripts': [f'adt={cfg["lib_path"]}.command.main:run_command'],
+        'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d'],  # nbdev's links between pages
+    },
+)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLOUD_LABELS', 'first_of_each', 'draw_landscape', 'draw_alignment', 'draw_curvature', 'draw_spread', 'ablation_title',
-           'draw_frontier', 'draw_options', 'draw_hinge']
+           'draw_frontier', 'draw_options', 'draw_hinge', 'draw_images', 'draw_learning_curves', 'draw_perturbed']
 
 # %% ../../nbs/library/analysis/plots.ipynb #imports
 import itertools
@@ -515,4 +515,112 @@ def draw_hinge(
     _limit_accuracies(right)
     right.legend()
     fig.suptitle(title, fontsize=8)
+    return fig
+
+# %% ../../nbs/library/analysis/plots.ipynb #train-images
+def _show_image(ax, image, title='', wrong=False):
+    "An image (C, H, W) in [0, 1] in a panel without axes; of one channel dark on white"
+    image = image.detach().cpu()
+    if len(image) == 1:
+        image = 1 - image.expand(3, -1, -1)
+    ax.imshow(image.permute(1, 2, 0))
+    ax.set_title(title, fontsize=8, color=COLORS[5] if wrong else 'black')
+    _without_axes(ax)
+
+
+def _without_axes(ax):
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def draw_images(
+    images,  # tensor (n, C, H, W) in [0, 1], at least 1
+    titles: list,  # of each image, such as its class
+    columns: int = 10,  # images in a row, at least 1
+):  # a Figure
+    "Images with their classes"
+    rows = math.ceil(len(images) / columns)
+    fig, axes = subplot_grid(rows, columns, (8, 1.02 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        ax.set_axis_on()
+        _show_image(ax, image, title)
+    return fig
+
+# %% ../../nbs/library/analysis/plots.ipynb #train-entropy
+def _draw_entropy(ax, history, u_max):
+    "The entropy of the adversarial distribution, epoch by epoch, or U with the threshold of its reward"
+    style = dict(color=COLORS[1], marker=MARKERS[1], ls='--')
+    if u_max is None:
+        ax.plot(history.epoch, history.entropy, label='entropy h', **style)
+        ax.set_ylabel('entropy h, nats per pixel')
+        return
+    ax.plot(history.epoch, -history.entropy, label='U', **style)
+    ax.axhline(u_max, color=COLORS[5], ls=':', marker='', label=f'threshold {u_max:g}')
+    ax.axhline(_U_IGNORING, color=COLORS[7], ls='-.', marker='', label=f'ignores δ: {_U_IGNORING:.4f}')
+    ax.set_ylabel('U, nats per latent dimension')
+    ax.set_ylim(bottom=min(0.85, -history.entropy.max(), u_max) - 0.02)
+
+# %% ../../nbs/library/analysis/plots.ipynb #train-curves
+def draw_learning_curves(
+    history: pd.DataFrame,  # epoch, loss, entropy, natural and pgd20, a row an epoch
+    n: dict,  # natural and pgd20 to the number of test images that were watched
+    u_max: float = None,  # of adt_imp_am: U above which entropy is rewarded; None: another method
+):  # a Figure: loss and entropy, entropy left out where it is that of a point; accuracies
+    "What a training descended, and the accuracies that were watched"
+    from matplotlib.ticker import MaxNLocator
+
+    fig, (left, right) = subplot_grid(1, 2, (8, 3))
+    left.plot(history.epoch, history.loss, color=COLORS[0], marker=MARKERS[0], label='training loss')
+    left.set(xlabel='epoch', ylabel='training loss, nats')
+    lines = left.get_legend_handles_labels()[0]
+    if u_max is not None or history.entropy.any():
+        twin = left.twinx()
+        twin.spines['right'].set_visible(True)
+        _draw_entropy(twin, history, u_max)
+        lines += twin.get_legend_handles_labels()[0]
+    above = dict(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
+    left.legend(handles=lines, **above)
+    for k, (name, words) in enumerate(dict(natural='natural', pgd20='PGD-20').items(), 2):
+        label = f'{words}, n = {n[name]}'
+        right.plot(history.epoch, 100 * history[name], color=COLORS[k], marker=MARKERS[k], label=label)
+    right.set(xlabel='epoch', ylabel='test accuracy, %', ylim=(0, 101))
+    right.legend(**above)
+    for ax in left, right:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return fig
+
+# %% ../../nbs/library/analysis/plots.ipynb #train-draws
+def _draw_field(fig, axes, fields, name, **colors):
+    "A row of fields (H, W) with one colour bar"
+    for ax, field in zip(axes, fields, strict=True):
+        drawn = ax.imshow(field.detach().cpu(), **colors)
+        _without_axes(ax)
+    fig.colorbar(drawn, ax=[*axes], label=name, aspect=8, pad=0.01)
+
+
+def draw_perturbed(
+    images,  # tensor (m, C, H, W) in [0, 1], at least 2
+    deltas,  # tensor (draws, m, C, H, W): perturbations in units of ε, at least 3 draws
+    eps: float,  # the radius, in pixel values
+    labels: list,  # m classes as text
+    predicted: list,  # for each of the first draws that are shown, m classes as text
+):  # a Figure: a row of clean images, one for each draw that is shown, mean and deviation of δ/ε
+    "Images, some draws from their adversarial distributions, and what all draws have in common"
+    shown = len(predicted)
+    fig, axes = subplot_grid(shown + 3, len(images), (8, 1.05 * (shown + 3)), squeeze=False)
+    for j, image in enumerate(images):
+        _show_image(axes[0, j], image, labels[j])
+        for i in range(shown):
+            drawn = (image + eps * deltas[i, j]).clamp(0, 1)
+            _show_image(axes[1 + i, j], drawn, predicted[i][j], wrong=predicted[i][j] != labels[j])
+    mean, spread = deltas.mean((0, 2)), deltas.std(0).mean(1)
+    n = f'{len(deltas)} draws'
+    _draw_field(fig, axes[-2], mean, f'mean δ/ε\n{n}', cmap='RdBu_r', vmin=-1, vmax=1)
+    _draw_field(fig, axes[-1], spread, f'std of δ/ε\n{n}', cmap='cividis', vmin=0, vmax=1)
+    rows = ['clean', *(f'draw {i + 1}' for i in range(shown)), 'mean δ/ε', 'std of δ/ε']
+    for ax, name in zip(axes[:, 0], rows, strict=True):
+        ax.set_ylabel(name, fontsize=8)
+    fig.suptitle(f'ε = {eps:.4g}; orange: misclassified', fontsize=9)
     return fig

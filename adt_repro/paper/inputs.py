@@ -159,10 +159,11 @@ def read_frame(
 def named_frame(
     folder: Path | str,  # of a scale
     name: str,  # one of `FRAMES`
+    tail: str = '',  # of a label, see `adt_repro.runs.select.label_marks`
 ) -> pd.DataFrame:  # None where it is not there
     "One of the frames that a scale has once"
     folder = Path(folder)
-    path = folder / 'frames' / f'{name}.csv'
+    path = folder / 'frames' / f'{name}{tail}.csv'
     if not path.exists():
         return None
     of_runs = not name.startswith('ablation')  # an ablation trains its own

@@ -337,18 +337,20 @@ WEIGHTS = dict(
 _RUNS = Parameter(
     _RUN_PATTERNS,
     None,
-    "names of runs, or patterns such as '*-s0'; default all, at scale tiny some trained here",
+    "names of runs, or patterns such as '*-s0'; default all of the scale, or as scale says",
 )
 _BATCH = Parameter(_COUNT, 256, 'images at a time')
 _ATTACK_SEED = Parameter(_SEED, 0, "of the attacks' noise")
 _LABEL = Parameter(
-    maybe(word()), None, 'added to the names of tables and frames, to keep those of other runs'
+    maybe(word()),
+    None,
+    'in the names of all files, which stand beside those of the scale; no report reads them',
 )
 _FRESH = Parameter(flag(), False, 'make everything anew; else what an earlier call finished is read')
 _DEVICE = Parameter(text(), 'auto', 'auto, cpu, cuda, cuda:<n> or mps')
 _N_TARGETS = Parameter(_COUNT, 10, 'target images of FeaAttack for each image; 200 in Table 1')
 _SCALE = Parameter(
-    word(), 'tiny', 'read and written in outputs/<scale>/; tiny trains small runs, weights go to imported'
+    maybe(word()), None, 'read and written in outputs/<scale>/; default demo and its last run, else tiny'
 )
 
 # %% ../../nbs/library/runs/config.ipynb #cascade
@@ -454,6 +456,7 @@ _TRANSFER = (
         n_test=Parameter(_COUNT, 100, 'the first n test images'),
         batch=_BATCH,
         seed=_ATTACK_SEED,
+        label=_LABEL,
         fresh=_FRESH,
         device=_DEVICE,
         scale=_SCALE,
@@ -508,6 +511,7 @@ _LANDSCAPE = (
             _COUNT, 20, 'images at a time, for the curvature and the alignment; a matter of memory'
         ),
         seed=Parameter(_SEED, 0, 'of the second direction, the attacks and the draws'),
+        label=_LABEL,
         fresh=_FRESH,
         device=_DEVICE,
         scale=_SCALE,
@@ -526,6 +530,7 @@ _DIVERSITY = (
         ),
         batch=Parameter(_COUNT, 50, 'images at a time'),
         seed=Parameter(_SEED, 0, 'of the draws and the starts'),
+        label=_LABEL,
         fresh=_FRESH,
         device=_DEVICE,
         scale=_SCALE,
@@ -576,6 +581,7 @@ _ABLATION = (
         ),
         jobs=Parameter(_WORKERS, 1, 'runs trained at a time'),
         batch=Parameter(_COUNT, 256, 'images at a time, in the evaluation'),
+        label=_LABEL,
         fresh=Parameter(FRESH, False, 'do all of it anew; changed: only runs begun with other parameters'),
         device=_DEVICE,
         scale=Parameter(word(), 'digits', 'runs go to outputs/<scale>/ablation/runs/, figures to figures/'),
@@ -591,6 +597,7 @@ _SEEDS = dict(
     ),
     seeds=Parameter(_MANY_SEEDS, 5, 'seeds 0, 1, ... of each, at least 2'),
     train=Parameter(flag(), False, 'train what is missing and write the table; else only show the table'),
+    label=_LABEL,
     jobs=Parameter(_WORKERS, 2, 'runs at a time, each on one core'),
     scale=Parameter(
         word(), 'digits', 'parameters from nbs/scales/<scale>.yaml, runs in outputs/<scale>/runs/'
@@ -696,6 +703,7 @@ _POWER = dict(
         several(whole(2, _LARGEST), least=1, most=4), [1000, 10000], 'numbers of images that are drawn'
     ),
     repeats=Parameter(whole(20, 100_000), 200, 'simulated experiments of each kind'),
+    label=_LABEL,
     scale=Parameter(word(), 'cpu', 'whose records, in outputs/<scale>/; its file, if any, has the costs'),
 )
 

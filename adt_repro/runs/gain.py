@@ -48,13 +48,14 @@ def save_gain(
     draws: int = 20,  # draws for each image, at least 1
     device: torch.device | str = 'cpu',  # where the network goes
     fresh: bool = False,  # ignore the parts of earlier calls?
+    mark: str = '',  # added to file names by a label, see `adt_repro.runs.select.label_marks`
 ) -> pd.DataFrame:  # the rows, as in `run_gain`
-    "Measure how well a run's inner problem is solved; writes frames/gain-<run>.csv; errors as in `run_gain`"
+    "Measure how well a run's inner problem is solved; writes frames/gain<mark>-<run>.csv; see `run_gain`"
     folder = whole_path(folder)
-    kept = folder / 'records' / 'parts' / f'gain-{run}'
+    kept = folder / 'records' / 'parts' / f'gain{mark}-{run}'
     how = dict(n_images=n_images, draws=draws, device=device)
     rows = run_gain(folder, run, **how, parts=None if fresh else kept)
-    write_table(rows, folder / 'frames' / f'gain-{run}.csv')
+    write_table(rows, folder / 'frames' / f'gain{mark}-{run}.csv')
     tidy_parts(kept)
     return rows
 

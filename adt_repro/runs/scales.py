@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALE_PARAMETERS', 'scale_table', 'Scale', 'seeds_of', 'check_scale', 'scale_runs', 'runs_of', 'transfer_runs',
            'call_parameters', 'made_files', 'all_files', 'load_scale', 'read_scale', 'find_scale', 'plan_digest',
-           'scale_schema']
+           'kept_scale', 'other_parameter', 'foreign_runs', 'scale_schema']
 
 # %% ../../nbs/library/runs/scales.ipynb #imports
 import hashlib
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.files import code_digest
+from ..base.files import code_digest, find_nbs
 from adt_repro.base.parameters import (
     ParameterError,
     check_table,
@@ -66,7 +66,7 @@ _CHOSEN_PAIRS = dict(
 
 # %% ../../nbs/library/runs/scales.ipynb #scale-parameters-left
 _SET_BY_THE_PLAN = {'runs', 'targets', 'sources', 'label', 'scale', *WEIGHTS}
-_SET_FOR_ABLATION = {'train', 'fresh', 'scale'}
+_SET_FOR_ABLATION = {'train', 'fresh', 'label', 'scale'}
 
 
 def _left_to_a_scale(notebook):
@@ -99,6 +99,9 @@ _SCALE_EXPERIMENTS = dict(
         maybe(table('a table of gate, claims and added')),
         None,
         'what the scale is to decide, said before it runs',
+    ),
+    kept=Parameter(
+        flag(), True, 'a call with other parameters than these needs a label; false: it replaces the files'
     ),
     rate=Parameter(number(0, 1e15, above=True), None, 'TFLOP/s of one processor, for the table of costs'),
     threads=Parameter(whole(1, 1024), 1, 'CPU threads of each job'),
@@ -283,6 +286,8 @@ def _check_declared(scale):
     "What a scale declares can be found in it"
     if scale.asked['declared'] is None:
         return
+    if not scale.asked['kept']:
+        refuse('kept', False, 'true for a scale that declares something')
     with _at('declared'):
         declared = _checked(scale.asked['declared'], _DECLARED)
         if declared['gate'] is not None:
@@ -594,6 +599,76 @@ def plan_digest(
 ) -> str:  # 64 hexadecimal digits
     "What a plan follows from: the SHA-256 of a scale's file and of the package's code"
     return hashlib.sha256(code_digest().encode() + Path(path).read_bytes()).hexdigest()
+
+# %% ../../nbs/library/runs/scales.ipynb #kept-scale
+def kept_scale(
+    name: str,  # of a scale
+    folder: Path | str = None,  # where the files of scales are; None: those of the project
+) -> Scale | None:  # None where it has no file, or the file says `kept: false`
+    "A scale whose files only calls with its own parameters may replace; errors as of `read_scale`"
+    file = Path(folder or find_nbs() / 'scales') / f'{name}.yaml'
+    if not file.exists():
+        return None
+    scale = read_scale(file)
+    return scale if scale.asked['kept'] else None
+
+# %% ../../nbs/library/runs/scales.ipynb #kept-values
+_FREE = {'data_root', 'device', 'batch', 'memory', 'jobs', 'fresh', 'train', 'label', 'scale'}
+_WHICH_RUNS = {'runs', 'targets', 'sources'}  # compared by `foreign_runs`
+_FOR_EACH_RUN = 'white_box', 'all_images', 'spsa'  # called once for each run
+_BY_DEFAULT = 'seeds', 'power'  # have no table in a scale's file
+
+
+def _own_call(scale, notebook):
+    "The parameters of a call of a notebook that makes files of the scale"
+    if notebook in _BY_DEFAULT:
+        return {}
+    return json.loads(call_parameters(scale, notebook, '' if notebook in _FOR_EACH_RUN else None))
+
+
+def _as_read(notebook, given):
+    "All parameters of a notebook that bear on its results, as plain values"
+    bearing = {name: p for name, p in PARAMETERS[notebook].items() if name not in _FREE | _WHICH_RUNS}
+    values = {name: given.get(name, p.default) for name, p in bearing.items()}
+    return json.loads(json.dumps(check_table(values, rules_of(bearing))))
+
+# %% ../../nbs/library/runs/scales.ipynb #kept-other
+def other_parameter(
+    scale: Scale,  # of `kept_scale`
+    notebook: str,  # one of `EXPERIMENTS`, paper, seeds or power
+    given: dict,  # its parameters, some or all
+) -> tuple | None:  # (name, value, what the scale has); None: they are the scale's own
+    "The first parameter of a call that is not the scale's own; which runs it is about is another question"
+    if notebook in EXPERIMENTS and notebook not in scale.experiments:
+        return 'scale', scale.name, f'a scale whose file has a table {notebook}'
+    if notebook == 'paper':
+        given = {name: value for name, value in given.items() if value is not None}
+        given = _own_call(scale, notebook) | given
+    own, asked = _as_read(notebook, _own_call(scale, notebook)), _as_read(notebook, given)
+    for name, value in own.items():
+        if asked[name] != value:
+            return name, asked[name], f'{value!r}, as in nbs/scales/{scale.name}.yaml'
+    return None
+
+# %% ../../nbs/library/runs/scales.ipynb #kept-foreign
+def foreign_runs(
+    scale: Scale,  # of `kept_scale`
+    notebook: str,  # one of `EXPERIMENTS` but ablation, or paper
+    runs: dict,  # runs, or targets and sources, to lists of names
+) -> tuple | None:  # (parameter, its names, what the scale has); None: they are the scale's own
+    "The first parameter that names other runs than the scale's; one file for each run may be made by itself"
+    if notebook == 'transfer':
+        own = dict(zip(('targets', 'sources'), transfer_runs(scale), strict=True))
+    else:
+        own = dict(runs=list(scale_runs(scale)) if notebook == 'paper' else runs_of(scale, notebook))
+    for name, names in runs.items():
+        other = set(names) - set(own[name])
+        if names and notebook not in _FOR_EACH_RUN:
+            other = set(names) ^ set(own[name])
+        if other:
+            shown_runs = ', '.join(own[name][:3]) + ', …' * (len(own[name]) > 3)
+            return name, list(names), f'those of nbs/scales/{scale.name}.yaml: {shown_runs}'
+    return None
 
 # %% ../../nbs/library/runs/scales.ipynb #schema
 def _table_schema(properties):
