@@ -24,7 +24,8 @@ def _interrupted(folder, epochs, batch):
     "Share of the training that a checkpoint has behind it, and the hours that it took"
     saved = read_checkpoint(folder / 'checkpoint.pt')
     try:
-        epochs_done = saved['epoch'] + saved['step'] * batch / len(saved['order'])
+        in_epoch = saved['step'] * batch / len(saved['order']) if saved['step'] else 0.0
+        epochs_done = saved['epoch'] + in_epoch
         seconds = saved['seconds'] + sum(row['seconds'] for row in saved['history'])
     except (KeyError, TypeError) as e:
         raise ParameterError(
