@@ -243,7 +243,7 @@ _OF_CLIMBS = dict(
 
 
 def warn_of_gradients(
-    name: str,  # of the attack
+    name: str,  # name of the attack
     rows: pd.DataFrame,  # as returned by `attack_and_judge`
 ):
     "Issue an `EvaluationWarning` if an attack cannot use the gradients of more than one image in twenty"

@@ -48,7 +48,7 @@ def robust(
         absent = set(attacks) - set(group.attack)
         if absent:
             raise ParameterError(
-                f'attacks={attacks!r}: expected those that {run} was judged under, '
+                f'attacks={attacks!r}: expected attacks that were run on {run}, '
                 f'{", ".join(sorted(absent))} is not among them'
             )
         wrong = (group.attacked & (group.pred != group.y)).groupby(group.i).any()

@@ -28,7 +28,7 @@ def run_gain(
     *,
     n_images: int = 200,  # the first test images, at least 2; all of them if there are fewer
     draws: int = 20,  # draws for each image, at least 1
-    device: torch.device | str = 'cpu',  # where the network goes
+    device: torch.device | str = 'cpu',  # device of the network
     parts: Path = None,  # folder of finished parts, written and read; None: none are saved
 ) -> pd.DataFrame:  # one row per image: i, y; clean, fgsm, pgd20, expected: losses in nats
     "How well a run's inner problem is solved; raises a `ParameterError` if the run or images cannot be used"
@@ -46,7 +46,7 @@ def save_gain(
     *,
     n_images: int = 200,  # the first test images, at least 2; all of them if there are fewer
     draws: int = 20,  # draws for each image, at least 1
-    device: torch.device | str = 'cpu',  # where the network goes
+    device: torch.device | str = 'cpu',  # device of the network
     fresh: bool = False,  # ignore the parts of earlier calls?
     mark: str = '',  # added to file names by a label, see `adt_repro.runs.select.label_marks`
 ) -> pd.DataFrame:  # the rows, as in `run_gain`

@@ -277,7 +277,9 @@ def _check_claim(claim, scale):
         for attack in claim['attacks']:
             images = _most_attacked(attack, row, scale)
             if claim['n_test'] > images:
-                refuse('n_test', claim['n_test'], f'at most the {images} of {row} that meet {attack}')
+                refuse(
+                    'n_test', claim['n_test'], f'at most {images}, the test images of {row} under {attack}'
+                )
 
 # %% ../../nbs/library/runs/scales.ipynb #check-all-declared
 def _check_declared(scale):
@@ -580,7 +582,7 @@ def read_scale(
 def find_scale(
     settings: dict,  # settings of a command line: scale, the name of a file, by default demo
     folder: Path | str = 'nbs/scales',  # where such files are
-) -> Path:  # of an existing file
+) -> Path:  # path of an existing file
     "The file of a scale by its name; a `ParameterError` if there is none, or for another setting"
     for name in settings:
         if name != 'scale':

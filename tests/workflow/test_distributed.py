@@ -180,7 +180,7 @@ def test_notebook_and_shell(project):
     checkpoint = folder / 'checkpoint.pt'
 
     train_notebook('-p', 'max_minutes', '1e-6')
-    assert 'after step 1 of epoch 1, which is kept' in (project / 'out.ipynb').read_text()
+    assert 'after step 1 of epoch 1; the state is saved' in (project / 'out.ipynb').read_text()
 
     torchrun_command = ('torch.distributed.run', '--nproc-per-node', '1', '-m', 'adt_repro.runs.distributed')
     done = run(sys.executable, '-m', *torchrun_command, 'c.yaml', cwd=project)
