@@ -249,7 +249,8 @@ def evaluate(
     about = given.get('label') or (runs[0] if len(runs) == 1 else f'{runs[0]}-and-{len(runs) - 1}-more')
     with follower(sys.stderr) as follow:
         output = _execute('white_box', given, about, options, follow)
-    return _table(scale, given) + '\n' + _lines(notebook=output)
+        accuracies = _table(scale, given)  # after imports that take seconds
+    return accuracies + '\n' + _lines(notebook=output)
 
 
 def _table(scale, given):

@@ -63,13 +63,15 @@ def _marks(stream):
 
 
 def _width(stream):
-    "Columns of a terminal; of a file what a line has at most"
     try:
         return max(20, os.get_terminal_size(stream.fileno()).columns)
     except OSError:
-        return 200
+        return 80
 
 # %% ../../nbs/library/command/terminal.ipynb #shown-lines
+_LONGEST = 500  # characters of what a cell prints
+
+
 class _Shown:
     "A stream, and the lines on it that stay"
 
@@ -90,7 +92,7 @@ class _Shown:
         text = ' '.join(step.text.split())
         if self.printed_in != step.cell and text:
             self.printed_in = step.cell
-            self.add_line(text[: _width(self.stream) - 1])
+            self.add_line(text[:_LONGEST])
 
 # %% ../../nbs/library/command/terminal.ipynb #plain-lines
 class PlainLines(_Shown):
