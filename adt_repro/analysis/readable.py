@@ -116,11 +116,11 @@ def _explained_looks(fig):
 def _legend_faults(fig):
     "Marks of a panel with several kinds that no legend names"
     explained = _explained_looks(fig)
-    colors = {look[0] for look in explained}
+    colors, hollow = {look[0] for look in explained}, any(look[2] is False for look in explained)
     for k, ax in enumerate(fig.axes):
         looks = dict.fromkeys(look for look, _, n in _marks(ax) if n)
         for look in looks if len(looks) > 1 else ():
-            by_color = look[1] is None and look[0] in colors
+            by_color = look[0] in colors and (look[1] is None or (look[2] is False and hollow))
             if look not in explained and not by_color:
                 yield f'panel {k}: no legend for {look}'
 
@@ -134,7 +134,7 @@ def _same_look_faults(fig):
                 yield f'panel {k}: {n} names for {look}'
 
 # %% ../../nbs/library/analysis/readable.ipynb #axes-names
-UNITLESS = (  # what is a plain number
+UNITLESS = (  # what is a plain number, or is named by its unit
     'adversarial',
     'cosine',
     'draws',
@@ -142,6 +142,8 @@ UNITLESS = (  # what is a plain number
     'images',
     'log',
     'momentum',
+    'points',
+    'per pixel',
     'queries',
     'ratio',
     'samples',
@@ -155,7 +157,8 @@ UNITLESS = (  # what is a plain number
 
 def _has_unit(name):
     "Whether the name of an axis has a unit, or needs none"
-    return ', ' in name or ' in ' in name or any(word in name for word in UNITLESS)
+    words = ' '.join(name.split())
+    return ', ' in words or ' in ' in words or any(word in words for word in UNITLESS)
 
 
 def _is_number(text):

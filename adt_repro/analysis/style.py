@@ -36,6 +36,7 @@ STYLE = {
     'xtick.labelsize': 8,
     'ytick.labelsize': 8,
     'legend.fontsize': 8,
+    'legend.title_fontsize': 9,
     'legend.frameon': False,
     'lines.markersize': 4,
     'lines.linewidth': 1.2,

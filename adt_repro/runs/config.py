@@ -680,7 +680,6 @@ _PAPER = dict(
         'precision of the white-box attacks to include; default fp32, or what there is',
     ),
     margin=Parameter(number(0, 100, above=True), 2.0, 'points within which two accuracies count as equal'),
-    readme=Parameter(flag(), False, 'put the tables into README.md'),
 )
 
 # %% ../../nbs/library/runs/config.ipynb #power

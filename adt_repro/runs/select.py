@@ -293,6 +293,8 @@ def check_kept(
     scale = kept_scale(given['scale'])
     if scale is None or given.get('train') is False:  # an ablation that only draws
         return
+    if notebook == 'ablation' and given['arch'] is None:
+        given = given | dict(arch=DATASETS[given['dataset']].arch)
     runs = _runs_of_call(notebook, given, Path(root or find_root()) / 'outputs' / scale.name)
     label = given.get('label')
     if label is not None and runs.get('runs') != [label]:
