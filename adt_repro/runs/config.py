@@ -504,9 +504,7 @@ _LANDSCAPE = (
             odd(3, 2001), 41, 'points of the landscape in each direction; odd, to have the image among them'
         ),
         radius=Parameter(
-            number(0, 10_000, above=True),
-            10.0,
-            'radius of the landscape in units of ε; 10 in the paper, which is 80/255',
+            number(0, 10_000, above=True), 10.0, 'radius in units of ε; 10 in the paper, 80/255'
         ),
         n_images=Parameter(_SOME, 5, 'the first n test images, for the alignment with attacks'),
         n_samples=Parameter(
@@ -517,9 +515,7 @@ _LANDSCAPE = (
             _SOME, 100, 'the first n test images, for the curvature and the loss along the gradient'
         ),
         curvature_steps=Parameter(_COUNT, 200, 'Hessian-vector products, at most'),
-        batch=Parameter(
-            _COUNT, 20, 'images at a time, for the curvature and the alignment; affects memory only'
-        ),
+        batch=Parameter(_COUNT, 20, 'images at a time, for curvature and alignment; affects memory only'),
         seed=Parameter(_SEED, 0, 'seed of the second direction, the attacks and the draws'),
         label=_LABEL,
         fresh=_FRESH,

@@ -240,7 +240,7 @@ def default_pairs(
     if not others:
         _say_tiny(
             f'outputs/{demo.name}',
-            'does not have two finished runs with the same data set and ε',
+            'has no two finished runs with the same data set and ε',
             _TINY_PAIRS,
         )
         return 'tiny', None, None
@@ -338,7 +338,7 @@ def load_runs_and_digests(
     names: list,  # names of its runs, at least one
     device: torch.device,  # device of the networks
 ) -> tuple:  # as in `load_runs`; and by name the SHA-256 of the loaded weights, for `save_records`
-    "As `load_runs`, for an experiment that writes records of these networks; errors as in `load_runs`"
+    "As `load_runs`, for an experiment that writes records; raises a `ParameterError` as `load_runs` does"
     models, configs, digests = {}, {}, {}
     for name in names:
         loaded = load_run_and_digest(Path(folder) / 'runs' / name, device)
