@@ -503,9 +503,7 @@ _LANDSCAPE = (
         grid=Parameter(
             odd(3, 2001), 41, 'points of the landscape in each direction; odd, to have the image among them'
         ),
-        radius=Parameter(
-            number(0, 10_000, above=True), 10.0, 'radius in units of ε; 10 in the paper, 80/255'
-        ),
+        radius=Parameter(number(0, 10_000, above=True), 10.0, 'in units of ε; 10 in the paper, 80/255'),
         n_images=Parameter(_SOME, 5, 'the first n test images, for the alignment with attacks'),
         n_samples=Parameter(
             maybe(whole(2, 100_000)), None, 'draws of each distribution; default 1000, at scale tiny 200'
