@@ -20,11 +20,11 @@ from ..base.yaml_files import read_json
 from .config import IMPORTED
 
 # %% ../../nbs/library/runs/overview.ipynb #checkpoint
-_MOST_BYTES = 50_000_000  # of what is read of a checkpoint; its tensors are not in it
+_MOST_BYTES = 50_000_000  # limit for the part of a checkpoint that is read, which has no tensors
 
 
 class _Inert:
-    "Takes the place of whatever a checkpoint constructs; it keeps the arguments and does nothing"
+    "Replaces any object that a checkpoint constructs; it keeps the arguments and does nothing"
 
     def __init__(self, *args):
         self.args = args
@@ -44,7 +44,7 @@ class _Numbers(pickle.Unpickler):
 
 
 def _checkpoint_share(path):
-    "How much of its training a run has behind it, in [0, 1]"
+    "The finished share of a run's training, in [0, 1]"
     with zipfile.ZipFile(path) as archive:
         entry = next(info for info in archive.infolist() if info.filename.endswith('/data.pkl'))
         if entry.file_size > _MOST_BYTES:
@@ -62,15 +62,15 @@ def _checkpoint_share(path):
 class RunThere:
     "One run of `runs_there`"
 
-    scale: str  # its folder in outputs/
+    scale: str  # name of its scale, which is its folder in outputs/
     run: str  # its name
-    state: str  # trained, imported, without weights, such as 40 %, no checkpoint yet, or damaged
-    results: dict  # attack to a dict of n, correct and, as shares, accuracy, lo, hi; empty where not known
-    attacked: bool  # has it records of white_box?
+    state: str  # trained, imported, without weights, a share such as 40 %, no checkpoint yet, or damaged
+    results: dict  # by attack, a dict of n, correct and, as shares, accuracy, lo, hi; empty if not known
+    attacked: bool  # does it have records of white_box?
 
 
 def _unfinished(folder):
-    "The state of a run that has no run.json"
+    "The state of a run without run.json"
     if not (folder / 'checkpoint.pt').exists():
         return 'no checkpoint yet'
     try:
@@ -97,16 +97,16 @@ _RUN_NAME = re.compile('[A-Za-z0-9_-]{1,255}')  # see `adt_repro.runs.store.RUN_
 
 
 def _is_attacked(scale, run):
-    "Are there records of it, of attacks in any precision, under a label or without?"
+    "Are there records of a run, from attacks in any precision, with or without a label?"
     record = re.compile(rf'white_box(_bf16|_tf32)?(\.[A-Za-z0-9_-]+)?-{run}\.parquet')
     return any(record.fullmatch(file.name) for file in scale.glob(f'records/white_box*-{run}.parquet'))
 
 
 def runs_there(
-    outputs: Path | str = None,  # the folder of scales; None: outputs/ of the project
-    scales: list = None,  # names of the scales; None: all that are there
+    outputs: Path | str = None,  # the folder of all scales; None: outputs/ of the project
+    scales: list = None,  # names of the scales; None: all that exist
 ) -> list:  # a `RunThere` for each run, by scale and name
-    "The runs of some scales, finished or not; a `ParameterError` where there is no such scale"
+    "The runs of some scales, finished or not; raises a `ParameterError` if there is no such scale"
     outputs = Path(outputs or find_root() / 'outputs')
     there = sorted(folder.parent.name for folder in outputs.glob('*/runs'))
     for scale in scales or []:
@@ -139,7 +139,7 @@ def _aligned(rows):
 
 
 def overview_text(
-    found: list,  # of `runs_there`
+    found: list,  # as returned by `runs_there`
 ) -> str:  # several lines of plain text
     "A table for each scale: run, state, accuracies with their 95 % intervals, and whether it was attacked"
     lines = []

@@ -53,7 +53,7 @@ def judged(folder, name):
 def test_the_run_that_was_finished_last(project, name):
     done = papermill(project, name, **EXPERIMENTS[name])
     assert done.returncode == 0, done.stderr
-    assert first_line(project / 'out.ipynb').startswith(f'outputs/demo: {LAST}, which was finished last')
+    assert first_line(project / 'out.ipynb').startswith(f'outputs/demo: {LAST}, the last finished run')
     assert judged(project / 'outputs' / 'demo', name) == {LAST}
     assert not (project / 'outputs' / 'tiny').exists()
     if name == 'transfer':

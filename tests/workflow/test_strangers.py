@@ -338,4 +338,4 @@ def test_a_stopped_notebook_is_one_line(tmp_path):
         going.send_signal(signal.SIGINT)
         said = going.communicate()[1]
     assert (root / 'begun').exists() and going.returncode == 130
-    assert said == 'train: stopped; started again it goes on\n'
+    assert said == 'train: stopped; the same command resumes it\n'
