@@ -17,7 +17,16 @@ import numpy as np
 import pandas as pd
 
 from .landscape import diamond
-from .style import COLORS, MARKERS, house_style, run_styles, short_names, subplot_grid
+from .readable import PAGE_WIDTH
+from adt_repro.analysis.style import (
+    BALL,
+    COLORS,
+    MARKERS,
+    house_style,
+    run_styles,
+    short_names,
+    subplot_grid,
+)
 from ..base.parameters import refuse
 from ..base.stats import mean_interval
 
@@ -57,6 +66,15 @@ def _style(series):
     return dict(color=COLORS[series % len(COLORS)], marker=MARKERS[series % len(MARKERS)])
 
 
+def _legend_below(fig, axes, ncols=4):
+    "One legend for all that has a label in some panels"
+    handles = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    fig.legend(handles.values(), handles, loc='outside lower center', ncols=ncols)
+
+
 def _horizontal_mean(ax, values, y, style, within=(-math.inf, math.inf), **look):
     "The mean of some values and its interval along x, cut off at what they can be, at height y"
     interval = mean_interval(values)
@@ -85,21 +103,22 @@ def _draw_surface(ax, line, losses, levels, norm, title):
     a, b = np.meshgrid(line, line, indexing='ij')
     flat = dict(rstride=1, cstride=1, linewidth=0, antialiased=False, shade=False, rasterized=True)
     ax.plot_surface(a, b, losses, facecolors=plt.cm.cividis(norm(losses)), **flat)
-    ax.set(zlim=levels[[0, -1]], xticks=line[[0, -1]], yticks=line[[0, -1]])
-    ax.set_title(title, fontsize=9)
-    ax.tick_params(labelsize=7, pad=-3)
+    ax.set(zlim=levels[[0, -1]], xticks=line[[0, -1]], yticks=line[[0, -1]], zticks=levels[::8])
+    ax.set(xticklabels=[], yticklabels=[], zticklabels=[])  # those of the contours below, and of the colours
+    ax.set_title(title, fontsize=8)
     ax.view_init(28, -125)
-    ax.set_box_aspect(None, zoom=1.1)
-    ax.set_xlabel('gradient, ε', fontsize=7, labelpad=-9)
-    ax.set_ylabel('random, ε', fontsize=7, labelpad=-9)
+    ax.set_box_aspect(None, zoom=1.05)
+    ax.set_xlabel('gradient', fontsize=8, labelpad=-14)
+    ax.set_ylabel('random', fontsize=8, labelpad=-14)
 
 
-def _draw_contours(ax, line, losses, levels, norm):
+def _draw_contours(ax, line, losses, levels, norm, title):
     "The same losses as filled contours, with the ball"
     a, b = np.meshgrid(line, line, indexing='ij')
     filled = ax.contourf(a, b, losses, levels, cmap='cividis', norm=norm)
-    ax.plot(*diamond(1), color='#D55E00', lw=1.2, marker='')
-    ax.set(aspect='equal')
+    ax.plot(*diamond(1), color=BALL, lw=1.2, marker='', label='the ε-ball')
+    ax.set_title(title, fontsize=8)
+    ax.set(aspect='equal', xlabel='gradient, in ε', ylabel='random, in ε')
     return filled
 
 # %% ../../nbs/library/analysis/plots.ipynb #landscape-along
@@ -111,12 +130,12 @@ def _draw_along(ax, along):
         label = short[run] if run in first else None
         look = dict(lw=1.2 if label else 0.5, markevery=max(1, len(rows) // 8), label=label)
         ax.plot(rows.a, rows['median'], **look, **styles[run])
-    ax.axvspan(-1, 1, color='#D55E00', alpha=0.15, lw=0, label='the ball')
+    ax.axvspan(-1, 1, color=BALL, alpha=0.15, lw=0, label='the ε-ball')
     numbers = ', '.join(str(n) for n in along.n.unique())
     ax.set(xlabel='along the gradient’s sign, in ε', ylabel='median loss, nats', ylim=(0, None))
-    seeds = '; thin: further seeds' if len(first) < len(short) else ''
+    seeds = '; thin: other seeds' if len(first) < len(short) else ''
     ax.set_title(f'median of {numbers} test images, each along its own gradient{seeds}')
-    ax.legend(loc='upper left', ncols=2)
+    ax.legend(loc='center left', bbox_to_anchor=(1, 0.5))
 
 # %% ../../nbs/library/analysis/plots.ipynb #landscape-scale
 def _loss_levels(squares):
@@ -129,25 +148,25 @@ def _loss_levels(squares):
 
 
 def _draw_planes(fig, grid, line, squares, levels):
-    "A column for each run: a surface of its first image, and the contours of each image"
+    "Run by run: a surface of its first image, and the contours of each image"
     import matplotlib.pyplot as plt
     from matplotlib.colors import BoundaryNorm
 
-    norm, runs = BoundaryNorm(levels, plt.cm.cividis.N), dict.fromkeys(run for run, _ in squares)
-    short, images, contours = short_names(runs), list(dict.fromkeys(i for _, i in squares)), []
-    for column, run in enumerate(short):
-        above = fig.add_subplot(grid[0, column], projection='3d')
+    norm = BoundaryNorm(levels, plt.cm.cividis.N)
+    names = short_names(dict.fromkeys(run for run, _ in squares))
+    cells = iter([grid[i, j] for i in range(grid.nrows) for j in range(grid.ncols)])
+    images, contours = list(dict.fromkeys(image for _, image in squares)), []
+    for run, name in names.items():
         of_first = squares[run, images[0]].clip(*levels[[0, -1]])
-        _draw_surface(above, line, of_first, levels, norm, f'{short[run]}\nimage {images[0]}')
-        for k, image in enumerate(images):
-            ax = fig.add_subplot(grid[1 + k, column])
-            filled = _draw_contours(ax, line, squares[run, image].clip(*levels[[0, -1]]), levels, norm)
-            ax.tick_params(labelbottom=k == len(images) - 1, labelleft=column == 0)
-            if column == 0:
-                ax.set_ylabel(f'image {image}\nrandom ±1, in ε', fontsize=8)
-            contours.append(ax)
-        ax.set_xlabel('gradient’s sign, in ε', fontsize=8)
-    fig.colorbar(filled, ax=contours, label='cross-entropy, nats', format='%.2g', ticks=levels[::4])
+        above = fig.add_subplot(next(cells), projection='3d')
+        _draw_surface(above, line, of_first, levels, norm, f'{name}\nimage {images[0]}')
+        for image in images:
+            losses = squares[run, image].clip(*levels[[0, -1]])
+            contours.append(fig.add_subplot(next(cells)))
+            filled = _draw_contours(contours[-1], line, losses, levels, norm, f'image {image}')
+    bar = dict(label='loss, nats', format='%.2g', ticks=levels[::4], aspect=40)
+    fig.colorbar(filled, ax=contours, **bar)
+    fig.legend(*contours[0].get_legend_handles_labels(), loc='outside upper right')
 
 # %% ../../nbs/library/analysis/plots.ipynb #landscape
 @house_style()
@@ -156,25 +175,27 @@ def draw_landscape(
     title: str,  # what is measured
     eps: float = None,  # radius of the ball in pixel values, for the title; None: left out
     along: pd.DataFrame = None,  # run, a (in ε), median (of the losses, in nats), n (images); None: no such panel
-):  # a Figure: a column for each run, a surface above contours of each image; below, the loss along the gradient
+):  # a Figure: of each run a surface, and contours of each image; below, the loss along the gradient
     "The loss around some images (frames/landscape.csv); a `ParameterError` where the frame is no grid"
     import matplotlib.pyplot as plt
 
     line, squares = _planes(_rows(frame, 'run', 'image', 'a', 'b', 'loss'))
     if along is not None:
         along = _rows(along, 'run', 'a', 'median', 'n', name='along')
-    n, n_images = len({run for run, _ in squares}), len({image for _, image in squares})
-    heights = [1.3] + [1] * n_images
-    if along is not None:
-        heights.append(1.4)
-    width = 1.2 + (2.2 if n < 5 else 1.8) * n
-    fig = plt.figure(figsize=(width, 0.6 + (1.9 if n < 5 else 1.5) * sum(heights)), layout='constrained')
-    grid = fig.add_gridspec(len(heights), n, height_ratios=heights)
+    n, n_panels = len({run for run, _ in squares}), 1 + len({image for _, image in squares})
+    in_a_row = max(1, 4 // n_panels)  # runs
+    lines, columns = -(-n // in_a_row), n_panels * min(n, in_a_row)
+    panel = min(1.9, (PAGE_WIDTH - 0.9) / columns)  # inches
+    height = 0.5 + panel * lines + (2.4 if along is not None else 0)
+    fig = plt.figure(figsize=(PAGE_WIDTH, height), layout='constrained')
+    heights = [panel * lines] + ([2.4] if along is not None else [])
+    parts = fig.add_gridspec(len(heights), 1, height_ratios=heights)
+    grid = parts[0].subgridspec(lines, columns)
     levels = _loss_levels(squares)
     _draw_planes(fig, grid, line, squares, levels)
     if along is not None:
-        _draw_along(fig.add_subplot(grid[-1, :]), along)
-    ball = '' if eps is None else f'; diamond: the ball of ε = {eps:.3g}'
+        _draw_along(fig.add_subplot(parts[1]), along)
+    ball = '' if eps is None else f', ε = {eps:.3g}'
     fig.suptitle(f'{title}{ball}; losses are cut off at {levels[-1]:.2g} nats', fontsize=9)
     return fig
 
@@ -207,14 +228,14 @@ def draw_alignment(
     rows = _rows(frame, 'run', 'i', 'cloud', 'attack', 'cosine')
     short, attacks = short_names(rows.run.unique()), rows.attack.unique()
     cosines = rows.set_index(['attack', 'run', 'cloud']).cosine.sort_index()
-    size = 1.4 + 1.5 * len(attacks), 1 + 0.28 * len(short)
+    size = min(PAGE_WIDTH, 1.8 + 1.5 * len(attacks)), 1.2 + 0.28 * len(short)
     fig, axes = subplot_grid(1, len(attacks), size, sharey=True, squeeze=False)
     for ax, attack in zip(axes[0], attacks, strict=True):
         _draw_cosines(ax, cosines.loc[attack], short)
         ax.set(title=attack)
     axes[0, 0].set_yticks(range(len(short)), [*short.values()])
     axes[0, 0].invert_yaxis()
-    fig.supxlabel('cosine of the attack’s end and the cloud’s mean', fontsize=9)
+    fig.supxlabel('cosine between where the attack ends and the mean of the samples', fontsize=9)
     legend = dict(loc='outside upper center', ncols=3)
     legend['title'] = f'{title}, mean over {rows.i.nunique()} test images, 95 % interval'
     fig.legend(*axes[0, 0].get_legend_handles_labels(), **legend)
@@ -228,12 +249,12 @@ def _log_eigenvalues(rows):
     return np.log10(eigenvalues.clip(lower=max(1e-12, smallest)))
 
 
-def _draw_cumulative_share(ax, values, style):
+def _draw_cumulative_share(ax, values, style, label):
     "Share of the values at or below each value, and their median"
     values = np.sort(values)
     shares = 100 * np.arange(1, len(values) + 1) / len(values)
     ax.step(values, shares, where='post', color=style['color'], marker='')
-    ax.plot(np.median(values), 50, ls='', mew=0.5, **style, **_MEAN)
+    ax.plot(np.median(values), 50, ls='', mew=0.5, label=label, **style, **_MEAN)
 
 # %% ../../nbs/library/analysis/plots.ipynb #curvature
 @house_style()
@@ -246,11 +267,13 @@ def draw_curvature(
     A `ParameterError` where a column is missing."""
     rows = _rows(frame, 'run', 'i', 'eigenvalue', 'converged')
     logs, short, first = _log_eigenvalues(rows), short_names(rows.run.unique()), rows.run[0]
-    fig, (left, right) = subplot_grid(1, 2, (8.4, 1.7 + 0.2 * len(short)), width_ratios=[3, 2])
+    height, one_of_each = 2.2 + 0.2 * len(short), first_of_each(short)
+    fig, (left, right) = subplot_grid(1, 2, (PAGE_WIDTH, height), width_ratios=[3, 2])
     for j, (run, style) in enumerate(run_styles(short).items()):
-        _draw_cumulative_share(left, 10 ** np.sort(logs[run]), style)
+        label = re.sub('-s[0-9]+$', '', short[run]) if run in one_of_each else None
+        _draw_cumulative_share(left, 10 ** np.sort(logs[run]), style, label)
         _horizontal_mean(right, logs[run] - logs[first], j, style, mew=0.5, **_MEAN)
-    eigenvalue_label = 'largest eigenvalue of the input Hessian, nats per pixel value²'
+    eigenvalue_label = 'largest eigenvalue of the input Hessian,\nnats per pixel value²'
     left.set(xscale='log', xlabel=eigenvalue_label, ylabel='share of images, %', ylim=(0, 101))
     left.grid(alpha=0.3)
     right.axvline(0, color='0.5', lw=0.8, marker='')
@@ -260,16 +283,18 @@ def draw_curvature(
     right.set(xlabel=ratio_label, ylim=(len(short) - 0.5, -0.5))
     converged = f'converged: {rows.converged.sum()} of {len(rows)}'
     fig.suptitle(f'{title}, {rows.i.nunique()} test images; {converged}', fontsize=9)
+    legend = dict(loc='outside lower center', ncols=6, title='mark: median of the images')
+    fig.legend(*left.get_legend_handles_labels(), **legend)
     return fig
 
 # %% ../../nbs/library/analysis/plots.ipynb #spread-parts
 # names in the frame, and in the legend
 CLOUD_LABELS = dict(distribution='distribution', restarts='PGD, random starts')
 _SPREAD_LABELS = dict(
-    cosine='cosine of two samples',
-    distance='distance of two, ε per pixel',
-    variance='variance, ε² per pixel',
-    wrong='share misclassified',
+    cosine='cosine\nof two samples',
+    distance='distance of two,\nε per pixel',
+    variance='variance,\nε² per pixel',
+    wrong='share\nmisclassified',
 )
 
 
@@ -279,7 +304,8 @@ _SPREAD_RANGES = dict(cosine=(-1, 1), distance=(0, 2), variance=(0, math.inf), w
 def _draw_scattered(ax, values, y, style, within, rng, label):
     "A small mark for each image, scattered about height y, and their mean"
     scatter = rng.uniform(-0.08, 0.08, len(values))
-    ax.plot(values, y + scatter, '.', ms=2, color=style['color'], alpha=0.4)
+    each = None if label is None else f'{label}, one image'
+    ax.plot(values, y + scatter, '.', ms=2.5, color=style['color'], alpha=0.4, label=each)
     _horizontal_mean(ax, values, y, style, within, mew=0.6, label=label, **_MEAN)
 
 # %% ../../nbs/library/analysis/plots.ipynb #spread
@@ -293,7 +319,7 @@ def draw_spread(
     A `ParameterError` where a column is missing."""
     rows = _rows(frame, 'run', 'i', 'kind', 'cosine', 'distance', 'variance', 'wrong')
     short, rng = short_names(rows.run.unique()), np.random.default_rng(0)
-    fig, axes = subplot_grid(1, 4, (9, 0.9 + 0.45 * len(short)), sharey=True)
+    fig, axes = subplot_grid(1, 4, (PAGE_WIDTH, 1.2 + 0.45 * len(short)), sharey=True)
     for ax, (measure, name) in zip(axes, _SPREAD_LABELS.items(), strict=True):
         for j, run in enumerate(short):
             for series, (kind, label) in enumerate(CLOUD_LABELS.items()):
@@ -305,16 +331,17 @@ def draw_spread(
         ax.grid(axis='x', alpha=0.3)
     axes[0].set_yticks(range(len(short)), [*short.values()])
     axes[0].invert_yaxis()
-    legend = dict(loc='outside upper center', ncols=2)
-    legend['title'] = f'{title}, {rows.i.nunique()} test images (small marks), mean and 95 % interval'
+    legend = dict(loc='outside upper center', ncols=4)
+    legend['title'] = f'{title}, {rows.i.nunique()} test images, mean and 95 % interval'
     fig.legend(*axes[0].get_legend_handles_labels(), **legend)
     return fig
 
 # %% ../../nbs/library/analysis/plots.ipynb #points
 def _draw_sweep(ax, rows, x, y, series, label, percent=True):
-    "The seeds; their means with intervals, value by value and joined in that order; returns the means"
+    "The seeds as dots; their means with intervals, value by value and joined in that order; returns the means"
     factor = 100 if percent else 1
-    ax.plot(rows[x], factor * rows[y], MARKERS[series], color=COLORS[series], ms=3, alpha=0.5)
+    style = dict(color=COLORS[series], ms=5, alpha=0.5, label=f'{label}: one seed')
+    ax.plot(rows[x], factor * rows[y], '.', **style)
     means = []
     for value, seeds in rows.groupby('value'):
         means.append(dict(x=seeds[x].mean(), value=value) | mean_interval(factor * seeds[y]))
@@ -327,7 +354,7 @@ def _draw_sweep(ax, rows, x, y, series, label, percent=True):
         color=COLORS[series],
         mew=0.5,
         capsize=3,
-        label=label,
+        label=f'{label}: mean, 95 % interval',
         **_MEAN,
     )
     return means
@@ -388,14 +415,8 @@ def _label_weights(ax, means):
     "λ beside each mean; crowded labels, at low entropies, stand above and below by turns"
     for n, p in enumerate(means.itertuples()):
         below = n % 2 == 1 and p.x < -0.2
-        offset = (5, -9 if below else 3)
-        ax.annotate(f'λ={p.value:g}', (p.x, p.mean), xytext=offset, textcoords='offset points', fontsize=7)
-
-
-def _mark_entropy(ax, entropy, name):
-    ax.axvline(entropy, color='0.6', lw=0.8, marker='')
-    where = dict(xycoords=('data', 'axes fraction'), rotation=90, ha='right')
-    ax.annotate(name, (entropy, 0.25), fontsize=7, **where)
+        side = dict(xytext=(-4, -11), ha='right') if below else dict(xytext=(5, 3))
+        ax.annotate(f'λ={p.value:g}', (p.x, p.mean), textcoords='offset points', fontsize=8, **side)
 
 # %% ../../nbs/library/analysis/plots.ipynb #frontier-accuracy
 _ENTROPY_AXIS = 'entropy of δ/ε, nats per pixel'
@@ -409,14 +430,13 @@ def _draw_frontier_accuracy(ax, rows, ends):
             style = dict(ls=_END_STYLES[method], color=COLORS[series])
             ax.axhline(100 * end[accuracy], lw=1, marker='', **style)
     _label_weights(ax, means)
-    _mark_entropy(ax, math.log(2), 'uniform noise')
-    _mark_entropy(ax, _start_entropy(), 'start of the ascent')
+    ax.axvline(_start_entropy(), color='0.4', ls='-.', lw=0.8, marker='', label='start of the ascent')
+    ax.axvline(math.log(2), color='0.4', lw=0.8, marker='', label='entropy of uniform noise')
     ax.set(xlabel=_ENTROPY_AXIS, ylabel='accuracy, %')
     ax.autoscale_view()
     _limit_accuracies(ax)
     for method in ends.index:  # a grey line in the legend
-        ax.plot([], [], _END_STYLES[method], marker='', color='0.4', lw=1, label=method)
-    ax.legend(loc='center left')
+        ax.plot([], [], _END_STYLES[method], marker='', color='0.4', lw=1, label=f'trained by {method}')
 
 # %% ../../nbs/library/analysis/plots.ipynb #frontier
 @house_style()
@@ -428,14 +448,14 @@ def draw_frontier(
 
     A `ParameterError` where the frame has no such sweep."""
     rows, ends = _sweep(frame, 'lbd'), _end_means(frame)
-    fig, (left, right) = subplot_grid(1, 2, (8.4, 3.4), width_ratios=[3, 2])
+    fig, (left, right) = subplot_grid(1, 2, (PAGE_WIDTH, 4.1), width_ratios=[3, 2])
     _draw_frontier_accuracy(left, rows, ends)
     _draw_sweep(right, rows, 'entropy', 'expected_loss', 2, 'expected loss', percent=False)
     for method, end in ends.iterrows():
         style = dict(ls=_END_STYLES[method], color=COLORS[2])
-        right.axhline(end.expected_loss, lw=1, marker='', label=method, **style)
+        right.axhline(end.expected_loss, lw=1, marker='', **style)
     right.set(xlabel=_ENTROPY_AXIS, ylabel='expected loss of a draw, nats')
-    right.legend()
+    _legend_below(fig, (left, right))
     fig.suptitle(title, fontsize=8)
     return fig
 
@@ -455,14 +475,15 @@ def draw_options(
     A `ParameterError` where the frame has none of these sweeps."""
     rows = _sweep(frame, *_OPTION_LABELS)
     options = [option for option in _OPTION_LABELS if (rows.option == option).any()]
-    width = 1 + 1.9 * len(options)
+    width = min(PAGE_WIDTH, 2.4 + 1.9 * len(options))
     grid = dict(sharex='col', sharey='row', squeeze=False)
-    fig, axes = subplot_grid(2, len(options), (width, 3.8), **grid)
+    fig, axes = subplot_grid(2, len(options), (width, 4.2), **grid)
     for (upper, lower), option in zip(axes.T, options, strict=True):
         _draw_option(upper, lower, rows[rows.option == option], _OPTION_LABELS[option])
     for ax, accuracy in zip(axes[:, 0], ('natural', 'robust'), strict=True):
         ax.set_ylabel(f'{accuracy} accuracy, %')
         _limit_accuracies(ax)
+    _legend_below(fig, axes[:, 0], ncols=4 if width > 6 else 2)
     fig.suptitle(textwrap.fill(title, int(15 * width)), fontsize=8)
     return fig
 
@@ -479,21 +500,22 @@ def _draw_option(upper, lower, rows, label):
 
 # %% ../../nbs/library/analysis/plots.ipynb #hinge-curves
 _U_IGNORING = 0.5 * (math.log(2 * math.pi / 3) + 1)  # U of an encoder that ignores the perturbation
-_SEED_STYLES = ['-', '--', '-.', ':']
+_THRESHOLD_STYLES = ['-', '--', '-.', (0, (6, 1, 1, 1, 1, 1))]
 
 
 def _draw_u_curves(ax, rows):
     "U epoch by epoch: a colour for each threshold, a curve for each of its seeds"
     for series, (threshold, of_threshold) in enumerate(rows.groupby('u_max')):
-        look = dict(ls=_SEED_STYLES[series % 4], marker='', color=COLORS[series], lw=1)
-        label = f'threshold {threshold:g}'
+        look = dict(ls=_THRESHOLD_STYLES[series % 4], marker='', color=COLORS[series], lw=1)
+        label = f'U, threshold {threshold:g}'
         for _, curve in of_threshold.groupby('seed'):
             ax.plot(curve.epoch, curve.U, label=label, **look)
             label = None  # once in the legend
         ax.axhline(threshold, ls=':', color=COLORS[series], lw=1, marker='')
-    ax.axhline(_U_IGNORING, color='0.4', lw=1, marker='', label=f'{_U_IGNORING:.4f}: ignores δ')
+    ax.plot([], [], ls=':', color='0.4', lw=1, marker='', label='the threshold itself')
+    of_ignoring = f'U = {_U_IGNORING:.4f}: δ is ignored'
+    ax.axhline(_U_IGNORING, color='0.4', lw=1, marker='', label=of_ignoring)
     ax.set(xlabel='epoch', ylabel='U, nats per latent dimension')
-    ax.legend(ncols=2)
 
 # %% ../../nbs/library/analysis/plots.ipynb #hinge
 @house_style()
@@ -506,13 +528,13 @@ def draw_hinge(
 
     A `ParameterError` where the frames have no such sweep."""
     curves, sweep = _rows(hinge, 'u_max', 'seed', 'epoch', 'U', name='hinge'), _sweep(results, 'u_max')
-    fig, (left, right) = subplot_grid(1, 2, (8.4, 3))
+    fig, (left, right) = subplot_grid(1, 2, (PAGE_WIDTH, 3.7))
     _draw_u_curves(left, curves)
     _draw_sweep(right, sweep, 'value', 'natural', 0, 'natural accuracy')
     _draw_sweep(right, sweep, 'value', 'robust', 1, 'robust accuracy')
     right.axvline(_U_IGNORING, color='0.4', lw=1, marker='')
-    right.set(xlabel='threshold', ylabel='accuracy, %')
+    right.set(xlabel='threshold of U, nats', ylabel='accuracy, %')
     _limit_accuracies(right)
-    right.legend()
+    _legend_below(fig, (left, right))
     fig.suptitle(title, fontsize=8)
     return fig

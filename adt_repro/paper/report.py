@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CIFAR10_TEST', 'REAL', 'VERDICTS', 'MEANINGS', 'CELL_MEANINGS', 'CONDITIONS', 'paper_settings', 'same_setting',
            'latest_scale', 'table1_cells', 'setting_line', 'scale_line', 'lost_to_attacks', 'weakest_table', 'fill',
-           'Look', 'legend_html', 'table1_html', 'claims_html', 'readme_table', 'readme_claims', 'put_between',
-           'inline', 'page']
+           'Look', 'legend_html', 'table1_html', 'claims_html', 'table1_markdown', 'claims_table', 'markdown_table',
+           'claims_markdown', 'inline', 'page']
 
 # %% ../../nbs/library/paper/report.ipynb #imports
 import base64
@@ -31,6 +31,7 @@ from .evidence import Evidence
 from .verdicts import cell_verdict
 from ..runs.config import RULES
 from ..runs.resolve import resolve
+from ..runs.scales import read_scale, scale_runs, seeds_of
 
 # %% ../../nbs/library/paper/report.ipynb #paper-settings
 # fingerprint of CIFAR-10's 10,000 test images; tests/unit/test_cifar10.py compares it with the data
@@ -78,16 +79,30 @@ def same_setting(
 
 # %% ../../nbs/library/paper/report.ipynb #latest
 # scales with committed records, the closest to the paper's first; digits is a rehearsal
-REAL = ['paper', 'gpu', 'cpu', 'digits']
+REAL = ['paper', 'gpu', 'mid', 'cpu', 'digits']
 
 
+def _is_complete(folder):
+    "Has every run of the claims that a scale declares records of white-box attacks in float32?"
+    file = folder.parents[1] / 'nbs' / 'scales' / f'{folder.name}.yaml'
+    scale = read_scale(file) if file.exists() else None
+    if scale is None or not scale.asked['declared']:
+        return True
+    needed = set()
+    for claim in scale.asked['declared']['claims'].values():
+        for row in claim['rows']:
+            needed |= {(row, seed) for seed in seeds_of(scale, row)[: claim['seeds']]}
+    runs = [run for run, own in scale_runs(scale).items() if (own['method'], own['seed']) in needed]
+    return all((folder / 'records' / f'white_box-{run}.parquet').exists() for run in runs)
+
+# %% ../../nbs/library/paper/report.ipynb #latest-scale
 def latest_scale(
     outputs: Path | str = None,  # the project's outputs/; None: found from here
-) -> str:  # the first of `REAL` that has records of white-box attacks in float32
-    "The scale that README and the site show first; a `ParameterError` where none has records"
-    outputs = Path(outputs or find_root() / 'outputs')
+) -> str:  # the first of `REAL` that has records of white-box attacks in float32, all that it declares
+    "The scale that the site shows first; a `ParameterError` where none has records"
+    outputs = Path(outputs or find_root() / 'outputs').absolute()
     for scale in REAL:
-        if any(outputs.glob(f'{scale}/records/white_box-*.parquet')):
+        if any(outputs.glob(f'{scale}/records/white_box-*.parquet')) and _is_complete(outputs / scale):
             return scale
     refuse('scale', None, f'one with records, none of {", ".join(REAL)} has any')
 
@@ -155,7 +170,7 @@ def scale_line(
 def lost_to_attacks(
     paper: pd.DataFrame,  # of `published_table1`
 ) -> pd.DataFrame:  # a row for at_pgd and each row of ADT: lost, and less than at_pgd, in points
-    "How much of what PGD-20 leaves falls to the worst of all attacks, by the published table alone"
+    "Accuracy lost from PGD-20 to the worst of all attacks, by the published table alone"
     lost = (paper.pgd20 - paper.rob)[['at_pgd', 'adt_exp', 'adt_exp_am', 'adt_imp_am']]
     less = lost['at_pgd'] - lost
     return pd.DataFrame({'lost': lost, 'less than at_pgd': less}).rename_axis(index=None)
@@ -220,32 +235,32 @@ def _with_sign(word):
 
 # %% ../../nbs/library/paper/report.ipynb #html-meanings
 MEANINGS = {  # of a claim's word
-    'supported': 'the 95 % interval lies where the claim says, and still does when it counts how many claims '
-    'were tested',
+    'supported': 'the 95 % interval lies where the claim says, also after the correction for the number of '
+    'claims',
     'contradicted': 'the interval lies on the wrong side of the claim’s bound, by the same test',
     'smaller than published': 'the claim is not shown, and the 95 % interval excludes the published size. This '
     'is one interval, not corrected for the number of claims, and it takes the published size as exact',
-    'inconclusive': 'these seeds and images cannot tell: the interval covers the bound, or does so when the other '
-    'claims are counted',
+    'inconclusive': 'the data cannot distinguish the two: the interval covers the bound, or does so after the '
+    'correction for the number of claims',
     'not testable here': 'a gate or a premise is not met, or was not measured, so the claim is not judged',
-    'one network': 'one seed on one side: the interval is of other images, not of other trainings; it is for '
-    'or against these networks, never a verdict',
-    'not complete': 'seeds or images that were declared are not there yet, and nothing is shown before',
+    'one network': 'one seed on one side: the interval covers image sampling only, so it is for or against '
+    'these networks, never a verdict',
+    'not complete': 'declared seeds or images are missing, and no estimate is shown before they are there',
     'not run': 'no records',
 }
 CELL_MEANINGS = {  # of a cell of Table 1
     'supported': 'agrees with the published accuracy within the margin, by two one-sided tests',
     'contradicted': 'differs from the published accuracy by more than the margin',
     'inconclusive': 'the interval of the difference covers an end of the margin',
-    'one network': 'the interval is of other images, not of other trainings, so it is no verdict',
+    'one network': 'one seed: the interval covers image sampling only, so it is no verdict',
     'other scale': 'not the paper’s setting, so not compared',
     'no published value': 'nothing to compare with',
     'not run': 'no records',
 }
 CONDITIONS = (
-    'A gate asks whether the training was the paper’s: does the adversary’s inner problem reach nearly as much '
-    'loss as PGD-20 does? A premise asks whether these networks can show the effect at all: does the loss bend, '
-    'so that many small steps find more than one large one?'
+    'A gate asks whether the training matches the paper’s: does the inner problem reach nearly as much loss as '
+    'PGD-20? A premise asks whether these networks can show the effect at all: does the loss bend, so that many '
+    'small steps find more than one large step?'
 )
 
 # %% ../../nbs/library/paper/report.ipynb #html-legend
@@ -379,7 +394,7 @@ _CLAIM_HEADS = (
     )
 )
 _CLAIMS = """\
-<table class="adt"><caption>{{ said }}. What a word says, it says of this scale.</caption>\
+<table class="adt"><caption>{{ said }}. Each word is about this scale only.</caption>\
 <thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>\
 {% for title, claims in groups %}<tbody>\
 {% if title %}<tr><th scope="rowgroup" colspan="{{ heads | length }}">{{ title }}</th></tr>{% endif %}\
@@ -410,13 +425,13 @@ def _markdown_row(row, cells):
     return f'| `{row}` | {_range(cells.seeds)} | {accuracies} |'
 
 
-def readme_table(
+def table1_markdown(
     cells: pd.DataFrame,  # of `table1_cells`
     said: str,  # what it is of, see `scale_line`
 ) -> str:  # Markdown: a sentence and a table of the rows that were run
-    "Our numbers for README.md"
+    "Our numbers in Table 1"
     ran = cells[cells.verdict != 'not run']
-    compared = "Not the paper's setting, so nothing is compared with its numbers."
+    compared = "Not the paper's setting, so no cell is compared with the published one."
     if ran.same.any():
         counts = ', '.join(f'{count} {word}' for word, count in ran.verdict.value_counts().items())
         compared = f'Words: {counts}.'
@@ -430,7 +445,7 @@ def readme_table(
     return '\n'.join(lines)
 
 # %% ../../nbs/library/paper/report.ipynb #readme-claims
-def _readme_word(c):
+def _short_verdict(c):
     "A claim's word, and in few words why it has no verdict, or what was not measured before it"
     if c.verdict == 'not complete':
         return f'{c.verdict} ({c.why})'
@@ -444,35 +459,37 @@ def _readme_word(c):
     return f'{word} ({" and ".join(unknown)} not measured)' if unknown else word
 
 
-def readme_claims(
+def claims_table(
     judged: pd.DataFrame,  # of `judge`
-) -> str:  # Markdown: a table of the claims that have records, and a line on the others
-    "What became of the claims, for README.md; a claim that has no verdict says why"
-    lines = [
-        '| | claim | estimate ± 95 % | published (where) | seeds × images | at this scale |',
-        '|---|---|---|---|---|---|',
-    ]
+) -> pd.DataFrame:  # index: key; texts: claim, estimate, published size, seeds and images, word
+    "What became of the claims that have records; a claim that has no verdict says why"
+    lines = {}
     for c in judged[judged.verdict != 'not run'].itertuples():
-        texts = [c.key, c.claim, _size(c), _published_size(c), _tested(c), _readme_word(c)]
-        lines.append(f'| {" | ".join(texts)} |')
-    missing = judged.key[judged.verdict == 'not run']
-    if len(missing):
-        lines += ['', f'Not run here: {", ".join(missing)}.']
-    return '\n'.join(lines)
+        lines[c.key] = [c.claim, _size(c), _published_size(c), _tested(c), _short_verdict(c)]
+    columns = ['claim', 'estimate ± 95 %', 'published (where)', 'seeds × images', 'at this scale']
+    return pd.DataFrame.from_dict(lines, orient='index', columns=columns)
 
 # %% ../../nbs/library/paper/report.ipynb #put-between
-def put_between(
-    text: str,  # a whole file
-    name: str,  # of the place: <!-- name --> … <!-- /name -->
-    new: str,  # what is put there
-) -> str:  # the file with it
-    "Fill a marked place; a `ParameterError` where there is none"
-    pattern = re.compile(rf'(<!-- {re.escape(name)} -->\n).*?(\n<!-- /{re.escape(name)} -->)', re.S)
-    if not pattern.search(text):
-        raise ParameterError(
-            f'{name}: expected a file with the line <!-- {name} --> and, below it, <!-- /{name} -->'
-        )
-    return pattern.sub(lambda m: m[1] + new + m[2], text)
+def _markdown_cell(value):
+    return str(value).replace('|', '\\|').replace('\n', ' ')
+
+
+def markdown_table(
+    table: pd.DataFrame,  # values as they are to be shown; the index is the first column
+) -> str:  # a table in Markdown
+    "A table that shows long texts whole"
+    lines = [[table.index.name or '', *table.columns], ['---'] * (1 + len(table.columns))]
+    lines += [[index, *values] for index, values in zip(table.index, table.values, strict=True)]
+    return '\n'.join(f'| {" | ".join(map(_markdown_cell, line))} |' for line in lines)
+
+
+def claims_markdown(
+    judged: pd.DataFrame,  # of `judge`
+) -> str:  # Markdown: a table of the claims that have records, and a line on the others
+    "What became of the claims, in Markdown"
+    missing = judged.key[judged.verdict == 'not run']
+    text = markdown_table(claims_table(judged))
+    return f'{text}\n\nNot run here: {", ".join(missing)}.' if len(missing) else text
 
 # %% ../../nbs/library/paper/report.ipynb #saved-picture
 _MOST_PIXELS = 5 * 10**7  # of a figure; at 110 dots an inch, a square of 64 inches
@@ -516,20 +533,26 @@ def inline(
     return fill('<img alt="{{ alt }}" src="data:image/png;base64,{{ data }}">', alt=alt, data=data)
 
 # %% ../../nbs/library/paper/report.ipynb #page
+# On the root, color-scheme darkens the whole window; pictures are drawn for white paper, so they keep it.
 _STYLE = (
-    'body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;'
-    'color-scheme:light dark}\n'
+    ':root{color-scheme:light dark}\n'
+    'body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem}\n'
     'table{border-collapse:collapse;border:0;font-size:.85rem;display:block;overflow-x:auto}'
     'td,th{padding:.25rem .5rem;border:1px solid #8886;text-align:left;vertical-align:top}'
     'table.cells td{white-space:nowrap}\n'
-    'caption{text-align:left;padding:.4rem 0}img{max-width:100%;background:#fff}'
-    'pre{overflow-x:auto;font-size:.8rem}small{opacity:.8}'
+    'caption{display:block;position:sticky;left:0;text-align:left;padding:.4rem 0}'
+    'pre{overflow-x:auto;font-size:.8rem}small{opacity:.85}\n'
+    'img{max-width:100%;background:#fff;border-radius:4px}'
+    '@media(prefers-color-scheme:dark){img{filter:brightness(.92)}a{color:#8ab4f8}a:visited{color:#c5a8ff}}'
 )
-
-
+_ICON = (
+    'data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 16 16%22%3E'
+    '%3Crect width=%2216%22 height=%2216%22 rx=%223%22 fill=%22%230072B2%22/%3E'
+    '%3Ctext x=%224%22 y=%2213%22 font-size=%2215%22 fill=%22%23fff%22%3E%CE%B4%3C/text%3E%3C/svg%3E'
+)
 _PAGE = """\
 <!doctype html><html lang="en"><head><meta charset="utf-8">\
-<meta name="viewport" content="width=device-width,initial-scale=1">\
+<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="{{ icon }}">\
 <title>{{ title }}</title><style>{{ style }}</style></head><body><h1>{{ title }}</h1>
 {% for heading, content in sections %}<section><h2>{{ heading }}</h2>{{ content }}</section>
 {% endfor %}</body></html>
@@ -541,4 +564,4 @@ def page(
     sections: list,  # of (heading, HTML that `fill` made; other text is shown as text)
 ) -> str:  # a whole HTML document that loads nothing
     "A self-contained page"
-    return str(fill(_PAGE, title=title, style=Markup(_STYLE), sections=sections)) + '\n'
+    return str(fill(_PAGE, title=title, style=Markup(_STYLE), icon=_ICON, sections=sections)) + '\n'

@@ -17,9 +17,9 @@ from .report import fill, inline, page
 # %% ../../nbs/library/paper/sections.ipynb #about
 ABOUT = (
     'Results of adt_repro, a reproduction of “Adversarial Distributional Training for Robust Deep Learning” '
-    '(Dong et al., NeurIPS 2020, arXiv 2002.05999): networks trained by its methods and by those it is '
-    'compared with, attacked, and set beside the published numbers. Every number here is a sum over '
-    'records that come with the code.'
+    '(Dong et al., NeurIPS 2020, arXiv 2002.05999): networks trained by its methods and by its baselines, '
+    'attacked, and compared with the published numbers. Every number here is computed from records that come '
+    'with the code.'
 )
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['run_labels', 'table1_caption', 'network_pairs', 'beyond_table1', 'black_box_table', 'sanity_table',
-           'low_precision_gaps', 'training_times', 'paper_frames']
+           'low_precision_gaps', 'training_times', 'paper_frames', 'headline']
 
 # %% ../../nbs/library/paper/summaries.ipynb #imports
 from pathlib import Path
@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..base.files import find_root
+from ..base.parameters import refuse
 from ..base.stats import mcnemar
+from ..base.tables import read_table
 from ..evaluation.metrics import accuracies, percent_cells, robust
 from ..evaluation.records import join_records
 from .claims import COLUMNS
@@ -71,7 +74,7 @@ def network_pairs(
     e: Evidence,  # of `read_evidence`
     a: str = 'adt_exp',  # a row of the table
     b: str = 'at_pgd',  # another
-) -> pd.DataFrame:  # a row a seed: images that only one of the two withstands, n, p; None: one was not run
+) -> pd.DataFrame:  # a row a seed: images that only one of the two gets right, n, p; None: one was not run
     "Two methods' networks of the same seed under A_rob, image by image"
     if (a, 'rob') not in e.found or (b, 'rob') not in e.found:
         return None
@@ -79,7 +82,7 @@ def network_pairs(
     pairs = []
     for seed in ours.index:
         pairs.append(dict(seed=seed) | mcnemar(ours.loc[seed].values > 0, theirs.loc[seed].values > 0))
-    names = dict(only_a=f'only {a} withstands', only_b=f'only {b} withstands')
+    names = dict(only_a=f'correct for {a} only', only_b=f'correct for {b} only')
     return pd.DataFrame(pairs).rename(columns=names).set_index('seed')
 
 # %% ../../nbs/library/paper/summaries.ipynb #beyond
@@ -93,7 +96,7 @@ def _beyond(rows, label):
         line = dict(run=label, attack=attack, n=six.n.item())
         line['A_rob on these images'] = percent_cells(six)[0]
         line['and under this attack'] = percent_cells(more)[0]
-        line['felled by it alone'] = (six.correct - more.correct).item()
+        line['misclassified by it alone'] = (six.correct - more.correct).item()
         yield line
 
 # %% ../../nbs/library/paper/summaries.ipynb #beyond-table1
@@ -182,7 +185,7 @@ def low_precision_gaps(
     frames = [] if precision == 'fp32' else precision_gaps(folder, list(labels.index), precision)
     if not frames:
         return None
-    both = pd.concat(frames)
+    both = pd.concat(frames).rename(columns=lambda name: name.replace('felled by', 'misclassified under'))
     return both.assign(run=both.run.map(labels)).set_index(['run', 'attack'])
 
 # %% ../../nbs/library/paper/summaries.ipynb #training-times
@@ -218,3 +221,21 @@ def paper_frames(
     for name, part in _FRAMES.items():
         frames[name] = named_frame(folder, name) if part in parts else None
     return frames
+
+# %% ../../nbs/library/paper/summaries.ipynb #headline
+_CLAIM_COLUMNS = dict.fromkeys(('key', 'claim', 'statistic', 'unit', 'seeds', 'verdict', 'why'), 'str')
+_CLAIM_COLUMNS |= dict.fromkeys(('estimate', 'lo', 'hi', 'published'), 'float64') | dict(n='int64')
+
+
+def headline(
+    scale: str,  # whose outputs/<scale>/tables/claims.csv is read, such as cpu
+    key: str = 'C1',  # of a claim
+    root: Path | str = None,  # the project's root; None: found from here
+) -> dict:  # key, claim, statistic, unit, estimate, lo, hi, published, seeds (one number a side), n, verdict
+    "One claim's result at a scale; a `ParameterError` where the scale has no such claim"
+    file = Path(root or find_root()) / 'outputs' / scale / 'tables' / 'claims.csv'
+    table = read_table(file, _CLAIM_COLUMNS, key=['key']).set_index('key', drop=False)
+    if key not in table.index:
+        refuse('key', key, f'one of {", ".join(table.index)}')
+    found = table.loc[key, list(_CLAIM_COLUMNS)].to_dict()
+    return found | dict(seeds=[int(seeds) for seeds in found['seeds'].split(', ')])

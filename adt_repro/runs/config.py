@@ -665,7 +665,6 @@ _PAPER = dict(
     margin=Parameter(
         number(0, 100, above=True), 2.0, 'points within which two accuracies are taken for the same'
     ),
-    readme=Parameter(flag(), False, 'put the tables into README.md'),
 )
 
 # %% ../../nbs/library/runs/config.ipynb #power

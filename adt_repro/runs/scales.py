@@ -80,7 +80,7 @@ def _left_to_a_scale(notebook):
 
 
 SCALE_PARAMETERS = {name: _left_to_a_scale(name) for name in EXPERIMENTS} | dict(
-    paper={name: PARAMETERS['paper'][name] for name in ('margin', 'readme')}
+    paper=dict(margin=PARAMETERS['paper']['margin'])
 )
 
 # %% ../../nbs/library/runs/scales.ipynb #scale-top
