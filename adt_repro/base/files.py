@@ -42,11 +42,11 @@ def find_root(
 def open_regular(
     path: Path | str,  # a file, or a link to one
 ) -> BinaryIO:  # open for reading
-    "Open a file that has an end; an `OSError` where it is a pipe, a device or a folder"
+    "Open a regular file; an `OSError` if it is a pipe, a device or a folder"
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would block
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, 'no regular file')
+        raise OSError(errno.EINVAL, 'not a regular file')
     return open(handle, 'rb')
 
 # %% ../../nbs/library/base/files.ipynb #code-digest
@@ -54,7 +54,7 @@ def open_regular(
 def code_digest(
     package: Path = Path(adt_repro.__file__).parent,  # folder of a package
 ) -> str:  # 12 hexadecimal digits
-    "A hash of the code of a package: the names and contents of all its modules, those of sub-packages too"
+    "A hash of a package's code: the names and contents of all its modules, including sub-packages"
     code = hashlib.sha256()
     for file in sorted(package.rglob('*.py')):
         if file.name != '_modidx.py':
@@ -63,19 +63,19 @@ def code_digest(
 
 # %% ../../nbs/library/base/files.ipynb #temporary
 def _temporary_names(path):
-    "How the names of temporary files of a file begin, on this host"
+    "How the names of a file's temporary files begin on this host"
     host = re.sub('[^A-Za-z0-9-]', '_', platform.node())[:40]
     start = os.fsdecode(os.fsencode(path.name)[:120])  # a file's name has at most 255 bytes
     return f'{start}.{host}-'
 
 
 def _delete_left_over(path):
-    "Delete the temporary files that killed processes have left of a file"
+    "Delete the temporary files of `path` that killed processes left behind"
     start = _temporary_names(path)
     for name in os.listdir(path.parent):
         if not (name.startswith(start) and name.endswith('.part')):
             continue
-        with suppress(OSError):  # somebody writes it, or has just deleted it
+        with suppress(OSError):  # another process is writing it, or has just deleted it
             handle = os.open(path.parent / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,12 +88,12 @@ def _begin_temporary(path):
     "A new file beside another one, open and locked, and its path"
     while True:
         part = path.with_name(f'{_temporary_names(path)}{secrets.token_hex(8)}.part')
-        file = open(part, 'xb')  # O_EXCL: follows no link; the rights are what the umask says
-        with suppress(OSError):  # a file system without locks: what is left there stays
+        file = open(part, 'xb')  # O_EXCL: follows no link; the umask sets the permissions
+        with suppress(OSError):  # a file system without locks: left-over files stay
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file, part
-        file.close()  # another process took it for one left over, before it was locked
+        file.close()  # before it was locked, another process deleted it as left over
 
 # %% ../../nbs/library/base/files.ipynb #replacing
 def _flush_folder(folder):
@@ -106,7 +106,7 @@ def _flush_folder(folder):
 
 @contextmanager
 def _written(path):
-    "A temporary file that gets the name of `path` while it is still locked; without an error only"
+    "A temporary file that is renamed to `path` while it is still locked, unless there was an error"
     _delete_left_over(path)
     file, part = _begin_temporary(path)
     try:
@@ -124,8 +124,8 @@ def _written(path):
 @contextmanager
 def replacing(
     path: Path | str,  # the file
-):  # a context with a binary file to write to, which takes the place of `path` at the end
-    "Write a file completely or not at all; where the disk does not take it, one line says so"
+):  # a context with a binary file to write to, which replaces `path` at the end
+    "Write a file completely or not at all; a one-line `ParameterError` if it cannot be written"
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
         raise ParameterError(f'{path.name}: cannot be written, expected a file and not a folder of this name')
@@ -133,15 +133,15 @@ def replacing(
         with _written(path) as file:
             yield file
     except OSError as e:
-        expected = 'expected a folder with room that can be written to'
+        expected = 'expected a writable folder on a disk with free space'
         raise ParameterError(f'{path.name}: cannot be written, {expected} ({e.strerror})') from None
 
 # %% ../../nbs/library/base/files.ipynb #try-folder
 def try_folder(
     folder: Path | str,  # made if it is missing
     root: Path | str,  # at or above it; between the two no folder may be a link
-) -> str | None:  # why no file can be made there, in words with the folder's name; None: files can be made
-    "Try whether files can be written to a folder; nothing is left there"
+) -> str | None:  # why no file can be created there, with the folder's name; None: files can be created
+    "Test whether files can be written to a folder; the test leaves nothing there"
     folder, root = Path(folder), Path(root)
     place = folder.relative_to(root)
     for step in place, *place.parents:
@@ -168,7 +168,7 @@ def _note_holder(path):
 
 
 def _holder(path):
-    "Who holds a lock, in parentheses; nothing where its file does not say so"
+    "Who holds a lock, in parentheses; '' if its file does not say so"
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(handle, 'rb') as file:
@@ -183,12 +183,12 @@ def _holder(path):
 
 # %% ../../nbs/library/base/files.ipynb #lock-file
 def _acquire(lock, path, subject):
-    "Acquire a lock at once; a `ParameterError` where its file cannot be used"
+    "Acquire a lock at once; a `ParameterError` if its file cannot be used"
     try:
         if path.is_symlink():
             raise OSError(0, 'it is a link')
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # `lock_file` says it in a line of its own
+            warnings.simplefilter('ignore')  # `lock_file` gives its own warning
             lock.acquire()
     except Timeout:
         raise
@@ -201,17 +201,17 @@ def _acquire(lock, path, subject):
 
 # %% ../../nbs/library/base/files.ipynb #lock-file-public
 def lock_file(
-    path: Path | str,  # the lock's file, made if it is missing; its folder is there
+    path: Path | str,  # the lock's file, made if it is missing; its folder must exist
     subject: str,  # what is locked, for the message, such as run='x'
     doing: str,  # what its holder does, for the message, such as 'training it'
-) -> FileLock:  # held until it is released, and no longer than the process lives
-    "Keep other processes out; a `ParameterError` where one is in already, or the lock cannot be used"
+) -> FileLock:  # held until it is released, at the latest when the process ends
+    "Keep other processes out; a `ParameterError` if one holds the lock already, or it cannot be used"
     path = Path(path)
     lock = FileLock(path, timeout=0)
     try:
         _acquire(lock, path, subject)
     except Timeout:
-        time.sleep(0.1)  # a holder that has just come writes who it is
+        time.sleep(0.1)  # a new holder may still be writing who it is
         line = f'{subject}: another process is {doing}{_holder(path)}, expected one at a time'
         if isinstance(lock, SoftFileLock):
             line += f'; if that process has ended, delete {path}'

@@ -146,7 +146,7 @@ def test_a_full_disk(project):
     done = warm.run_fork(warm.papermill_with_small_files, 100_000, *args, cwd=project)
     assert done.returncode != 0
     assert (
-        'checkpoint.pt: cannot be written, expected a folder with room that can be written to (File too large)'
+        'checkpoint.pt: cannot be written, expected a writable folder on a disk with free space (File too large)'
         in done.stderr
     ), done.stderr[-500:]
     assert not list(project.rglob('*.part'))
