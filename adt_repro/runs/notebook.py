@@ -66,11 +66,12 @@ def _places(notebook, output):
     return [path.replace('{', '{{').replace('}', '}}') for path in paths]
 
 # %% ../../nbs/library/runs/notebook.ipynb #follow
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     "The current place in the execution of a notebook, and its latest output"
 
-    cell: int  # from 0 to cells - 1
-    cells: int  # in the notebook
+    cell: int  # in [0, cells - 1]
+    cells: int  # in the notebook, at least 1
     heading: str  # the last heading before the cell; empty if there is none
     text: str = ''  # the output as plain text; empty at the start of a cell
     share: float = None  # in [0, 1], the value of a progress bar in the output; None: there is none
