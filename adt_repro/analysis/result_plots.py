@@ -105,7 +105,7 @@ def draw_accuracies(
         ax.plot([], [], 'o', color='0.4', mfc='none', label='upper bound')
     ticks, usual = _attack_names(sums, attacks)
     ax.set_xticks(range(len(attacks)), ticks)
-    ax.set(ylabel='accuracy, %', ylim=(-2, 102))
+    ax.set(ylabel='accuracy, %', ylim=(-2, min(102, 110 * np.nanmax(sums.accuracy) + 5)))
     ax.grid(axis='y', alpha=0.3)
     fig.suptitle(f'{title}, {usual:,} test images, 95 % intervals', fontsize=9)
     fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=5)

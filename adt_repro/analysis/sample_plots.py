@@ -161,7 +161,7 @@ def draw_map(
             of_kinds = ', '.join(f'{short} {shares[run][k]:.1f} %' for k, short in _SHORT.items())
             name = f'{name}\nvariance shown:\n{of_kinds}'
         ax.set_title(name, fontsize=8)
-    _name_axes(axes, 'first component, in ε', 'second component, in ε')
+        ax.set(xlabel='first component, in ε', ylabel='second, in ε')
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
     fig.suptitle(title, fontsize=9)
     return fig
