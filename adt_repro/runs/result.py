@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..base.files import find_root
 from ..evaluation.evaluate import percent
+from .notebook import EXECUTED
 from .scales import kept_scale
 from .store import read_config, read_facts, whole_path
 
