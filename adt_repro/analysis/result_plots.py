@@ -277,7 +277,9 @@ def draw_seeds(
             seed = dict(ms=3.5, color=COLORS[0], alpha=0.5, label='one seed' if first else None)
             ax.plot(accuracy, [i] * len(accuracy), 'o', **seed)
             mean = dict(ms=9, color='black', capsize=3, lw=1, label='mean, 95 % interval' if first else None)
-            ax.errorbar(found['mean'], i, xerr=found['mean'] - found['lo'], fmt='|', **mean)
+            ends = max(0, found['lo']), min(100, found['hi'])  # an interval may leave what is possible
+            errors = [[found['mean'] - ends[0]], [ends[1] - found['mean']]]
+            ax.errorbar(found['mean'], i, xerr=errors, fmt='|', **mean)
         ax.set(title=attack, xlabel='accuracy, %', xlim=(None, min(101, ax.get_xlim()[1])))
         ax.grid(axis='y', alpha=0.3)
     axes[0, 0].set_yticks(range(len(names)), names)

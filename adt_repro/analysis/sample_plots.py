@@ -85,6 +85,7 @@ def draw_plane(
     fig, axes = _panels(len(runs), 3, height, sharex=True, sharey=True)
     for ax, run in zip(axes, runs, strict=True):
         ax.set(aspect='equal', xlim=(left, 1.1), ylim=(-widest, widest), title=short_names(runs)[run])
+        ax.locator_params(axis='x', nbins=4)
         _draw_plane(ax, points[points.run == run], grounds.get(run), attacks)
     _name_axes(axes, 'gradient’s sign, in ε', 'random direction, in ε')
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=5)
