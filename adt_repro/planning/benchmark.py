@@ -174,7 +174,7 @@ def time_libraries(
     python: Path | str,  # of the environment that has the libraries
     root: Path | str,  # the project's root
 ) -> dict:  # seconds: library to a list, one for each round; threads; versions
-    "PGD by each library on the same batch; a `RuntimeError` where the other process fails"
+    "PGD by each library on the same batch; a `RuntimeError` if the other process fails"
     with TemporaryDirectory() as folder:
         (Path(folder) / 'job.json').write_text(json.dumps(job))
         done = subprocess.run(
@@ -281,7 +281,7 @@ def generator_seconds(
 # %% ../../nbs/library/planning/benchmark.ipynb #image-seconds
 def image_seconds(
     config: dict,  # of `resolve`: method with its options, arch, gen_width
-    network: pd.Series,  # of `pass_seconds`, for its network
+    network: pd.Series,  # as returned by `pass_seconds`, for its network
     images: int,  # in a pass of the generator, at least 1
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation

@@ -301,7 +301,7 @@ def _all_costs(common, experiments):
 def step_costs(
     scale: dict,  # a file of nbs/scales: parameters of train.ipynb, and `experiments`
 ) -> pd.DataFrame:  # a row for each experiment and method, or part of it, see below
-    """What a scale will cost at most; a `ParameterError` where something it asks for does not exist
+    """What a scale will cost at most; a `ParameterError` if something it asks for does not exist
 
     The columns: experiment; what; jobs, the number of runs; images of one run, in training times epochs;
     passes of the network and generator, those of a generator, for each image; eflop and hours of all jobs.

@@ -38,7 +38,7 @@ def trained_share(
     epochs: int,  # of the whole training, at least 1
     batch: int,  # images in a step, at least 1
 ) -> tuple:  # (share in [0, 1], hours of training so far)
-    "How much of a run is trained; a `ParameterError` where its files cannot be read"
+    "How much of a run is trained; a `ParameterError` if its files cannot be read"
     folder = Path(folder)
     if (folder / 'run.json').exists() and (folder / 'weights.safetensors').exists():
         return 1.0, (read_facts(folder).get('seconds') or 0.0) / 3600
@@ -53,7 +53,7 @@ def _names(scale):
 
 
 def runs_in_order(
-    scale: Scale,  # of `read_scale`
+    scale: Scale,  # as returned by `read_scale`
 ) -> list:  # names of all its runs
     "The runs of a scale in the order in which its declared claims need them, seed by seed"
     names = _names(scale)
@@ -95,7 +95,7 @@ def _not_judged(scale, run, judges, root):
 
 # %% ../../nbs/library/planning/progress.ipynb #table
 def progress_table(
-    scale: Scale,  # of `read_scale`
+    scale: Scale,  # as returned by `read_scale`
     root: Path | str = None,  # the folder that holds outputs/; None: the project
 ) -> pd.DataFrame:  # a row for each run, in the order of `runs_in_order`, see below
     """How far each run has come
@@ -130,9 +130,9 @@ def _with_hours_left(table):
 
 # %% ../../nbs/library/planning/progress.ipynb #next
 def next_command(
-    scale: Scale,  # of `read_scale`
-    table: pd.DataFrame,  # of `progress_table`
-) -> str:  # for a shell; None where every run is trained and judged
+    scale: Scale,  # as returned by `read_scale`
+    table: pd.DataFrame,  # as returned by `progress_table`
+) -> str:  # for a shell; None if every run is trained and judged
     "The command that goes on with the first run that is not trained and judged"
     files, judges = made_files(scale), _judges_of(scale)
     for row in table.itertuples():
@@ -143,8 +143,8 @@ def next_command(
 
 # %% ../../nbs/library/planning/progress.ipynb #claims
 def claim_progress(
-    scale: Scale,  # of `read_scale`
-    table: pd.DataFrame,  # of `progress_table`
+    scale: Scale,  # as returned by `read_scale`
+    table: pd.DataFrame,  # as returned by `progress_table`
 ) -> pd.DataFrame:  # a row for each declared claim: claim, rows, attacks, effect, seeds, n_test, done, needed
     "How many of the runs that each claim needs are there; before all are, it is not judged"
     ready = set(table.run[(table.trained == 1) & table.judged])

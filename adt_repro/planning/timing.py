@@ -97,7 +97,7 @@ def step_passes(
 def bare_step(
     net: torch.nn.Module,  # the network as training calls it, see `adt_repro.speed.precision.ComputeWrapper`
     x: torch.Tensor,  # (N, C, H, W) images in [0, 1], on its device
-    passes: dict,  # of `step_passes`
+    passes: dict,  # as returned by `step_passes`
     adversary=None,  # with the generator, where there is one
 ):
     "The passes of a training step, and nothing else"
