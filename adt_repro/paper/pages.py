@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRANSFER', 'SPSA', 'SEEDS', 'BENCHMARK', 'Results', 'read_results', 'claim_groups', 'accuracy_table', 'accuracy_drop',
-           'gate_table', 'training_costs', 'first_images', 'transfer_summary', 'query_table', 'checks_table',
+           'gate_table', 'training_costs', 'first_images_table', 'transfer_summary', 'query_table', 'checks_table',
            'extra_attacks', 'option_table', 'option_gap', 'curvature_table', 'spread_table', 'seeds_summary',
            'benchmark_table', 'figure_html']
 
@@ -75,9 +75,7 @@ def accuracy_table(
     cells: pd.DataFrame,  # as returned by `table1_cells`
     rows: list = None,  # of Table 1, in this order; None: all that were run
     columns: list = COLUMNS,  # of Table 1, in this order
-) -> (
-    pd.DataFrame
-):  # index: row; `networks` and the columns, accuracies in percent as text, with 95 % intervals
+) -> pd.DataFrame:  # index: row; `networks` and the columns: accuracies in percent with 95 % intervals
     "Some rows and columns of Table 1"
     ran = cells[cells.verdict != 'not run']
     lines = {}
@@ -161,7 +159,7 @@ def _queries_left(folder, run, n):
     return {attack: _left(rows, [attack], n) for attack in attacks}
 
 # %% ../../nbs/library/paper/pages.ipynb #first-images-table
-def first_images(
+def first_images_table(
     folder: Path | str,  # of a scale, such as outputs/cpu
     labels: pd.Series,  # as returned by `run_labels`: the runs that are shown
     n: int = 100,  # images, at least 1
@@ -292,8 +290,8 @@ def option_table(
 def option_gap(
     frame: pd.DataFrame,  # the frame `ablation`
     option: str,  # one of its options, such as inner_momentum
-    a: float,  # a value of the option
-    b: float,  # another
+    a: float,  # a value of the option, in its own units
+    b: float,  # another value, in the same units
 ) -> dict:  # n (seeds), mean, lo, hi: PGD-20 accuracy with b minus that with a, in points, 95 % interval
     "The gain of one value of an option over another, from pairs of networks with the same seed"
     rows = frame[frame.option == option]
@@ -363,7 +361,7 @@ def benchmark_table(
     measure: str,  # such as 'plain / ours'
     digits: int = 2,  # after the decimal point, at least 0
 ) -> pd.DataFrame:  # index: network, what and batch; median [least, most] with its unit as text, rounds
-    "One measure of a benchmark"
+    "One measure of a benchmark; a `ParameterError` where the file does not have it"
     rows = read_frame(file, BENCHMARK)
     rows = rows[rows.measure == measure]
     if not len(rows):

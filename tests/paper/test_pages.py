@@ -12,7 +12,7 @@ from helpers import ROOT
 from scipy import stats
 
 from adt_repro.paper.evidence import TABLE1
-from adt_repro.paper.report import COLUMNS, claims_table, markdown_table
+from adt_repro.paper.report import COLUMNS, claims_table, frame_markdown
 from adt_repro.paper.summaries import headline
 
 OUTPUTS = ROOT / 'outputs'
@@ -115,7 +115,7 @@ def test_the_first_thing_on_a_page_is_the_main_claim():
 
 
 def test_text_with_a_bar_stays_in_its_cell():
-    assert markdown_table(pd.DataFrame(dict(a=['x|y\nz']))).splitlines()[-1] == '| 0 | x\\|y z |'
+    assert frame_markdown(pd.DataFrame(dict(a=['x|y\nz']))).splitlines()[-1] == '| 0 | x\\|y z |'
     judged = pd.read_csv(OUTPUTS / 'gpu' / 'tables' / 'claims.csv', keep_default_na=False)
     assert not (claims_table(judged[judged.verdict == 'not run'])).size
 
