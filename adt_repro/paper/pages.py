@@ -123,7 +123,7 @@ def gate_table(
 def training_costs(
     folder: Path | str,  # of a scale, such as outputs/cpu
     runs: pd.DataFrame,  # as returned by `run_table`
-    seed: int = 0,  # whose runs are compared
+    seed: int = 0,  # the seed of the runs that are compared
     base: str = 'adt_exp',  # a row: times are also given as multiples of its time
 ) -> pd.DataFrame:  # index: row; seconds, × base, passes of the network and of the generator for an image
     "How long the training of one network of each row took"
@@ -314,9 +314,7 @@ def curvature_table(
 def spread_table(
     frame: pd.DataFrame,  # the frame `diversity_measures`
     labels: pd.Series,  # as returned by `run_labels`
-) -> (
-    pd.DataFrame
-):  # index: label; images, and the mean variance of draws and of PGD's restarts, in ε² per pixel
+) -> pd.DataFrame:  # index: label; images, and the mean variance of draws and of restarts, in ε² per pixel
     "How far draws of the distribution lie apart, compared with results of PGD from random starts"
     means = frame.groupby(['run', 'kind'], sort=False).variance.mean().unstack('kind')
     images = frame.groupby('run', sort=False).i.nunique()
@@ -361,7 +359,7 @@ def benchmark_table(
     measure: str,  # such as 'plain / ours'
     digits: int = 2,  # after the decimal point, at least 0
 ) -> pd.DataFrame:  # index: network, what and batch; median [least, most] with its unit as text, rounds
-    "One measure of a benchmark; a `ParameterError` where the file does not have it"
+    "One measure of a benchmark; a `ParameterError` if the file does not have it"
     rows = read_frame(file, BENCHMARK)
     rows = rows[rows.measure == measure]
     if not len(rows):

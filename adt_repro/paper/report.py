@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CIFAR10_TEST', 'REAL', 'VERDICTS', 'MEANINGS', 'CELL_MEANINGS', 'CONDITIONS', 'paper_settings', 'same_setting',
            'latest_scale', 'table1_cells', 'setting_line', 'scale_line', 'lost_to_attacks', 'weakest_table', 'fill',
-           'Look', 'legend_html', 'table1_html', 'claims_html', 'table1_markdown', 'claims_table', 'markdown_table',
+           'Look', 'legend_html', 'table1_html', 'claims_html', 'table1_markdown', 'claims_table', 'frame_markdown',
            'claims_markdown', 'inline', 'page']
 
 # %% ../../nbs/library/paper/report.ipynb #imports
@@ -463,18 +463,19 @@ def claims_table(
     judged: pd.DataFrame,  # as returned by `judge`
 ) -> pd.DataFrame:  # index: key; texts: claim, estimate, published size, seeds and images, word
     "The outcome of the claims that have records; a claim without a verdict says why"
-    lines = {}
-    for c in judged[judged.verdict != 'not run'].itertuples():
-        lines[c.key] = [c.claim, _size(c), _published_size(c), _tested(c), _short_verdict(c)]
+    shown = judged[judged.verdict != 'not run']
+    lines = []
+    for c in shown.itertuples():
+        lines.append([c.claim, _size(c), _published_size(c), _tested(c), _short_verdict(c)])
     columns = ['claim', 'estimate ± 95 %', 'published (where)', 'seeds × images', 'at this scale']
-    return pd.DataFrame.from_dict(lines, orient='index', columns=columns)
+    return pd.DataFrame(lines, index=[*shown.key], columns=columns)
 
 # %% ../../nbs/library/paper/report.ipynb #put-between
 def _markdown_cell(value):
     return str(value).replace('|', '\\|').replace('\n', ' ')
 
 
-def markdown_table(
+def frame_markdown(
     table: pd.DataFrame,  # values as they will be shown; the index is the first column
 ) -> str:  # a table in Markdown
     "A table that shows long texts in full"
@@ -488,7 +489,7 @@ def claims_markdown(
 ) -> str:  # Markdown: a table of the claims that have records, and a line that lists the others
     "The outcome of the claims, in Markdown"
     missing = judged.key[judged.verdict == 'not run']
-    text = markdown_table(claims_table(judged))
+    text = frame_markdown(claims_table(judged))
     return f'{text}\n\nNot run here: {", ".join(missing)}.' if len(missing) else text
 
 # %% ../../nbs/library/paper/report.ipynb #saved-picture

@@ -70,13 +70,15 @@ def add_figure(
     heading: str,  # of the section
     figure,  # a matplotlib Figure, closed afterwards
     alt: str,  # what it shows, for readers who cannot see it
+    show: bool = True,  # also in the notebook? False for a figure that is large there
 ):
     "A section of one figure, and the same figure, smaller, in the notebook"
     import matplotlib.pyplot as plt
     from IPython.display import HTML, display
 
     report.add(heading, inline(figure, alt))
-    display(HTML(inline(figure, alt, dpi=68, colors=32)))
+    if show:
+        display(HTML(inline(figure, alt, dpi=68, colors=32)))
     plt.close(figure)
 
 # %% ../../nbs/library/paper/sections.ipynb #report-tables
