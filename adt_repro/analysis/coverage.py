@@ -71,7 +71,7 @@ def covered(
 ) -> torch.Tensor:  # (N,) bool
     """Which points lie within the k-nearest-neighbour ball of a sample
 
-    The recall of Kynkäänniemi et al. (2019); a `ParameterError` where k is out of range."""
+    The recall of Kynkäänniemi et al. (2019); a `ParameterError` if k is out of range."""
     if not 0 < k < len(cloud):
         refuse('k', k, f'from 1 to {len(cloud) - 1}, one less than the {len(cloud)} samples')
     exact = dict(compute_mode='donot_use_mm_for_euclid_dist')

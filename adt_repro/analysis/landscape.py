@@ -61,7 +61,7 @@ def loss_surface(
     model: torch.nn.Module,  # images to logits; seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
-    axes: tuple,  # of `landscape_axes`
+    axes: tuple,  # as returned by `landscape_axes`
     *,
     radius: float,  # the grid goes from -radius to radius, in pixel values
     n: int = 41,  # lines of the grid in each direction, at least 2
@@ -100,7 +100,7 @@ def loss_along(
 # %% ../../nbs/library/analysis/landscape.ipynb #ball
 def on_axes(
     delta: torch.Tensor,  # (..., N, C, H, W) perturbations
-    axes: tuple,  # of `landscape_axes`
+    axes: tuple,  # as returned by `landscape_axes`
 ) -> torch.Tensor:  # (..., N, 2) coordinates (a, b), in units of `delta`
     "The nearest point a·d1 + b·d2 of each perturbation, by least squares"
     d = torch.stack([a.flatten(1) for a in axes], 1)  # (N, 2, D)
@@ -174,7 +174,7 @@ def top_curvature(
 # %% ../../nbs/library/analysis/landscape.ipynb #plane-coordinates
 def plane_coordinates(
     delta: torch.Tensor,  # (..., N, C, H, W) perturbations
-    axes: tuple,  # of `landscape_axes`
+    axes: tuple,  # as returned by `landscape_axes`
     eps: float,  # radius of the ℓ∞ ball in pixel values
 ) -> np.ndarray:  # (..., N, 2) coordinates (a, b) in units of ε
     "The nearest point on the plane of each perturbation, computed on the CPU"

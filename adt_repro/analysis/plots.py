@@ -34,7 +34,7 @@ from ..base.stats import mean_interval
 def _rows(frame, *columns, name='frame'):
     """The columns of a frame to six digits, as `save_figure` writes them
 
-    A `ParameterError` where the frame lacks a column or has no rows."""
+    A `ParameterError` if the frame lacks a column or has no rows."""
     if not isinstance(frame, pd.DataFrame):
         refuse(name, frame, 'a DataFrame')
     missing = [c for c in columns if c not in frame]
@@ -176,7 +176,7 @@ def draw_landscape(
     eps: float = None,  # radius of the ball in pixel values, for the title; None: left out
     along: pd.DataFrame = None,  # run, a (in ε), median (of the losses, in nats), n (images); None: no such panel
 ):  # a Figure: of each run a surface, and contours of each image; below, the loss along the gradient
-    "The loss around some images (frames/landscape.csv); a `ParameterError` where the frame is no grid"
+    "The loss around some images (frames/landscape.csv); a `ParameterError` if the frame is no grid"
     import matplotlib.pyplot as plt
 
     line, squares = _planes(_rows(frame, 'run', 'image', 'a', 'b', 'loss'))
@@ -224,7 +224,7 @@ def draw_alignment(
 ):  # a Figure: a subplot for each attack
     """Where the clouds point, run by run and attack by attack (frames/alignment.csv)
 
-    A `ParameterError` where a column is missing."""
+    A `ParameterError` if a column is missing."""
     rows = _rows(frame, 'run', 'i', 'cloud', 'attack', 'cosine')
     short, attacks = short_names(rows.run.unique()), rows.attack.unique()
     cosines = rows.set_index(['attack', 'run', 'cloud']).cosine.sort_index()
@@ -264,7 +264,7 @@ def draw_curvature(
 ):  # a Figure: cumulative shares beside paired ratios
     """The largest eigenvalue of the input Hessian, network by network (frames/curvature.csv)
 
-    A `ParameterError` where a column is missing."""
+    A `ParameterError` if a column is missing."""
     rows = _rows(frame, 'run', 'i', 'eigenvalue', 'converged')
     logs, short, first = _log_eigenvalues(rows), short_names(rows.run.unique()), rows.run[0]
     height, one_of_each = 2.2 + 0.2 * len(short), first_of_each(short)
@@ -316,7 +316,7 @@ def draw_spread(
 ):  # a Figure: four subplots, one for each measure
     """How far the samples of a cloud lie apart (frames/diversity_measures.csv)
 
-    A `ParameterError` where a column is missing."""
+    A `ParameterError` if a column is missing."""
     rows = _rows(frame, 'run', 'i', 'kind', 'cosine', 'distance', 'variance', 'wrong')
     short, rng = short_names(rows.run.unique()), np.random.default_rng(0)
     fig, axes = subplot_grid(1, 4, (PAGE_WIDTH, 1.2 + 0.45 * len(short)), sharey=True)
@@ -380,7 +380,7 @@ def _sweep(frame, *options):
 def ablation_title(
     frame: pd.DataFrame,  # as in frames/ablation.csv
 ) -> str:  # data set, network, radius, sizes, epochs, seeds and attacks
-    "What the runs of an ablation share; a `ParameterError` where a column is missing"
+    "What the runs of an ablation share; a `ParameterError` if a column is missing"
     rows = _rows(frame, 'dataset', 'arch', 'eps', 'n_train', 'epochs', 'n_test', 'attacks', 'seed')
     one = rows.iloc[0]
     return (
@@ -446,7 +446,7 @@ def draw_frontier(
 ):  # a Figure: accuracies, and the expected loss of a draw, against the entropy
     """What the weight of the entropy does (frames/ablation.csv or ablation_frontier.csv)
 
-    A `ParameterError` where the frame has no such sweep."""
+    A `ParameterError` if the frame has no such sweep."""
     rows, ends = _sweep(frame, 'lbd'), _end_means(frame)
     fig, (left, right) = subplot_grid(1, 2, (PAGE_WIDTH, 4.1), width_ratios=[3, 2])
     _draw_frontier_accuracy(left, rows, ends)
@@ -472,7 +472,7 @@ def draw_options(
 ):  # a Figure: natural accuracy above robust accuracy, a column for each option
     """What each choice of the inner problem does (frames/ablation.csv or ablation_options.csv)
 
-    A `ParameterError` where the frame has none of these sweeps."""
+    A `ParameterError` if the frame has none of these sweeps."""
     rows = _sweep(frame, *_OPTION_LABELS)
     options = [option for option in _OPTION_LABELS if (rows.option == option).any()]
     width = min(PAGE_WIDTH, 2.4 + 1.9 * len(options))
@@ -526,7 +526,7 @@ def draw_hinge(
 ):  # a Figure: U epoch by epoch, and accuracy against the threshold
     """Whether U crosses its threshold (frames/ablation_hinge.csv), and what that changes
 
-    A `ParameterError` where the frames have no such sweep."""
+    A `ParameterError` if the frames have no such sweep."""
     curves, sweep = _rows(hinge, 'u_max', 'seed', 'epoch', 'U', name='hinge'), _sweep(results, 'u_max')
     fig, (left, right) = subplot_grid(1, 2, (PAGE_WIDTH, 3.7))
     _draw_u_curves(left, curves)

@@ -97,7 +97,7 @@ def _error_parts(ax):
 
 
 def _marks(ax):
-    "(look, label) of each mark with data in a panel; label None where it has none"
+    "(look, label) of each mark with data in a panel; label None if it has none"
     names = {}
     for container in ax.containers:
         if hasattr(container, 'has_yerr') and container.lines[0] is not None:

@@ -29,7 +29,7 @@ from ..base.tables import read_table
 def recorded_files(
     pattern: str,  # of files below outputs/<scale>/, such as tables/white_box-*.csv
     scale: str = 'cpu',
-) -> list:  # their paths, sorted; empty where there are none, and then a line says so
+) -> list:  # their paths, sorted; empty if there are none, and then a line says so
     "Results that come with a clone of the project"
     files = sorted((find_root() / 'outputs' / scale).glob(pattern))
     if not files:
@@ -44,7 +44,7 @@ def _place(run):
 
 
 def recorded_sums(
-    files: list,  # of `recorded_files`: tables of accuracies, at least one
+    files: list,  # as returned by `recorded_files`: tables of accuracies, at least one
 ) -> (
     pd.DataFrame
 ):  # run, attack, n, correct, accuracy, lo, hi; and what else the tables have; in Table 1's order
@@ -173,7 +173,7 @@ def _draw_grid(ax, grid):
 
 @house_style()
 def draw_transfer(
-    grids: dict,  # of `transfer_grids`, at least one attack
+    grids: dict,  # as returned by `transfer_grids`, at least one attack
     title: str,
 ):  # a Figure: a panel for each attack
     "Accuracy by attacked network (rows) and judged network (columns)"

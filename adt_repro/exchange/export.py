@@ -37,7 +37,7 @@ def run_records(
 
 
 def left_out_records(
-    records: dict,  # of `run_records`
+    records: dict,  # as returned by `run_records`
 ) -> list:  # sentences, one for each file
     "The records of a run's name that do not count, and why"
     sentences = []
@@ -63,7 +63,7 @@ def _file_accuracies(file, rows, name):
 # %% ../../nbs/library/exchange/export.ipynb #recorded-accuracies
 def recorded_accuracies(
     run: Path | str,  # folder of a finished run
-    records: dict = None,  # of `run_records`, where they were read already; None: they are read
+    records: dict = None,  # as returned by `run_records`, where they were read already; None: they are read
 ) -> pd.DataFrame:  # a row for each attack, see below; no rows where nothing was measured
     """A run's accuracies, as recorded
 
@@ -97,7 +97,7 @@ ATTACK_TITLES = dict(  # of attacks
 # %% ../../nbs/library/exchange/export.ipynb #missing
 def not_run(
     config: dict,  # of the run
-    sums: pd.DataFrame,  # of `recorded_accuracies`
+    sums: pd.DataFrame,  # as returned by `recorded_accuracies`
 ) -> list:  # sentences
     "What nobody has measured on a run"
     sentences = []
@@ -216,7 +216,7 @@ def _plain(value):
 
 
 def _inputs_of(facts):
-    "The normalisation that a run's run.json asks for, or None; a `ParameterError` where it is none"
+    "The normalisation that a run's run.json asks for, or None; a `ParameterError` if it is none"
     inputs = facts.get('inputs')
     if inputs and not INPUTS.ok(inputs):
         refuse('inputs', inputs, INPUTS.says)
@@ -251,7 +251,7 @@ def _lowest(sums, *attacks):
 def model_info(
     run: Path | str,  # folder of a finished run
     **own,  # entries of your own, such as authors or link
-) -> dict:  # RobustBench's keys; a `ParameterError` where one of your own is none of them
+) -> dict:  # RobustBench's keys; a `ParameterError` if one of your own is none of them
     "A run in RobustBench's words"
     run = whole_path(run)
     return _model_info(run, recorded_accuracies(run), own)
@@ -340,7 +340,7 @@ def _accuracy_table(sums):
 
 # %% ../../nbs/library/exchange/export.ipynb #card-settings
 def _setting(run, sums, attack, experiment, column):
-    "A setting from the table of an experiment; None where no table has it"
+    "A setting from the table of an experiment; None if no table has it"
     recorded = sums[sums.attack.str.startswith(attack)]
     folder = run.parent.parent / 'tables'
     tables = [folder / f'{experiment}-{run.name}.csv', folder / f'{experiment}.csv']
@@ -404,7 +404,7 @@ _UNUSED_BLOCK = (
 
 # %% ../../nbs/library/exchange/export.ipynb #check-names
 def _check_names(run, name):
-    "A `ParameterError` where the name of the files, or of the run's folder, is none"
+    "A `ParameterError` if the name of the files, or of the run's folder, is none"
     if name is not None and not word().ok(name):
         refuse('name', name, word().says)
     if not RUN_NAME.ok(run.name):

@@ -147,7 +147,7 @@ def _with_counters(found):
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #names
 def plain_names(
-    found: dict,  # of `read_weights`
+    found: dict,  # as returned by `read_weights`
 ) -> tuple:  # (name to tensor, facts: prefix, dropped, inputs), see below
     """A state dict without what is around it
 
@@ -168,9 +168,9 @@ def _and_more(n):
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #infer-arch
 def infer_arch(
-    found: dict,  # of `plain_names`
+    found: dict,  # as returned by `plain_names`
     name: str,  # of the file, for the message
-) -> tuple:  # (arch as of `build_model`, channels of an image, classes); a `ParameterError` where none fits
+) -> tuple:  # (arch as of `build_model`, channels of an image, classes); a `ParameterError` if none fits
     "The network that a state dict belongs to"
 
     def size(weight, axis, default):
@@ -279,7 +279,7 @@ def load_authors(
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #which-data
 def _fitting_dataset(name, facts):
-    "The data set of that name, or the first that fits the network; a `ParameterError` where it does not fit"
+    "The data set of that name, or the first that fits the network; a `ParameterError` if it does not fit"
     wanted = facts['in_ch'], facts['n_classes']
     fits = [k for k, spec in DATASETS.items() if (spec.shape[0], spec.n_classes) == wanted]
     sizes = f'{facts["in_ch"]} channels and {facts["n_classes"]} classes'

@@ -30,7 +30,7 @@ from .report import VERDICTS
 
 # %% ../../nbs/library/paper/drawings.ipynb #rows-run
 def rows_run(
-    cells: pd.DataFrame,  # of `table1_cells`
+    cells: pd.DataFrame,  # as returned by `table1_cells`
 ) -> list:  # names of rows
     "The rows of Table 1 that were run, in its order"
     return [row for row, g in cells.groupby('row', sort=False) if (g.verdict != 'not run').any()]
@@ -44,11 +44,11 @@ def _published_errors(percent):
 # %% ../../nbs/library/paper/drawings.ipynb #draw-table1
 @house_style()
 def draw_table1(
-    cells: pd.DataFrame,  # of `table1_cells`
-    paper: pd.DataFrame,  # of `published_table1`
-    said: str,  # whose ours are, such as 'digits, small_cnn'
-):  # a Figure: two panels, a line a row
-    "Accuracy under each attack with its interval, ours beside the published"
+    cells: pd.DataFrame,  # as returned by `table1_cells`
+    paper: pd.DataFrame,  # as returned by `published_table1`
+    said: str,  # the setting of our numbers, such as 'digits, small_cnn'
+):  # a Figure: two panels, one line per row
+    "Accuracy under each attack with its interval, ours next to the published"
     order = rows_run(cells)
     looks = row_styles([*paper.index.drop('at_pgd_madry'), *order])
     fig, axes = subplot_grid(1, 2, (PAGE_WIDTH, 4.2), sharey=True)
@@ -69,20 +69,20 @@ def draw_table1(
     for ax in axes:
         ax.set_xticks(range(8), COLUMNS, rotation=30)
     handles = {}
-    for ax in reversed(axes):  # a row that is in both has the line of ours
+    for ax in reversed(axes):  # a row in both has the line style of ours
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     named = [row for row in looks if row in handles]
     fig.legend([handles[row] for row in named], named, loc='outside lower center', ncols=5)
     return fig
 
 # %% ../../nbs/library/paper/drawings.ipynb #claim-axis
-_HOLDS = '#dff2ea'  # the colour of where a claim holds
-_WORDS = 1.75  # inches beside a claim's axis, for its word and its unit
+_HOLDS = '#dff2ea'  # the colour of the area where a claim holds
+_WORDS = 1.75  # inches right of a claim's axis, for its word and its unit
 _REACH = 3.0  # published effects beyond estimate, bounds and published size, where an interval is cut
 
 
 def _claim_unit(claim, bounds):
-    "What 1 is on a claim's axis, in the claim's unit, and how the axis is called"
+    "What 1 means on a claim's axis, in the claim's unit, and the name of the axis"
     size = abs(claim.published)
     if size > max(abs(bound) for bound in bounds if np.isfinite(bound)):
         return size, f'× the published {size:.3g} {claim.unit}'.strip()
@@ -102,12 +102,12 @@ def _claim_ends(claim, bounds, unit):
 
 
 def _wrapped(text):
-    "A text in lines of one length, at most 60 letters or so"
+    "A text in lines of similar length, at most about 60 letters"
     return textwrap.fill(text, len(text) // -(-len(text) // 56) + 8)
 
 
 def _two_lines(claim):
-    "A claim and its statistic; what a long one says in brackets goes to the statistic"
+    "A claim and its statistic; if the claim is long, its text in brackets moves to the statistic"
     text, bracket, rest = claim.claim.rpartition(' (')
     if bracket and len(claim.claim) > 60 and rest.endswith(')'):
         return f'{claim.key}  {text}', f'{claim.statistic} ({rest}'
@@ -115,7 +115,7 @@ def _two_lines(claim):
 
 # %% ../../nbs/library/paper/drawings.ipynb #draw-claim
 def _claim_marks(verdicts, markers):
-    "What the legend of the claims explains, of the words and markers that are drawn"
+    "The legend of the claims: the words and markers that are drawn"
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -136,7 +136,7 @@ def _write_beside(ax, claim, called):
     ax.annotate(below, (-0.03, 0.45), **place, va='top', ha='right', color='0.35')
     word = ax.annotate(f'{look.sign} {claim.verdict}', (1.03, 0.55), **place, va='bottom', weight='bold')
     name = ax.annotate(called, (1.03, 0.45), **place, va='top', color='0.35')
-    ax.set_xlabel(called, visible=False)  # its name stands beside it
+    ax.set_xlabel(called, visible=False)  # its name is next to it
     for text in word, name:
         text.set_in_layout(False)  # `draw_claims` leaves room
 
@@ -167,7 +167,7 @@ def _draw_claim(ax, claim, bounds):
 # %% ../../nbs/library/paper/drawings.ipynb #draw-claims
 @house_style()
 def draw_claims(
-    judged: pd.DataFrame,  # of `judge`
+    judged: pd.DataFrame,  # as returned by `judge`
     claims: list,  # of `Claim`, all that were judged
 ):  # a Figure: an axis for each claim that was run, the main claim's first and larger
     "Each claim's estimate, bounds and published size, with its word"
@@ -195,8 +195,8 @@ def _with_options(sweep, *options):
 
 
 def draw_paper_figures(
-    frames: dict,  # of `paper_frames`
-    said: str,  # their title, such as 'digits, small_cnn'; the ablation says its own
+    frames: dict,  # as returned by `paper_frames`
+    said: str,  # their title, such as 'digits, small_cnn'; the ablation has its own
 ):  # a generator of (heading, title, Figure or None)
     "The paper's figures, from recorded frames"
     sweep = frames['ablation']

@@ -30,20 +30,20 @@ from ..training.passes import training_passes
 # %% ../../nbs/library/paper/pages.ipynb #results
 @dataclass(frozen=True, eq=False)
 class Results:
-    "What a page of results starts from"
+    "The inputs of a results page"
 
     folder: Path  # of the scale, such as outputs/cpu
     evidence: Evidence  # its records and frames
-    cells: pd.DataFrame  # of `table1_cells`: Table 1
-    judged: pd.DataFrame  # of `judge_paper`: the claims
-    labels: pd.Series  # of `run_labels`
+    cells: pd.DataFrame  # as returned by `table1_cells`: Table 1
+    judged: pd.DataFrame  # as returned by `judge_paper`: the claims
+    labels: pd.Series  # as returned by `run_labels`
 
 
 def read_results(
     scale: str,  # whose outputs/<scale>/ is read, such as cpu
     root: Path | str = None,  # the project's root; None: found from here
 ) -> Results:  # computed from the records
-    "Table 1 and the claims of a scale; a `ParameterError` where it has no run, or a record does not fit"
+    "Table 1 and the claims of a scale; a `ParameterError` if it has no run, or a record is invalid"
     root = Path(root or find_root())
     folder, paper = root / 'outputs' / scale, published_table1(root)
     evidence = read_evidence(folder)
@@ -60,8 +60,8 @@ _GROUPS = {
 
 
 def claim_groups(
-    judged: pd.DataFrame,  # of `judge`
-) -> dict:  # heading to rows of `claims_table`; only headings that have claims
+    judged: pd.DataFrame,  # as returned by `judge`
+) -> dict:  # by heading: rows of `claims_table`; only headings that have claims
     "The claims that have records, by outcome"
     groups = {}
     for heading, words in _GROUPS.items():
@@ -72,7 +72,7 @@ def claim_groups(
 
 # %% ../../nbs/library/paper/pages.ipynb #accuracy-table
 def accuracy_table(
-    cells: pd.DataFrame,  # of `table1_cells`
+    cells: pd.DataFrame,  # as returned by `table1_cells`
     rows: list = None,  # of Table 1, in this order; None: all that were run
     columns: list = COLUMNS,  # of Table 1, in this order
 ) -> pd.DataFrame:  # index: row; `networks` and the columns: accuracies in percent with 95 % intervals
@@ -89,10 +89,10 @@ def accuracy_table(
 
 # %% ../../nbs/library/paper/pages.ipynb #accuracy-drop
 def accuracy_drop(
-    cells: pd.DataFrame,  # of `table1_cells`
+    cells: pd.DataFrame,  # as returned by `table1_cells`
     weak: str = 'fgsm',  # a column of Table 1
     strong: str = 'pgd20',  # another
-) -> pd.DataFrame:  # index: row; ours and published, in points; nan where nothing is published
+) -> pd.DataFrame:  # index: row; ours and published, in points; nan if nothing is published
     "Accuracy lost from one column of Table 1 to another, in points"
     ran = cells[cells.verdict != 'not run']
     lines = {}
@@ -106,7 +106,7 @@ def accuracy_drop(
 
 # %% ../../nbs/library/paper/pages.ipynb #gate-table
 def gate_table(
-    evidence: Evidence,  # of `read_evidence`
+    evidence: Evidence,  # as returned by `read_evidence`
 ) -> pd.DataFrame:  # index: row of ADT; networks, images, mean share, smallest, largest
     "Share of PGD-20's gain in loss that the inner problems of ADT reach"
     lines = {}
@@ -122,11 +122,11 @@ def gate_table(
 # %% ../../nbs/library/paper/pages.ipynb #training-costs
 def training_costs(
     folder: Path | str,  # of a scale, such as outputs/cpu
-    runs: pd.DataFrame,  # of `run_table`
+    runs: pd.DataFrame,  # as returned by `run_table`
     seed: int = 0,  # the seed of the runs that are compared
     base: str = 'adt_exp',  # a row: times are also given as multiples of its time
 ) -> pd.DataFrame:  # index: row; seconds, × base, passes of the network and of the generator for an image
-    "What the training of one network of each row took"
+    "How long the training of one network of each row took"
     lines = {}
     for run in runs[runs.seed == seed].itertuples():
         passes = training_passes(read_config(Path(folder) / 'runs' / run.run))
@@ -139,7 +139,7 @@ def training_costs(
 
 # %% ../../nbs/library/paper/pages.ipynb #first-images
 def _left(rows, attacks, n):
-    "How many of the first n images are right under all of some attacks; None where one was not made on them"
+    "How many of the first n images are right under all of some attacks; None if one was not made on them"
     if not set(attacks) <= set(rows.attack):
         return None
     first = rows[(rows.i < n) & rows.attack.isin(attacks)]
@@ -150,7 +150,7 @@ def _left(rows, attacks, n):
 
 
 def _queries_left(folder, run, n):
-    "The same for attacks by queries: attack to number; empty where there were none"
+    "The same for attacks by queries, by attack; empty if there were none"
     file = Path(folder) / 'records' / f'spsa-{run}.parquet'
     if not file.exists():
         return {}
@@ -161,9 +161,9 @@ def _queries_left(folder, run, n):
 # %% ../../nbs/library/paper/pages.ipynb #first-images-table
 def first_images_table(
     folder: Path | str,  # of a scale, such as outputs/cpu
-    labels: pd.Series,  # of `run_labels`: the runs that are shown
+    labels: pd.Series,  # as returned by `run_labels`: the runs that are shown
     n: int = 100,  # images, at least 1
-) -> pd.DataFrame:  # index: label; counts, in columns of attacks; '–': not run on so many images
+) -> pd.DataFrame:  # index: label; counts, in columns of attacks; '–': not run on that many images
     "How many of the first n images stay correct under stronger and stronger attacks"
     lines = {}
     for run, label in labels.items():
@@ -185,9 +185,9 @@ SPSA = FrameKind(_COUNTS, ['run', 'attack'])  # tables/spsa-<run>.csv
 
 def transfer_summary(
     folder: Path | str,  # of a scale, such as outputs/cpu
-    labels: pd.Series,  # of `run_labels`
+    labels: pd.Series,  # as returned by `run_labels`
 ) -> pd.DataFrame:  # index: label and attack; white-box and lowest transferred accuracy in percent
-    "White-box attacks beside the same attacks made on other networks"
+    "White-box attacks, compared with the same attacks made on other networks"
     table = read_frame(Path(folder) / 'tables' / 'transfer.csv', TRANSFER, list(labels.index))
     lines = {}
     for (run, attack), rows in table[table.attack != 'natural'].groupby(['run', 'attack'], sort=False):
@@ -206,9 +206,9 @@ def transfer_summary(
 # %% ../../nbs/library/paper/pages.ipynb #query-table
 def query_table(
     folder: Path | str,  # of a scale, such as outputs/digits
-    labels: pd.Series,  # of `run_labels`
+    labels: pd.Series,  # as returned by `run_labels`
 ) -> pd.DataFrame:  # index: label; images and, in percent, the attacks of spsa.ipynb
-    "Accuracy under attacks by queries beside PGD-20, on the same images"
+    "Accuracy under attacks by queries and under PGD-20, on the same images"
     lines = {}
     for run, label in labels.items():
         file = Path(folder) / 'tables' / f'spsa-{run}.csv'
@@ -224,7 +224,7 @@ _SQUARE = 'black box: Square'
 
 def checks_table(
     folder: Path | str,  # of a scale, such as outputs/cpu
-    runs: pd.DataFrame,  # of `run_table`
+    runs: pd.DataFrame,  # as returned by `run_table`
     precision: str = 'fp32',  # of the white-box attacks, one of `PRECISIONS`
 ) -> pd.DataFrame:  # index: row; networks, checks, passed, images, and what Square finds more, in points
     "How many sanity checks the networks of each row pass"
@@ -249,10 +249,10 @@ def checks_table(
 # %% ../../nbs/library/paper/pages.ipynb #extra-attacks
 def extra_attacks(
     folder: Path | str,  # of a scale, such as outputs/cpu
-    labels: pd.Series,  # of `run_labels`: the runs that count
+    labels: pd.Series,  # as returned by `run_labels`: the runs that count
     precision: str = 'fp32',  # of the attacks, one of `PRECISIONS`
 ) -> pd.DataFrame:  # index: attack; networks, images (of each), most found in one network; None: not run
-    "What attacks beyond Table 1's find that its attacks do not"
+    "Images that attacks beyond Table 1's find and its own attacks do not"
     added = beyond_table1(folder, labels, precision, ['white_box'])
     if added is None:
         return None
@@ -293,7 +293,7 @@ def option_gap(
     a: float,  # a value of the option, in its own units
     b: float,  # another value, in the same units
 ) -> dict:  # n (seeds), mean, lo, hi: PGD-20 accuracy with b minus that with a, in points, 95 % interval
-    "What one value of an option gains over another, from pairs of networks with the same seed"
+    "The gain of one value of an option over another, from pairs of networks with the same seed"
     rows = frame[frame.option == option]
     by_seed = rows.pivot(index='seed', columns='value', values='robust')
     return mean_interval((100 * (by_seed[b] - by_seed[a])).dropna())
@@ -301,7 +301,7 @@ def option_gap(
 # %% ../../nbs/library/paper/pages.ipynb #curvature-table
 def curvature_table(
     frame: pd.DataFrame,  # the frame `curvature`
-    labels: pd.Series,  # of `run_labels`
+    labels: pd.Series,  # as returned by `run_labels`
     runs: list = None,  # names of runs that are shown; None: all
 ) -> pd.DataFrame:  # index: label; images, median of the largest eigenvalue at clean images
     "Curvature of the loss at clean images"
@@ -313,9 +313,9 @@ def curvature_table(
 # %% ../../nbs/library/paper/pages.ipynb #spread-table
 def spread_table(
     frame: pd.DataFrame,  # the frame `diversity_measures`
-    labels: pd.Series,  # of `run_labels`
+    labels: pd.Series,  # as returned by `run_labels`
 ) -> pd.DataFrame:  # index: label; images, and the mean variance of draws and of restarts, in ε² per pixel
-    "How far draws of the distribution lie apart, beside results of PGD from random starts"
+    "How far draws of the distribution lie apart, compared with results of PGD from random starts"
     means = frame.groupby(['run', 'kind'], sort=False).variance.mean().unstack('kind')
     images = frame.groupby('run', sort=False).i.nunique()
     names = dict(distribution='draws of the distribution', restarts='restarts of PGD')
@@ -359,7 +359,7 @@ def benchmark_table(
     measure: str,  # such as 'plain / ours'
     digits: int = 2,  # after the decimal point, at least 0
 ) -> pd.DataFrame:  # index: network, what and batch; median [least, most] with its unit as text, rounds
-    "One measure of a benchmark; a `ParameterError` where the file does not have it"
+    "One measure of a benchmark; a `ParameterError` if the file does not have it"
     rows = read_frame(file, BENCHMARK)
     rows = rows[rows.measure == measure]
     if not len(rows):
@@ -377,10 +377,10 @@ _FIGURE = '<figure>{{ picture }}<figcaption>{{ caption }}</figcaption></figure>'
 
 def figure_html(
     picture,  # a matplotlib Figure, closed afterwards; or the path of a PNG
-    alt: str,  # what it shows, for those who do not see it
-    caption: str,  # what it is of
-    dpi: int = 80,  # of a Figure, at least 20
-    colors: int = 128,  # of the picture, at least 2 and at most 256
+    alt: str,  # what it shows, for readers who cannot see it
+    caption: str,  # what data it shows
+    dpi: int = 80,  # dots per inch of a Figure, at least 20
+    colors: int = 128,  # number of colours in the picture, at least 2 and at most 256
 ) -> Markup:  # HTML
     "A figure with its caption, within a page"
     import matplotlib.pyplot as plt

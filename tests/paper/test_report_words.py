@@ -222,7 +222,7 @@ def test_captions_are_true_of_one_network_and_of_several():
     many = cells_of(['at_pgd', 'adt_exp'], dict(adt_exp=3, at_pgd=3))
     lines = dict(
         one='± 95 %, one network each: interval over images only;',
-        mixed='± 95 %, intervals over seeds and images, and over images only where a row is of one network;',
+        mixed='± 95 %, intervals over seeds and images, or over images only in rows with one network;',
         many='± 95 %, intervals over seeds and images;',
     )
     for name, cells in dict(one=one, mixed=mixed, many=many).items():
@@ -230,7 +230,7 @@ def test_captions_are_true_of_one_network_and_of_several():
             assert [k for k, line in lines.items() if line in text] == [name]
     page = table1_html(mixed, 'said')
     assert page.count('1 network: images only') == page.count('3 networks') == 1
-    assert page.count('; the interval is of images only') == len(COLUMNS)
+    assert page.count('; the interval covers image sampling only') == len(COLUMNS)
     assert '| `adt_exp` | 3 |' in table1_markdown(mixed, 'said')
 
 
