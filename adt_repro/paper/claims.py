@@ -27,13 +27,13 @@ from .verdicts import Claim, Condition, judge
 PUBLISHED_ROWS = (
     'standard at_fgsm at_pgd_madry at_pgd alp feature_scatter adt_exp adt_exp_am adt_imp_am'.split()
 )
-COLUMNS = 'natural fgsm pgd20 pgd100 mim cw feature rob'.split()  # of Table 1, in the order of the paper
+COLUMNS = 'natural fgsm pgd20 pgd100 mim cw feature rob'.split()  # of Table 1, in the paper's order
 
 
 def published_table1(
     root: Path | str = None,  # the project's root; None: found from here
 ) -> pd.DataFrame:  # index: the paper's rows; columns: those of `TABLE1` and rob, in percent
-    "Table 1 as published; a `ParameterError` where the file does not hold it"
+    "Table 1 as published; a `ParameterError` if the file is not complete"
     file = find_nbs(root) / 'published' / 'table1.csv'
     columns = dict.fromkeys(COLUMNS, 'float64')
     table = read_table(file, dict(row='str') | columns, key=['row']).set_index('row')

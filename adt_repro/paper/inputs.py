@@ -160,8 +160,8 @@ def named_frame(
     folder: Path | str,  # of a scale
     name: str,  # one of `FRAMES`
     tail: str = '',  # of a label, see `adt_repro.runs.select.label_marks`
-) -> pd.DataFrame:  # None where it is not there
-    "One of the frames that a scale has once"
+) -> pd.DataFrame:  # None if it is not there
+    "A frame that exists once for a scale"
     folder = Path(folder)
     path = folder / 'frames' / f'{name}{tail}.csv'
     if not path.exists():

@@ -40,8 +40,8 @@ CIFAR10_TEST = '72852adf2781'
 
 def paper_settings(
     root: Path | str = None,  # the project's root; None: found from here
-) -> dict:  # row to dataset, arch, eps, epochs, recipe
-    "What the paper trained, row by row; a `ParameterError` where nbs/scales/paper.yaml does not fit"
+) -> dict:  # by row: dataset, arch, eps, epochs, recipe
+    "What the paper trained, row by row; a `ParameterError` if nbs/scales/paper.yaml does not fit"
     file = find_nbs(root) / 'scales' / 'paper.yaml'
     scale = read_yaml(file, file.name)
     common = dict.fromkeys(RULES) | dict(recipe='paper2020', device='auto')
