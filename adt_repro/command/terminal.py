@@ -64,7 +64,7 @@ def _marks(stream):
 
 def _width(stream):
     try:
-        return max(20, os.get_terminal_size(stream.fileno()).columns)
+        return max(20, os.get_terminal_size(stream.fileno()).columns or 80)  # 0: not known
     except OSError:
         return 80
 
