@@ -40,8 +40,6 @@ def checked_parameters(
 # %% ../../nbs/library/runs/notebook.ipynb #run-notebook
 # The kernel's own log warns about TCP at each start, and shows a traceback when it is stopped in a cell
 _KERNEL = ['--log-level=CRITICAL']
-
-
 EXECUTED = 'ADT_EXECUTED'  # environment variable that tells a notebook where its executed copy lies
 
 

@@ -20,6 +20,8 @@ from ..base.files import find_root
 from ..base.parameters import refuse, shown
 from ..data import DATASETS, load_data
 from ..methods.adversaries import default_draws, exp_adversary
+
+# %% ../../nbs/library/runs/select.ipynb #imports-runs
 from .config import EXPERIMENTS, IMPORTED, PARAMETERS, RULES, run_name
 from .fit import fit_run
 from .resolve import decide, resolve
@@ -209,7 +211,7 @@ def transfer_sources(
         return chosen_runs(folder, sources, 'sources')
     return [run for run in chosen_runs(folder, None) if run.endswith('-s1')] or judged
 
-# %% ../../nbs/library/runs/select.ipynb #default-pairs
+# %% ../../nbs/library/runs/select.ipynb #default-same-task
 _TINY_PAIRS = 'standard', 'at_pgd'
 
 
@@ -223,7 +225,7 @@ def _same_task(folder, name):
 
     return [run for run in _runs_with_weights(folder) if run != name and task(run) == task(name)]
 
-
+# %% ../../nbs/library/runs/select.ipynb #default-pairs
 def default_pairs(
     given: dict,  # parameters of transfer.ipynb
     root: Path | str = None,  # folder of the project; None: see `find_root`
@@ -260,6 +262,25 @@ def label_marks(
     if list(names) == [label]:
         return '', f'-{label}'
     return f'.{label}', f'.{label}'
+
+# %% ../../nbs/library/runs/select.ipynb #check-kept-runs
+def _runs_of_call(notebook, given, folder):
+    "Parameter to the names that its patterns choose; empty where a notebook is not about chosen runs"
+    if notebook == 'transfer':
+        targets, sources = transfer_runs_of(folder, given['targets'], given['sources'])
+        return dict(targets=targets, sources=sources)
+    if notebook == 'paper':
+        return {} if given['runs'] is None else dict(runs=given['runs'])
+    if notebook in EXPERIMENTS and notebook != 'ablation':
+        return dict(runs=chosen_runs(folder, given['runs']))
+    return {}
+
+
+def _check_new_machine(machine, root):
+    "What was measured on a machine is kept under its name"
+    folder = Path(root or find_root()) / 'outputs' / 'benchmark'
+    if machine is not None and (folder / f'{machine}.csv').exists():
+        refuse('machine', machine, f'another name: {machine}.csv in outputs/benchmark/ is kept')
 
 # %% ../../nbs/library/runs/select.ipynb #check-kept
 def _runs_of_call(notebook, given, folder):
