@@ -686,28 +686,15 @@ _POWER_RECORDS = dict(
     attacks=Parameter(
         maybe(several(one_of('natural', *ATTACK_NAMES), least=1)),
         None,
-        'that an image has to withstand, for rows; default all that both have',
-    ),
-    runs=Parameter(
-        maybe(several(word(), most=10_000)), None, 'names of the runs that count; default all that are there'
-    ),
-)
-
-# %% ../../nbs/library/runs/config.ipynb #power
-_POWER = dict(
-    rows=Parameter(
-        maybe(several(word(), least=2, most=2)),
-        None,
-        'two rows whose records are compared; default the claims of the paper',
-    ),
-    attacks=Parameter(
-        maybe(several(one_of('natural', *ATTACK_NAMES), least=1)),
-        None,
         'attacks that an image must withstand, for rows; default all that both have',
     ),
     runs=Parameter(
         maybe(several(word(), most=10_000)), None, 'names of the runs to include; default all that exist'
     ),
+)
+
+# %% ../../nbs/library/runs/config.ipynb #power
+_POWER = _POWER_RECORDS | dict(
     effect=Parameter(
         _MAYBE_POSITIVE,
         None,

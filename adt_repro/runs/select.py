@@ -265,25 +265,6 @@ def label_marks(
 
 # %% ../../nbs/library/runs/select.ipynb #check-kept-runs
 def _runs_of_call(notebook, given, folder):
-    "Parameter to the names that its patterns choose; empty where a notebook is not about chosen runs"
-    if notebook == 'transfer':
-        targets, sources = transfer_runs_of(folder, given['targets'], given['sources'])
-        return dict(targets=targets, sources=sources)
-    if notebook == 'paper':
-        return {} if given['runs'] is None else dict(runs=given['runs'])
-    if notebook in EXPERIMENTS and notebook != 'ablation':
-        return dict(runs=chosen_runs(folder, given['runs']))
-    return {}
-
-
-def _check_new_machine(machine, root):
-    "What was measured on a machine is kept under its name"
-    folder = Path(root or find_root()) / 'outputs' / 'benchmark'
-    if machine is not None and (folder / f'{machine}.csv').exists():
-        refuse('machine', machine, f'another name: {machine}.csv in outputs/benchmark/ is kept')
-
-# %% ../../nbs/library/runs/select.ipynb #check-kept
-def _runs_of_call(notebook, given, folder):
     "By parameter, the names that its patterns choose; empty if a notebook does not use chosen runs"
     if notebook == 'transfer':
         targets, sources = transfer_runs_of(folder, given['targets'], given['sources'])
@@ -301,7 +282,7 @@ def _check_new_machine(machine, root):
     if machine is not None and (folder / f'{machine}.csv').exists():
         refuse('machine', machine, f'another name: {machine}.csv in outputs/benchmark/ is kept')
 
-
+# %% ../../nbs/library/runs/select.ipynb #check-kept
 def check_kept(
     notebook: str,  # its name, such as white_box
     given: dict,  # its parameters, with a scale
