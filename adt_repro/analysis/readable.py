@@ -36,7 +36,7 @@ def _drawn_texts(fig):
     texts = [text for text in fig.findobj(Text) if text not in hidden]
     return [text for text in texts if text.get_visible() and text.get_text().strip()]
 
-
+# %% ../../nbs/library/analysis/readable.ipynb #texts-2
 def _text_faults(fig, width):
     "Texts that are too small at this width, or leave the figure"
     scale = min(1.0, width / fig.get_figwidth())
@@ -182,7 +182,7 @@ def _has_unit(name):
     words = ' '.join(name.split())
     return ', ' in words or ' in ' in words or any(word in words for word in UNITLESS)
 
-
+# %% ../../nbs/library/analysis/readable.ipynb #axes-names-2
 def _is_number(text):
     "Whether the text of a tick is a number, such as −1, 10² or 1,000"
     plain = text.replace('−', '-').replace(',', '').replace('$\\mathdefault{', '').replace('}$', '')
@@ -233,7 +233,7 @@ def _panel_faults(fig):
 def _scale_of(image):
     return image.get_cmap().name, *image.get_clim()
 
-
+# %% ../../nbs/library/analysis/readable.ipynb #panels-2
 def _bar_faults(fig):
     "Images with a colour map and without a colour bar"
     coloured = []

@@ -170,7 +170,7 @@ def _draw_grid(ax, grid):
     ax.set_yticks(range(len(grid)), grid.index)
     return image
 
-
+# %% ../../nbs/library/analysis/result_plots.ipynb #transfer-2
 @house_style()
 def draw_transfer(
     grids: dict,  # as returned by `transfer_grids`, at least one attack
@@ -230,7 +230,7 @@ def _draw_curves(ax, curves, of_pgd):
     ax.set(xscale='log', ylim=(-2, 102))
     ax.grid(alpha=0.3)
 
-
+# %% ../../nbs/library/analysis/result_plots.ipynb #queries-2
 @house_style()
 def draw_queries(
     curves: dict,  # (run, attack) to its curve, of `query_curve`
@@ -337,7 +337,7 @@ def draw_overheads(
     ax.legend(loc='center left', bbox_to_anchor=(1, 0.5), title='median, least, most')
     return fig
 
-
+# %% ../../nbs/library/analysis/result_plots.ipynb #overheads-2
 @house_style()
 def draw_speeds(
     speeds: pd.DataFrame,  # images in a second: a row for each round, a column for each library

@@ -105,7 +105,7 @@ def _draw_row(row, samples, names, right, width, widest):
     deviation = row[-1].imshow(width, cmap='cividis', vmin=0, vmax=widest)
     return shown, deviation
 
-
+# %% ../../nbs/library/analysis/sample_plots.ipynb #pictures-2
 @house_style()
 def draw_samples(
     pictures: dict,  # (run, kind of `CLOUD_LABELS`) to samples (n, H, W) in ε, at least six
@@ -145,7 +145,7 @@ def _draw_map(ax, rows):
             ax.plot(points['first'].values, points['second'].values, label=label, **style)
     ax.set_aspect('equal', 'datalim')
 
-
+# %% ../../nbs/library/analysis/sample_plots.ipynb #map-2
 @house_style()
 def draw_map(
     points: pd.DataFrame,  # run, kind (of `CLOUD_LABELS`), first, second (in ε), wrong (bool)

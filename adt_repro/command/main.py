@@ -207,7 +207,7 @@ def _split_folder(asked):
         refuse('RUN', asked, f'the folder of a run in {_here(outputs)}/<scale>/runs/')
     return place.parents[1].name, place.name
 
-
+# %% ../../nbs/library/command/main.ipynb #find-runs-2
 def find_runs(
     asked: list,  # names, folders or patterns of runs
     scale: str = None,  # where they are; None: the only scale that has such runs
@@ -228,7 +228,7 @@ def find_runs(
         )
     return scales[0], list(dict.fromkeys(run.run for run in found))
 
-
+# %% ../../nbs/library/command/main.ipynb #find-runs-3
 def _refuse_run(text, pattern, there):
     "Say why a run cannot be evaluated"
     for run in there:
@@ -292,7 +292,7 @@ def _report(options):
     folder = find_root() / 'outputs' / options.scale
     return _lines(report=_here(folder / 'report.html'), tables=_here(folder / 'tables'), notebook=output)
 
-
+# %% ../../nbs/library/command/main.ipynb #scales-2
 def _any_notebook(options):
     "Any notebook of the project"
     given = _given(options, options.notebook)
@@ -357,7 +357,7 @@ def main(
         return 130
     return 0
 
-
+# %% ../../nbs/library/command/main.ipynb #main-2
 def run_command() -> int:  # exit status, as of `main`
     "What the entry point `adt` calls"
     return main(sys.argv[1:])

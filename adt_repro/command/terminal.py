@@ -36,7 +36,7 @@ def _short(text):
         percent = []
     return ', '.join([head, *percent])
 
-
+# %% ../../nbs/library/command/terminal.ipynb #line-2
 def status_text(
     step: Step,  # the last one
     seconds: float,  # since the notebook was started, at least 0

@@ -100,7 +100,7 @@ def _claim_ends(claim, bounds, unit):
     room = 0.08 * (hi - lo) or 0.5
     return lo - room, hi + room
 
-
+# %% ../../nbs/library/paper/drawings.ipynb #claim-axis-2
 def _wrapped(text):
     "A text in lines of similar length, at most about 60 letters"
     return textwrap.fill(text, len(text) // -(-len(text) // 56) + 8)
@@ -140,7 +140,7 @@ def _write_beside(ax, claim, called):
     for text in word, name:
         text.set_in_layout(False)  # `draw_claims` leaves room
 
-
+# %% ../../nbs/library/paper/drawings.ipynb #draw-claim-2
 def _draw_claim(ax, claim, bounds):
     "One claim on its axis"
     unit, called = _claim_unit(claim, bounds)

@@ -559,7 +559,7 @@ _PAGE = """\
 {% endfor %}</body></html>
 """
 
-
+# %% ../../nbs/library/paper/report.ipynb #page-2
 def page(
     title: str,  # of the page
     sections: list,  # of (heading, HTML that `fill` made; other text is shown as text)

@@ -89,7 +89,7 @@ def _headings(cells):
         found.append(heading)
     return found
 
-
+# %% ../../nbs/library/runs/notebook.ipynb #follow-2
 def _shown(msg):
     "Text, share and printed of a `Step`, from a message of the kernel; None if it has no output"
     content = msg['content']

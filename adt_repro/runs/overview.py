@@ -42,7 +42,7 @@ class _Numbers(pickle.Unpickler):
     def persistent_load(self, pid):  # the numbers of a tensor
         return None
 
-
+# %% ../../nbs/library/runs/overview.ipynb #checkpoint-2
 def _checkpoint_share(path):
     "The finished share of a run's training, in [0, 1]"
     with zipfile.ZipFile(path) as archive:
@@ -78,7 +78,7 @@ def _unfinished(folder):
     except Exception:  # a damaged file makes pickle raise almost anything
         return 'damaged'
 
-
+# %% ../../nbs/library/runs/overview.ipynb #state-2
 def _state(folder):
     "State and results of the run in a folder"
     if not (folder / 'run.json').exists():
