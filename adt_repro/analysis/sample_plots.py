@@ -75,7 +75,7 @@ def _levels(ax, line, losses):
 def draw_plane(
     points: pd.DataFrame,  # run, what ('draw' or an attack), a, b (in ε): one point of each attack, many draws
     grounds: dict,  # run to (line in ε, losses of the square), for its contours; {}: none are drawn
-    title: str,
+    title: str,  # of the figure, such as 'digits, 50 test images'
 ):  # a Figure: a panel for each run
     "Draws and attacks' ends on the plane of the gradient's sign and a random direction"
     runs = list(points.run.unique())
@@ -112,7 +112,7 @@ def draw_samples(
     names: dict,  # (run, kind) to the predicted class of each sample, in words
     widths: dict,  # (run, kind) to the standard deviation of each pixel (H, W), in ε
     right: str,  # the image's class
-    title: str,
+    title: str,  # of the figure, such as 'digits, 50 test images'
 ):  # a Figure: a line for each run and kind
     "Samples of each cloud, and how much each pixel varies"
     runs = dict.fromkeys(run for run, _ in pictures)
@@ -150,7 +150,7 @@ def _draw_map(ax, rows):
 def draw_map(
     points: pd.DataFrame,  # run, kind (of `CLOUD_LABELS`), first, second (in ε), wrong (bool)
     shares: dict,  # run to the share of each kind's variance that the map shows, in percent; {}: not written
-    title: str,
+    title: str,  # of the figure, such as 'digits, 50 test images'
 ):  # a Figure: a panel for each run
     "Samples of each run on the first two principal components of PGD's"
     runs = list(points.run.unique())

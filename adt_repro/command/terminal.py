@@ -132,7 +132,7 @@ def _redraw(line):
         line.ended.wait(1)
 
 # %% ../../nbs/library/command/terminal.ipynb #status-line
-class StatusLine(_Shown):
+class StatusLine(_Lines):
     "Shows the steps of a notebook on a terminal: one line, and above it what cells print first"
 
     def __init__(
@@ -158,10 +158,6 @@ class StatusLine(_Shown):
         else:
             self.last = step
         _draw(self)
-
-    def _add_line(self, text):
-        with self.lock:
-            print(f'{_CLEAR}{text}', file=self.stream, flush=True)
 
 # %% ../../nbs/library/command/terminal.ipynb #follower
 def follower(

@@ -41,6 +41,15 @@ def _published_errors(percent):
     ends = np.array([[100 * s['lo'], 100 * s['hi']] for s in (share(round(100 * p), 10000) for p in percent)])
     return [percent - ends[:, 0], ends[:, 1] - percent]
 
+# %% ../../nbs/library/paper/drawings.ipynb #legend-of-rows
+def _legend_of_rows(fig, axes, looks):
+    "One entry for each row, in the order of the table; a row in both panels has the line style of ours"
+    handles = {}
+    for ax in reversed(axes):
+        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    named = [row for row in looks if row in handles]
+    fig.legend([handles[row] for row in named], named, loc='outside lower center', ncols=5)
+
 # %% ../../nbs/library/paper/drawings.ipynb #draw-table1
 @house_style()
 def draw_table1(
@@ -68,11 +77,7 @@ def draw_table1(
     axes[1].set_title('published: CIFAR-10, WRN-28-10')
     for ax in axes:
         ax.set_xticks(range(8), COLUMNS, rotation=30)
-    handles = {}
-    for ax in reversed(axes):  # a row in both has the line style of ours
-        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    named = [row for row in looks if row in handles]
-    fig.legend([handles[row] for row in named], named, loc='outside lower center', ncols=5)
+    _legend_of_rows(fig, axes, looks)
     return fig
 
 # %% ../../nbs/library/paper/drawings.ipynb #claim-axis

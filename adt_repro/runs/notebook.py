@@ -40,6 +40,9 @@ def checked_parameters(
 # %% ../../nbs/library/runs/notebook.ipynb #run-notebook
 # The kernel's own log warns about TCP at each start, and shows a traceback when it is stopped in a cell
 _KERNEL = ['--log-level=CRITICAL']
+_LOG = logging.getLogger('papermill')
+# The latter: the kernel of this Python, whatever else is installed
+_ENVIRONMENT = 'PYDEVD_DISABLE_FILE_VALIDATION', 'JUPYTER_PREFER_ENV_PATH'
 EXECUTED = 'ADT_EXECUTED'  # environment variable that tells a notebook where its executed copy lies
 
 
@@ -123,10 +126,8 @@ def _followed_engine():
             def step(index, *shown):
                 follow(Step(index, len(cells), headings[index], *shown))
 
-            how = dict(
-                kernel_name=kernel_name, extra_arguments=extra_arguments, log=logging.getLogger('papermill')
-            )
-            how |= dict(timeout=None, on_cell_start=lambda cell, cell_index: step(cell_index))
+            how = dict(kernel_name=kernel_name, extra_arguments=extra_arguments, timeout=None)
+            how |= dict(log=_LOG, on_cell_start=lambda cell, cell_index: step(cell_index))
             client = FollowedClient(nb_man, **how)
             client.step = step
             return client.execute()
@@ -148,11 +149,8 @@ def run_notebook(
     from nbclient.exceptions import DeadKernelError  # slow imports, and optional
     from papermill import PapermillExecutionError, execute_notebook
 
-    logging.getLogger('papermill').setLevel(logging.CRITICAL)  # its errors are reported below
-    for name in (
-        'PYDEVD_DISABLE_FILE_VALIDATION',
-        'JUPYTER_PREFER_ENV_PATH',
-    ):  # the latter: this Python's kernel
+    _LOG.setLevel(logging.CRITICAL)  # its errors are reported below
+    for name in _ENVIRONMENT:
         os.environ.setdefault(name, '1')
     options = dict(progress_bar=sys.stderr.isatty(), extra_arguments=_KERNEL)
     if follow is not None:
