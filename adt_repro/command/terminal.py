@@ -75,8 +75,11 @@ _LONGEST = 500  # characters of what a cell prints
 class _Shown:
     "A stream, and the lines on it that stay"
 
+    clear = ''  # before a line: what deletes another one
+
     def __init__(self, stream):
-        self.stream, self.printed_in, self.last = stream, None, Step(0, 1, 'Starting')
+        self.stream, self.lock = stream, threading.Lock()
+        self.printed_in, self.last = None, Step(0, 1, 'Starting')
 
     def __enter__(self):
         return self
@@ -85,7 +88,8 @@ class _Shown:
         pass
 
     def _add_line(self, text):
-        print(text, file=self.stream, flush=True)
+        with self.lock:
+            print(f'{self.clear}{text}', file=self.stream, flush=True)
 
     def _add_printed(self, step):
         "What a cell prints first, on one line"
@@ -132,15 +136,17 @@ def _redraw(line):
         line.ended.wait(1)
 
 # %% ../../nbs/library/command/terminal.ipynb #status-line
-class StatusLine(_Lines):
+class StatusLine(_Shown):
     "Shows the steps of a notebook on a terminal: one line, and above it what cells print first"
+
+    clear = _CLEAR
 
     def __init__(
         self,
         stream: TextIO,  # a terminal
     ):
         super().__init__(stream)
-        self.start, self.lock, self.ended = time.monotonic(), threading.Lock(), threading.Event()
+        self.start, self.ended = time.monotonic(), threading.Event()
 
     def __enter__(self):
         threading.Thread(target=_redraw, args=[self], daemon=True).start()

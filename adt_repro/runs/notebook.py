@@ -55,7 +55,7 @@ def _one_line(text):
     line = ' '.join(str(text).split())
     return ''.join(c if c.isprintable() else '?' for c in line)[:2000]
 
-
+# %% ../../nbs/library/runs/notebook.ipynb #run-notebook-2
 def _places(notebook, output):
     "The paths of the notebook and of its executed copy, escaped because papermill formats paths"
     source, output = find_nbs() / f'{notebook}.ipynb', Path(output)
