@@ -613,7 +613,7 @@ def draw_learning_curves(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return fig
 
-# %% ../../nbs/library/analysis/plots.ipynb #train-draws
+# %% ../../nbs/library/analysis/plots.ipynb #train-field
 def _draw_field(fig, axes, fields, name, **colors):
     "A row of fields (H, W) with one colour bar"
     for ax, field in zip(axes, fields, strict=True):
@@ -621,7 +621,7 @@ def _draw_field(fig, axes, fields, name, **colors):
         _without_axes(ax)
     fig.colorbar(drawn, ax=[*axes], label=name, aspect=8, pad=0.01)
 
-
+# %% ../../nbs/library/analysis/plots.ipynb #train-draws
 def draw_perturbed(
     images,  # tensor (m, C, H, W) in [0, 1], at least 2
     deltas,  # tensor (draws, m, C, H, W): perturbations in units of ε, at least 3 draws

@@ -487,6 +487,7 @@ _SPSA = (
 )
 
 # %% ../../nbs/library/runs/config.ipynb #landscape
+_LANDSCAPE_BATCH = 'images at a time, for the curvature and the alignment; a matter of memory'
 _LANDSCAPE = (
     dict(runs=_RUNS)
     | WEIGHTS
@@ -507,9 +508,7 @@ _LANDSCAPE = (
             _SOME, 100, 'the first n test images, for the curvature and the loss along the gradient'
         ),
         curvature_steps=Parameter(_COUNT, 200, 'products with the matrix of second derivatives, at most'),
-        batch=Parameter(
-            _COUNT, 20, 'images at a time, for the curvature and the alignment; a matter of memory'
-        ),
+        batch=Parameter(_COUNT, 20, _LANDSCAPE_BATCH),
         seed=Parameter(_SEED, 0, 'of the second direction, the attacks and the draws'),
         label=_LABEL,
         fresh=_FRESH,
@@ -674,8 +673,8 @@ _PAPER = dict(
     ),
 )
 
-# %% ../../nbs/library/runs/config.ipynb #power
-_POWER = dict(
+# %% ../../nbs/library/runs/config.ipynb #power-records
+_POWER_RECORDS = dict(
     rows=Parameter(
         maybe(several(word(), least=2, most=2)),
         None,
@@ -689,6 +688,10 @@ _POWER = dict(
     runs=Parameter(
         maybe(several(word(), most=10_000)), None, 'names of the runs that count; default all that are there'
     ),
+)
+
+# %% ../../nbs/library/runs/config.ipynb #power
+_POWER = _POWER_RECORDS | dict(
     effect=Parameter(
         _MAYBE_POSITIVE,
         None,

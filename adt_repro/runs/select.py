@@ -20,6 +20,8 @@ from ..base.files import find_root
 from ..base.parameters import refuse, shown
 from ..data import DATASETS, load_data
 from ..methods.adversaries import default_draws, exp_adversary
+
+# %% ../../nbs/library/runs/select.ipynb #imports-runs
 from .config import EXPERIMENTS, IMPORTED, PARAMETERS, RULES, run_name
 from .fit import fit_run
 from .resolve import decide, resolve
@@ -209,7 +211,7 @@ def transfer_sources(
         return chosen_runs(folder, sources, 'sources')
     return [run for run in chosen_runs(folder, None) if run.endswith('-s1')] or judged
 
-# %% ../../nbs/library/runs/select.ipynb #default-pairs
+# %% ../../nbs/library/runs/select.ipynb #default-same-task
 _TINY_PAIRS = 'standard', 'at_pgd'
 
 
@@ -223,7 +225,7 @@ def _same_task(folder, name):
 
     return [run for run in _runs_with_weights(folder) if run != name and task(run) == task(name)]
 
-
+# %% ../../nbs/library/runs/select.ipynb #default-pairs
 def default_pairs(
     given: dict,  # parameters of transfer.ipynb
     root: Path | str = None,  # of the project; None: as `find_root` says
@@ -249,9 +251,7 @@ def default_pairs(
 def label_marks(
     label: str | None,  # of a call
     names: list = (),  # of the runs that it evaluates
-) -> (
-    tuple
-):  # (mark, tail): behind what is of one run, as in gain<mark>-<run>; behind a whole, as in claims<tail>
+) -> tuple:  # (mark, tail): as in gain<mark>-<run>, a file of one run, and in claims<tail>, one of several
     "What a label adds to the names of files"
     if label is None:
         return '', ''
@@ -259,7 +259,7 @@ def label_marks(
         return '', f'-{label}'
     return f'.{label}', f'.{label}'
 
-# %% ../../nbs/library/runs/select.ipynb #check-kept
+# %% ../../nbs/library/runs/select.ipynb #check-kept-runs
 def _runs_of_call(notebook, given, folder):
     "Parameter to the names that its patterns choose; empty where a notebook is not about chosen runs"
     if notebook == 'transfer':
@@ -278,7 +278,7 @@ def _check_new_machine(machine, root):
     if machine is not None and (folder / f'{machine}.csv').exists():
         refuse('machine', machine, f'another name: {machine}.csv in outputs/benchmark/ is kept')
 
-
+# %% ../../nbs/library/runs/select.ipynb #check-kept
 def check_kept(
     notebook: str,  # its name, such as white_box
     given: dict,  # its parameters, with a scale

@@ -101,10 +101,11 @@ def test_its_report_ends_with_the_numbers_and_the_files(project, run):
     assert files == {file for file in run.iterdir() if file.name != '.lock'}
 
 
-def test_its_links_lead_from_where_the_notebook_lies(project, run, monkeypatch):
-    (project / 'a/b').mkdir(parents=True)
-    monkeypatch.setenv('ADT_EXECUTED', 'a/b/again.ipynb')
-    done = papermill(project, 'train', 'a/b/again.ipynb', method='adt_exp', **SMALL)
+def test_its_links_lead_from_where_the_notebook_lies(project, run):
+    "By the project's own command, which tells the notebook its place"
+    given = [word for name, value in SMALL.items() for word in ('-p', name, value)]
+    command = [sys.executable, '-m', 'adt_repro.runs.notebook', 'train', 'a/b/again.ipynb', *given]
+    done = run_process(*command, '-p', 'method', 'adt_exp', cwd=project)
     assert done.returncode == 0, done.stderr
     page = markdown_of(project / 'a/b/again.ipynb')['result']
     links = re.findall(r'\]\(([^)]*)\)', page)
