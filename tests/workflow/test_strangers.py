@@ -248,7 +248,7 @@ def test_outputs_may_be_on_another_disk(link, tmp_path):
 def cells_of(tmp_path, *sources):
     "A small project whose train.ipynb has these cells, the first one its parameters"
     (tmp_path / 'nbs').mkdir()
-    (tmp_path / 'settings.ini').touch()
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\nlib_name = adt_repro\n')
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     nb.cells[0].metadata.tags = ['parameters']
     nb.metadata.kernelspec = dict(name='python3', language='python', display_name='python3')
