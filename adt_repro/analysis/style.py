@@ -58,8 +58,8 @@ def subplot_grid(
     rows: int,  # at least 1
     columns: int,  # at least 1
     figsize: tuple,  # width and height in inches
-    **options,  # as of `plt.subplots`
-) -> tuple:  # the figure; its axes, as of `plt.subplots`
+    **options,  # as in `plt.subplots`
+) -> tuple:  # the figure; its axes, as in `plt.subplots`
     "A figure of subplots, each with room for its labels"
     import matplotlib.pyplot as plt
 
@@ -67,7 +67,7 @@ def subplot_grid(
 
 # %% ../../nbs/library/analysis/style.ipynb #shared-parts
 def _parts(run):
-    "A run's name, split at `-`; a network of a width is one part"
+    "A run's name, split at `-`; a network with a width is one part"
     return re.findall(r'(?:half_)?wrn-[0-9]+-[0-9]+|[^-]+', run)
 
 
@@ -82,8 +82,8 @@ def _n_shared(names):
 # %% ../../nbs/library/analysis/style.ipynb #short
 def short_names(
     runs,  # names of runs, such as digits-small_cnn-adt_exp-s0
-) -> dict:  # name to its short name
-    "What a figure calls its runs: without the data set, and without the network, where all share it"
+) -> dict:  # short names by name
+    "What a figure calls its runs: without the data set, and without the network, if all share it"
     parts = {run: _parts(run) for run in runs}
     n = _n_shared([*parts.values()])
     if n == 0:
@@ -113,14 +113,14 @@ _N_PAIRS = len(_LINE_COLORS) * len(MARKERS)
 
 
 def _style(k):
-    "The k-th style: no two are the same; a number as the marker where all pairs are used"
+    "The k-th style: no two are the same; the marker is a number when all pairs are used"
     marker = MARKERS[k % len(MARKERS)] if k < _N_PAIRS else f'${k}$'
     return dict(color=_LINE_COLORS[k % len(_LINE_COLORS)], marker=marker)
 
 # %% ../../nbs/library/analysis/style.ipynb #row-styles
 def row_styles(
     rows,  # names of rows of Table 1, in any order: methods, or labels of runs
-) -> dict:  # row to dict(color, marker), as of `Axes.plot`; no two rows share both
+) -> dict:  # by row, dict(color, marker), as in `Axes.plot`; no two rows share both
     "The style of each row, the same in every figure"
     rows = list(dict.fromkeys(rows))
     numbers = {row: k for k, row in enumerate(METHOD_ROWS)}
@@ -135,7 +135,7 @@ def row_styles(
 
 # %% ../../nbs/library/analysis/style.ipynb #run-styles
 def _row_of(run):
-    "The row that a run is of, as Table 1 names it, by the run's name"
+    "The row of a run in Table 1, from the run's name"
     parts = _parts(run)
     if len(parts) > 2:
         parts = parts[2:]
@@ -148,7 +148,7 @@ def _row_of(run):
 
 def run_styles(
     runs,  # names of runs, such as digits-small_cnn-adt_exp-s0
-) -> dict:  # run to dict(color, marker), as of `Axes.plot`: its row's, by `row_styles`
+) -> dict:  # by run, dict(color, marker), as in `Axes.plot`: its row's, see `row_styles`
     "The style of each run, the same in every figure; seeds of one row share it"
     row_of = {run: _row_of(run) for run in runs}
     styles = row_styles(row_of.values())
@@ -158,7 +158,7 @@ def run_styles(
 def save_figure(
     fig,  # a Figure, drawn in `house_style`
     folder: Path | str,  # of a scale, such as outputs/demo
-    name: str,  # of the files
+    name: str,  # name of the files
     frame: pd.DataFrame,  # the numbers in the figure; written with six significant digits
 ) -> list:  # the three paths: figures/<name>.svg, figures/<name>.png, frames/<name>.csv
     "Write a figure twice, and what it shows as a table"
@@ -167,14 +167,14 @@ def save_figure(
     with house_style():
         for_page = _numbered_clips(_drawn(fig, 'svg', metadata=dict(Date=None, Creator=None)))
         write_bytes(png, _drawn(fig, 'png', dpi=150, metadata=dict(Software=None)))
-    with replacing(svg) as file:  # its digest is not noted
+    with replacing(svg) as file:  # its digest is not recorded
         file.write(for_page)
     write_table(frame, csv)
     return [svg, png, csv]
 
 # %% ../../nbs/library/analysis/style.ipynb #save-bytes
 def _numbered_clips(svg):
-    "Clip paths named in their order; Matplotlib's names follow the last bit of a layout, which varies"
+    "Name clip paths in their order; Matplotlib's names depend on the last bit of a layout, which varies"
     for k, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', svg)):
         svg = svg.replace(name, b'clip%d' % k)
     return svg
