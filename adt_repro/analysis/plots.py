@@ -228,7 +228,7 @@ def draw_alignment(
     rows = _rows(frame, 'run', 'i', 'cloud', 'attack', 'cosine')
     short, attacks = short_names(rows.run.unique()), rows.attack.unique()
     cosines = rows.set_index(['attack', 'run', 'cloud']).cosine.sort_index()
-    size = min(PAGE_WIDTH, 1.8 + 1.5 * len(attacks)), 1.2 + 0.28 * len(short)
+    size = min(PAGE_WIDTH, max(6.2, 1.8 + 1.5 * len(attacks))), 1.2 + 0.28 * len(short)
     fig, axes = subplot_grid(1, len(attacks), size, sharey=True, squeeze=False)
     for ax, attack in zip(axes[0], attacks, strict=True):
         _draw_cosines(ax, cosines.loc[attack], short)
