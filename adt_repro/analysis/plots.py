@@ -58,16 +58,16 @@ def first_of_each(
     return list(first.values())
 
 # %% ../../nbs/library/analysis/plots.ipynb #marks
-_MEAN = dict(mec='black', ms=6)  # a mean stands out by its size and its black outline
+_MEAN = dict(mec='black', ms=6)  # means are larger and have a black outline
 
 
 def _style(series):
-    "Colour and marker of a series that is no run"
+    "Colour and marker of a series that is not a run"
     return dict(color=COLORS[series % len(COLORS)], marker=MARKERS[series % len(MARKERS)])
 
 
 def _legend_below(fig, axes, ncols=3):
-    "One legend for all that has a label in some panels"
+    "One legend for all labels in some panels"
     handles = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -76,7 +76,7 @@ def _legend_below(fig, axes, ncols=3):
 
 
 def _horizontal_mean(ax, values, y, style, within=(-math.inf, math.inf), **look):
-    "The mean of some values and its interval along x, cut off at what they can be, at height y"
+    "The mean of some values and its interval along x, cut off at the possible range, at height y"
     interval = mean_interval(values)
     mean = interval['mean']
     low, high = max(within[0], interval['lo']), min(within[1], interval['hi'])
@@ -228,7 +228,7 @@ def draw_alignment(
     rows = _rows(frame, 'run', 'i', 'cloud', 'attack', 'cosine')
     short, attacks = short_names(rows.run.unique()), rows.attack.unique()
     cosines = rows.set_index(['attack', 'run', 'cloud']).cosine.sort_index()
-    size = min(PAGE_WIDTH, 1.8 + 1.5 * len(attacks)), 1.2 + 0.28 * len(short)
+    size = min(PAGE_WIDTH, max(6.2, 1.8 + 1.5 * len(attacks))), 1.2 + 0.28 * len(short)
     fig, axes = subplot_grid(1, len(attacks), size, sharey=True, squeeze=False)
     for ax, attack in zip(axes[0], attacks, strict=True):
         _draw_cosines(ax, cosines.loc[attack], short)
