@@ -253,7 +253,7 @@ def _bar_faults(fig):
 # %% ../../nbs/library/analysis/readable.ipynb #faults
 def figure_faults(
     fig,  # a Figure
-    width: float = PAGE_WIDTH,  # of the page that shows it, in inches
+    width: float = PAGE_WIDTH,  # of the page that shows it, in inches, above 0
 ) -> list:  # of lines, each a fault; empty for a good figure
     "What keeps a reader from reading a figure at the width of a page"
     fig.canvas.draw()

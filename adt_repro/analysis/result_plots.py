@@ -28,7 +28,7 @@ from ..base.tables import read_table
 # %% ../../nbs/library/analysis/result_plots.ipynb #recorded-files
 def recorded_files(
     pattern: str,  # of files below outputs/<scale>/, such as tables/white_box-*.csv
-    scale: str = 'cpu',
+    scale: str = 'cpu',  # its name
 ) -> list:  # their paths, sorted; empty if there are none, and then a line says so
     "Results that come with a clone of the project"
     files = sorted((find_root() / 'outputs' / scale).glob(pattern))
@@ -45,9 +45,7 @@ def _place(run):
 
 def recorded_sums(
     files: list,  # as returned by `recorded_files`: tables of accuracies, at least one
-) -> (
-    pd.DataFrame
-):  # run, attack, n, correct, accuracy, lo, hi; and what else the tables have; in Table 1's order
+) -> pd.DataFrame:  # run, attack, n, accuracy, lo, hi and further columns, in the order of Table 1
     "Recorded accuracies of several runs as one table"
     columns = dict(run='str', attack='str', n='int64', accuracy='float64', lo='float64', hi='float64')
     sums = pd.concat([read_table(file, columns) for file in files], ignore_index=True)
@@ -195,7 +193,7 @@ def draw_transfer(
 def draw_spsa(
     sums: pd.DataFrame,  # run, attack (spsa<n>, pgd20), accuracy, lo, hi (shares)
     samples: list,  # the numbers n
-    steps: int,  # of SPSA
+    steps: int,  # of SPSA, at least 1
     title: str,  # of the figure, such as 'digits, 50 test images'
 ):  # a Figure
     "Accuracy against the samples in a step of SPSA; under PGD-20 dotted"
