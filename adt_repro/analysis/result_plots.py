@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recorded_files', 'recorded_sums', 'draw_accuracies', 'draw_unique_kills', 'transfer_grids', 'draw_transfer',
-           'draw_spsa', 'draw_queries', 'draw_seeds', 'draw_power', 'draw_overheads', 'draw_speeds']
+           'draw_spsa_samples', 'draw_queries', 'draw_seeds', 'draw_power', 'draw_overheads', 'draw_speeds']
 
 # %% ../../nbs/library/analysis/result_plots.ipynb #imports
 import numpy as np
@@ -190,7 +190,7 @@ def draw_transfer(
 
 # %% ../../nbs/library/analysis/result_plots.ipynb #samples
 @house_style()
-def draw_spsa(
+def draw_spsa_samples(
     sums: pd.DataFrame,  # run, attack (spsa<n>, pgd20), accuracy, lo, hi (shares)
     samples: list,  # the numbers n
     steps: int,  # of SPSA, at least 1
