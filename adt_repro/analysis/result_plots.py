@@ -172,7 +172,7 @@ def _draw_grid(ax, grid):
 @house_style()
 def draw_transfer(
     grids: dict,  # as returned by `transfer_grids`, at least one attack
-    title: str,  # of the figure, such as 'digits, 50 test images'
+    title: str,  # above the figure, such as 'digits, 50 test images'
 ):  # a Figure: a panel for each attack
     "Accuracy by attacked network (rows) and judged network (columns)"
     one = next(iter(grids.values()))
@@ -194,7 +194,7 @@ def draw_spsa_samples(
     sums: pd.DataFrame,  # run, attack (spsa<n>, pgd20), accuracy, lo, hi (shares)
     samples: list,  # the numbers n
     steps: int,  # of SPSA, at least 1
-    title: str,  # of the figure, such as 'digits, 50 test images'
+    title: str,  # above the figure, such as 'digits, 50 test images'
 ):  # a Figure
     "Accuracy against the samples in a step of SPSA; under PGD-20 dotted"
     runs = list(sums.run.unique())
@@ -233,7 +233,7 @@ def _draw_curves(ax, curves, of_pgd):
 def draw_queries(
     curves: dict,  # (run, attack) to its curve, of `query_curve`
     of_pgd: dict,  # run to its accuracy under PGD-20, a share
-    title: str,  # of the figure, such as 'digits, 50 test images'
+    title: str,  # above the figure, such as 'digits, 50 test images'
 ):  # a Figure: a panel for each run
     "Accuracy against queries, with 95 % bands"
     runs = list(dict.fromkeys(run for run, _ in curves))
@@ -260,7 +260,7 @@ def draw_queries(
 @house_style()
 def draw_seeds(
     rows: pd.DataFrame,  # row (a method), attack, accuracy (a share): one for each seed, at least two of each
-    title: str,  # of the figure, such as 'digits, 50 test images'
+    title: str,  # above the figure, such as 'digits, 50 test images'
     attacks: list = None,  # a panel for each, in this order; None: as in the table
 ):  # a Figure
     "Each seed's accuracy, and their mean with its interval, row by row"
@@ -290,10 +290,10 @@ def draw_seeds(
 @house_style()
 def draw_power(
     curves: pd.DataFrame,  # seeds, images, effect, power (a share)
-    wanted: float,  # power, a share
-    effect: float,  # that is asked for, in the unit; nan: none
+    wanted: float,  # power, in [0, 1]
+    effect: float,  # of interest, in the unit, at least 0; nan: none
     unit: str,  # of the effect
-    title: str,  # of the figure, such as 'digits, 50 test images'
+    title: str,  # above the figure, such as 'digits, 50 test images'
 ):  # a Figure: a panel for each number of images
     "Power against the true effect, a curve for each number of seeds"
     images, seeds = list(curves.images.unique()), list(curves.seeds.unique())
@@ -316,7 +316,7 @@ def draw_power(
 @house_style()
 def draw_overheads(
     overheads: pd.DataFrame,  # network, what (a method); median, least, most of step / bare passes
-    title: str,  # of the figure, such as 'digits, 50 test images'
+    title: str,  # above the figure, such as 'digits, 50 test images'
 ):  # a Figure
     "What a training step takes beyond its passes, in percent of them"
     methods, networks = list(overheads.what.unique()), list(overheads.network.unique())
@@ -339,7 +339,7 @@ def draw_overheads(
 @house_style()
 def draw_speeds(
     speeds: pd.DataFrame,  # images in a second: a row for each round, a column for each library
-    title: str,  # of the figure, such as 'digits, 50 test images'
+    title: str,  # above the figure, such as 'digits, 50 test images'
 ):  # a Figure
     "Images in a second by each library: the median round, the slowest and the fastest"
     n = speeds.shape[1]
