@@ -28,7 +28,7 @@ from ..base.tables import read_table
 # %% ../../nbs/library/analysis/result_plots.ipynb #recorded-files
 def recorded_files(
     pattern: str,  # of files below outputs/<scale>/, such as tables/white_box-*.csv
-    scale: str = 'cpu',
+    scale: str = 'cpu',  # a folder of outputs/
 ) -> list:  # their paths, sorted; empty where there are none, and then a line says so
     "Results that come with a clone of the project"
     files = sorted((find_root() / 'outputs' / scale).glob(pattern))
@@ -116,7 +116,7 @@ def draw_accuracies(
 def draw_unique_kills(
     alone: pd.DataFrame,  # images misclassified under this attack alone: a row for each run, a column for each attack
     in_all: pd.DataFrame,  # images misclassified under this attack, of the same shape
-    n: int,  # test images
+    n: int,  # test images, at least 1
 ):  # a Figure
     "How many images an attack alone misclassifies, of all that it does"
     fig, ax = subplot_grid(1, 1, (PAGE_WIDTH, 1.2 + 0.3 * len(alone)))
@@ -170,11 +170,11 @@ def _draw_grid(ax, grid):
     ax.set_yticks(range(len(grid)), grid.index)
     return image
 
-
+# %% ../../nbs/library/analysis/result_plots.ipynb #transfer-draw
 @house_style()
 def draw_transfer(
     grids: dict,  # of `transfer_grids`, at least one attack
-    title: str,
+    title: str,  # above the figure: what was measured, and on how many images
 ):  # a Figure: a panel for each attack
     "Accuracy by attacked network (rows) and judged network (columns)"
     one = next(iter(grids.values()))
@@ -195,8 +195,8 @@ def draw_transfer(
 def draw_spsa_samples(
     sums: pd.DataFrame,  # run, attack (spsa<n>, pgd20), accuracy, lo, hi (shares)
     samples: list,  # the numbers n
-    steps: int,  # of SPSA
-    title: str,
+    steps: int,  # of SPSA, at least 1
+    title: str,  # above the figure: what was measured, and on how many images
 ):  # a Figure
     "Accuracy against the samples in a step of SPSA; under PGD-20 dotted"
     runs = list(sums.run.unique())
@@ -230,12 +230,12 @@ def _draw_curves(ax, curves, of_pgd):
     ax.set(xscale='log', ylim=(-2, 102))
     ax.grid(alpha=0.3)
 
-
+# %% ../../nbs/library/analysis/result_plots.ipynb #queries-draw
 @house_style()
 def draw_queries(
     curves: dict,  # (run, attack) to its curve, of `query_curve`
     of_pgd: dict,  # run to its accuracy under PGD-20, a share
-    title: str,
+    title: str,  # above the figure: what was measured, and on how many images
 ):  # a Figure: a panel for each run
     "Accuracy against queries, with 95 % bands"
     runs = list(dict.fromkeys(run for run, _ in curves))
@@ -262,7 +262,7 @@ def draw_queries(
 @house_style()
 def draw_seeds(
     rows: pd.DataFrame,  # row (a method), attack, accuracy (a share): one for each seed, at least two of each
-    title: str,
+    title: str,  # above the figure: what was measured, and on how many images
     attacks: list = None,  # a panel for each, in this order; None: as in the table
 ):  # a Figure
     "Each seed's accuracy, and their mean with its interval, row by row"
@@ -292,10 +292,10 @@ def draw_seeds(
 @house_style()
 def draw_power(
     curves: pd.DataFrame,  # seeds, images, effect, power (a share)
-    wanted: float,  # power, a share
-    effect: float,  # that is asked for, in the unit; nan: none
+    wanted: float,  # power, in [0, 1]
+    effect: float,  # of interest, in the unit, at least 0; nan: none
     unit: str,  # of the effect
-    title: str,
+    title: str,  # above the figure: what was measured, and on how many images
 ):  # a Figure: a panel for each number of images
     "Power against the true effect, a curve for each number of seeds"
     images, seeds = list(curves.images.unique()), list(curves.seeds.unique())
@@ -318,7 +318,7 @@ def draw_power(
 @house_style()
 def draw_overheads(
     overheads: pd.DataFrame,  # network, what (a method); median, least, most of step / bare passes
-    title: str,
+    title: str,  # above the figure: what was measured, and on how many images
 ):  # a Figure
     "What a training step takes beyond its passes, in percent of them"
     methods, networks = list(overheads.what.unique()), list(overheads.network.unique())
@@ -337,11 +337,11 @@ def draw_overheads(
     ax.legend(loc='center left', bbox_to_anchor=(1, 0.5), title='median, least, most')
     return fig
 
-
+# %% ../../nbs/library/analysis/result_plots.ipynb #speeds
 @house_style()
 def draw_speeds(
     speeds: pd.DataFrame,  # images in a second: a row for each round, a column for each library
-    title: str,
+    title: str,  # above the figure: what was measured, and on how many images
 ):  # a Figure
     "Images in a second by each library: the median round, the slowest and the fastest"
     n = speeds.shape[1]

@@ -75,7 +75,7 @@ def _levels(ax, line, losses):
 def draw_plane(
     points: pd.DataFrame,  # run, what ('draw' or an attack), a, b (in ε): one point of each attack, many draws
     grounds: dict,  # run to (line in ε, losses of the square), for its contours; {}: none are drawn
-    title: str,
+    title: str,  # above the figure: which image, and how many samples
 ):  # a Figure: a panel for each run
     "Draws and attacks' ends on the plane of the gradient's sign and a random direction"
     runs = list(points.run.unique())
@@ -105,14 +105,14 @@ def _draw_row(row, samples, names, right, width, widest):
     deviation = row[-1].imshow(width, cmap='cividis', vmin=0, vmax=widest)
     return shown, deviation
 
-
+# %% ../../nbs/library/analysis/sample_plots.ipynb #pictures-draw
 @house_style()
 def draw_samples(
     pictures: dict,  # (run, kind of `CLOUD_LABELS`) to samples (n, H, W) in ε, at least six
     names: dict,  # (run, kind) to the predicted class of each sample, in words
     widths: dict,  # (run, kind) to the standard deviation of each pixel (H, W), in ε
     right: str,  # the image's class
-    title: str,
+    title: str,  # above the figure: which image, and how many samples
 ):  # a Figure: a line for each run and kind
     "Samples of each cloud, and how much each pixel varies"
     runs = dict.fromkeys(run for run, _ in pictures)
@@ -145,12 +145,15 @@ def _draw_map(ax, rows):
             ax.plot(points['first'].values, points['second'].values, label=label, **style)
     ax.set_aspect('equal', 'datalim')
 
+# %% ../../nbs/library/analysis/sample_plots.ipynb #map-draw
+_SHORT = dict(distribution='draws', restarts='PGD')
+
 
 @house_style()
 def draw_map(
     points: pd.DataFrame,  # run, kind (of `CLOUD_LABELS`), first, second (in ε), wrong (bool)
     shares: dict,  # run to the share of each kind's variance that the map shows, in percent; {}: not written
-    title: str,
+    title: str,  # above the figure: which image, and how many samples
 ):  # a Figure: a panel for each run
     "Samples of each run on the first two principal components of PGD's"
     runs = list(points.run.unique())
@@ -166,6 +169,3 @@ def draw_map(
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
     fig.suptitle(title, fontsize=9)
     return fig
-
-
-_SHORT = dict(distribution='draws', restarts='PGD')

@@ -36,6 +36,15 @@ def rows_run(
     return [row for row, g in cells.groupby('row', sort=False) if (g.verdict != 'not run').any()]
 
 
+def _name_rows(fig, axes, order):
+    "A legend of all rows in some panels, in this order; a row has the line of the first panel that it is in"
+    handles = {}
+    for ax in reversed(axes):
+        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    named = [row for row in order if row in handles]
+    fig.legend([handles[row] for row in named], named, loc='outside lower center', ncols=5)
+
+
 def _published_errors(percent):
     "Lengths of Wilson's interval below and above, in points, of published accuracies"
     ends = np.array([[100 * s['lo'], 100 * s['hi']] for s in (share(round(100 * p), 10000) for p in percent)])
@@ -68,11 +77,7 @@ def draw_table1(
     axes[1].set_title('published: CIFAR-10, WRN-28-10')
     for ax in axes:
         ax.set_xticks(range(8), COLUMNS, rotation=30)
-    handles = {}
-    for ax in reversed(axes):  # a row that is in both has the line of ours
-        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    named = [row for row in looks if row in handles]
-    fig.legend([handles[row] for row in named], named, loc='outside lower center', ncols=5)
+    _name_rows(fig, axes, looks)
     return fig
 
 # %% ../../nbs/library/paper/drawings.ipynb #claim-axis
@@ -100,7 +105,7 @@ def _claim_ends(claim, bounds, unit):
     room = 0.08 * (hi - lo) or 0.5
     return lo - room, hi + room
 
-
+# %% ../../nbs/library/paper/drawings.ipynb #claim-texts
 def _wrapped(text):
     "A text in lines of one length, at most 60 letters or so"
     return textwrap.fill(text, len(text) // -(-len(text) // 56) + 8)
@@ -140,7 +145,7 @@ def _write_beside(ax, claim, called):
     for text in word, name:
         text.set_in_layout(False)  # `draw_claims` leaves room
 
-
+# %% ../../nbs/library/paper/drawings.ipynb #draw-claim-axis
 def _draw_claim(ax, claim, bounds):
     "One claim on its axis"
     unit, called = _claim_unit(claim, bounds)
