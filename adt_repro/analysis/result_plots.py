@@ -45,9 +45,7 @@ def _place(run):
 
 def recorded_sums(
     files: list,  # of `recorded_files`: tables of accuracies, at least one
-) -> (
-    pd.DataFrame
-):  # run, attack, n, correct, accuracy, lo, hi; and what else the tables have; in Table 1's order
+) -> pd.DataFrame:  # columns run, attack, n, accuracy, lo, hi (shares) and others; runs in Table 1's order
     "Recorded accuracies of several runs as one table"
     columns = dict(run='str', attack='str', n='int64', accuracy='float64', lo='float64', hi='float64')
     sums = pd.concat([read_table(file, columns) for file in files], ignore_index=True)
