@@ -92,8 +92,8 @@ class _Shown:
             print(f'{self.clear}{text}', file=self.stream, flush=True)
 
     def _add_printed(self, step):
-        "What a cell prints first, on one line"
-        text = ' '.join(step.text.split())
+        "The first line that a cell prints"
+        text = ' '.join(step.text.strip().partition('\n')[0].split())
         if self.printed_in != step.cell and text:
             self.printed_in = step.cell
             self._add_line(text[:_LONGEST])
