@@ -12,7 +12,7 @@ from adt_repro.runs import scales   # no PyTorch: every job reads this file agai
 # Jobs find this environment's Python
 os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
 
-# Several cards in one machine: with ADT_GPUS="0 1" each job takes the first free one, by a lock
+# Several GPUs in one machine: with ADT_GPUS="0 1" each job takes the first free one and locks it
 if cards := os.environ.get('ADT_GPUS', '').split():
     shell.prefix(
         'set -euo pipefail; '
@@ -25,7 +25,7 @@ if cards := os.environ.get('ADT_GPUS', '').split():
         'done; '
     )
 
-# What is asked for: nbs/scales/<scale>.yaml
+# What was requested: nbs/scales/<scale>.yaml
 try:
     FILE = scales.find_scale(config)
     scale = scales.read_scale(FILE)
@@ -40,7 +40,7 @@ def given(notebook):
     return lambda wildcards: scales.call_parameters(scale, notebook, wildcards.get('run'))
 
 def call(notebook, label=''):
-    "The shell's line for one notebook; the executed one stays in notebooks/, whether it failed or not"
+    "The shell command for one notebook; the executed notebook stays in notebooks/, even if it failed"
     return (
         f'OMP_NUM_THREADS={{threads}} python -m adt_repro.runs.notebook {notebook} '
         f'{OUT}/notebooks/{notebook}{label}.ipynb '
@@ -54,7 +54,7 @@ def files_of_runs(runs):
 wildcard_constraints: run='|'.join(scales.scale_runs(scale))
 localrules: all, paper
 
-# All files by name: what is deleted is made again, needed by the report or not
+# All files by name: a deleted file is made again, even if the report does not need it
 rule all:
     input: f'{OUT}/report.html', everything
 
@@ -140,9 +140,9 @@ rule paper:
     log: f'{OUT}/logs/paper.log'
     shell: call('paper')
 
-# One Snakemake at a time makes a scale, or deletes, touches or packs its files; another one would delete what
-# the first has just finished. It is found here and not in `onstart`, which few of Snakemake's commands call.
-# What only prints needs no lock, and a job's process reads this file while the main process holds it.
+# Only one Snakemake at a time makes a scale, or deletes, touches or packs its files; a second one would delete
+# what the first has just finished. This is checked here and not in `onstart`, which few of Snakemake's commands
+# call. Commands that only print need no lock, and a job's process reads this file while the main one holds it.
 QUESTIONS = {
     '--summary', '-S', '--detailed-summary', '-D', '--lint', '--print-compilation',
     '--dag', '--rulegraph', '--filegraph', '--d3dag',
@@ -154,18 +154,18 @@ only_prints = workflow.output_settings.dryrun or not QUESTIONS.isdisjoint(words)
 if any(word.startswith(('--cleanup', '--cm')) for word in words):   # Snakemake does it in a dry run too
     only_prints = False
 if workflow.is_main_process and not only_prints:
-    if why := try_folder(OUT, OUT):   # it, or outputs, may be a link to another disk; within it none may be
+    if why := try_folder(OUT, OUT):   # it, or outputs, may be a link to another disk; folders in it may not
         raise WorkflowError(f'scale={scale.name!r}: {why}; expected a folder that can be written to')
     try:   # LOCK is held until this process ends
         LOCK = lock_file(Path(OUT)/'.snakemake.lock', f'scale={scale.name!r}', 'making it')
     except ParameterError as error:
         raise WorkflowError(str(error))
 
-# What it will cost, before anything starts. A plan is read again only if its first line says that it is of
-# this file and this code.
+# The costs, before anything starts. A plan is used again only if its first line says that it belongs to this
+# file and this code.
 
 def costs_of(file):
-    "The table of costs, which finds faults of a scale that can only be seen with PyTorch"
+    "The table of costs; it finds errors in a scale that only PyTorch can find"
     costs = subprocess.run(
         [sys.executable, '-m', 'adt_repro.planning.costs', file],
         stdin=subprocess.DEVNULL,
@@ -179,7 +179,7 @@ def costs_of(file):
     return costs.stdout
 
 def planned_costs(plan, digest):
-    "What an earlier start has noted, without what a terminal would obey; None: not of this file and code"
+    "The plan of an earlier start, without terminal control characters; None: of another file or code"
     try:
         first_line, _, text = plan.read_text(encoding='utf-8').partition('\n')
     except (OSError, ValueError):

@@ -4,11 +4,28 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='], interpolation=None)
 ini.read(here / 'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
+
+
+class BuildWithNotebooks(build_py):
+    "Puts the experiments' notebooks, the scales and the published tables into the wheel, as adt_repro/_nbs/"
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # a clone has them in nbs/
+            return
+        nbs, package = here / 'nbs', Path(self.build_lib) / cfg['lib_path']
+        for file in sorted([*nbs.glob('*.ipynb'), *nbs.glob('scales/*'), *nbs.glob('published/*')]):
+            if file.name != 'index.ipynb':  # the site's home is no experiment
+                target = package / '_nbs' / file.relative_to(nbs)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.copy_file(str(file), str(target))
+
 
 setup(
     name=cfg['lib_name'],
@@ -20,10 +37,13 @@ setup(
     author_email=cfg['author_email'],
     license='Apache-2.0',
     keywords=cfg['keywords'].split(),
-    python_requires='>=' + cfg['min_python'],
+    cmdclass=dict(build_py=BuildWithNotebooks),
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
     package_data={cfg['lib_path']: ['py.typed', 'models/digits/*.safetensors']},
     install_requires=cfg['requirements'].split(),
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'autoattack')},
-    entry_points={'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d']},
-)  # nbdev's links between pages
+    entry_points={
+        'console_scripts': [f'adt={cfg["lib_path"]}.command.main:run_command'],
+        'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d'],  # nbdev's links between pages
+    },
+)

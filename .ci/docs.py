@@ -2,11 +2,17 @@
 
 nbdev processes the notebooks, smalldocs renders them, and what is left makes the site self-contained:
 a reference made from the library's source, MathML in place of TeX, and nothing that is loaded from elsewhere.
+
+Why not `smalldocs api build` for the reference: it reads the same comments, but makes a second page for each module.
+Here a signature stands in the notebook, below the prose that says why and above the cell that tests it. It also
+imports every module, and leaves out sources and what is not annotated. What it could replace is `Reference` and
+`parameter_table`; in exchange, each link from a notebook to a name would have to be turned to the second page.
 """
 
 import ast
 import html
 import io
+import json
 import os
 import posixpath
 import re
@@ -20,6 +26,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+from execnb.nbio import mk_cell
 from fastcore.utils import AttrDict
 from math_core import LatexError, LatexToMathML
 from nbdev import config, doclinks, process, processors, quarto, serve
@@ -27,7 +35,7 @@ from smalldocs.site import build
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-BACKTICK = '\ue000'  # stands for a backtick in source code, where nbdev would make a link of what it quotes
+TITLE = 'adt_repro'  # of the site, as nbs/_quarto.yml has it
 
 
 # The reference: signatures, docstrings and the comments of parameters, from the source
@@ -123,7 +131,7 @@ def as_text(comment):
 
 
 def fenced(code):
-    return '```python\n' + code.rstrip().replace('`', BACKTICK) + '\n```'
+    return '```python\n' + code.rstrip() + '\n```'
 
 
 def parameter_table(definition):
@@ -153,7 +161,7 @@ def described(name, level, definition):
         documented = definition._replace(node=call)
         signature = signature[:1] + documented.head
     parts = [
-        '---',
+        '::: {.definition}',
         '#' * level + ' ' + name,
         fenced(textwrap.dedent('\n'.join(signature))),
         ast.get_docstring(definition.node) or '',
@@ -161,42 +169,97 @@ def described(name, level, definition):
         f'<details><summary>Source, {definition.file.relative_to(ROOT).as_posix()}</summary>',
         fenced(definition.source),
         '</details>',
+        ':::',
     ]
     return '\n\n'.join(parts)
 
 
+def documented(name, found):
+    "The entries of a function or class, and of its methods that have a docstring, as Markdown"
+    yield described(name, 3, found[name])
+    for method in members(found[name].node):
+        if not method.name.startswith('_') and ast.get_docstring(method):
+            full = f'{name}.{method.name}'
+            yield described(full, 4, found[full])
+
+
 class Reference(process.Processor):
-    "Fills the `show_doc` cells from the source, in place of the processor that imports and runs everything"
+    "Below each exported cell the entries of what it defines, from the source: nothing is imported or run"
 
     def begin(self):
-        "The definitions of the library; those of the notebook's own module come last and so win"
-        exported = processors._default_exp(self.nb) or ''
-        own = cfg.lib_path / (exported.replace('.', '/') + '.py')
-        self.found = {}
-        for file in sorted(cfg.lib_path.rglob('*.py'), key=own.__eq__):
-            self.found |= definitions(file)
+        directives = [cell.directives_ for cell in self.nb.cells]
+        module = next((d['default_exp'][0] for d in directives if 'default_exp' in d), None)
+        if module is None:
+            return
+        found, cells = definitions(cfg.lib_path / (module.replace('.', '/') + '.py')), []
+        for cell, directive in zip(self.nb.cells, directives, strict=True):
+            cells.append(cell)
+            nodes = cell.parsed_() or [] if 'export' in directive else []
+            names = [n.name for n in nodes if isinstance(n, DEFINITIONS) and n.name[0] != '_']
+            for name in names:
+                cells += [mk_cell(entry, 'markdown') for entry in documented(name, found)]
+        self.nb.cells = cells
+
+
+# What is folded
+
+
+PREPARATION = 'Imports and preparation'
+
+
+def begins_with_import(cell):
+    statements = cell.parsed_() or [None]
+    return isinstance(statements[0], (ast.Import, ast.ImportFrom))
+
+
+class Fold(process.Processor):
+    "Folds parameters and code of figures; of an experiment what it prepares too, of results all code"
+
+    def begin(self):
+        self.page = Path(self.nb.path_).resolve().relative_to(cfg.nbs_path)
+        self.experiment = self.page.parent == Path() and self.page.stem != 'index'
+        self.nothing_shown = True
+
+    def name(self, cell):
+        "What a cell's code is called where it is folded; None where it stands open"
+        if 'parameters' in cell.metadata.get('tags', []):
+            return 'Parameters'
+        if 'fig-alt:' in cell.directives_:
+            return 'Code of this figure'
+        if self.page.parent.name == 'results':
+            return 'Code'
+        if self.experiment and (self.nothing_shown or begins_with_import(cell)):
+            return PREPARATION
+        return None
 
     def cell(self, cell):
-        if cell.cell_type != 'code':
-            return
-        call = re.search(r'^show_doc\(([\w.]+)(?:, title_level=(\d))?\)', cell.source, re.M)
-        if call:
-            text = described(call[1], int(call[2] or 3), self.found[call[1]])
-            data = AttrDict({'text/markdown': text.splitlines(keepends=True)})
-            cell.outputs = [AttrDict(output_type='display_data', metadata={}, data=data)]
+        if cell.cell_type == 'code':
+            cell.fold_ = self.name(cell)
+            self.nothing_shown = self.nothing_shown and not cell.outputs
+
+    def end(self):
+        "One box for what is prepared by several cells without a word between them"
+        cells = []
+        for cell in self.nb.cells:
+            above = cells[-1] if cells else {}
+            if cell.get('fold_') == above.get('fold_') == PREPARATION and not above.outputs:
+                above.source += f'\n\n{cell.source}'
+                above.outputs = cell.outputs
+            else:
+                cells.append(cell)
+        for cell in cells:
+            if cell.get('fold_'):
+                cell.source = f'#| code-fold: true\n#| code-summary: "{cell.fold_}"\n{cell.source}'
+        self.nb.cells = cells
 
 
-def public_names(cell, shown):
-    "What needs a `show_doc` cell after `cell`, methods with a docstring too; the last first, as nbdev inserts them"
-    names = []
-    for node in cell.parsed_() or []:
-        if not isinstance(node, DEFINITIONS) or node.name.startswith('_') or node.name in shown:
-            continue
-        names.append(node.name)
-        for method in members(node):
-            if not method.name.startswith('_') and ast.get_docstring(method):
-                names.append(f'{node.name}.{method.name}, title_level=4')
-    return names[::-1]
+class Pages(processors.FilterDefaults):
+    "nbdev's steps from a notebook to a page, with `Reference` in place of its own, which imports and runs everything"
+
+    def base_procs(self):
+        replaced = 'add_show_docs', 'clean_show_doc', 'exec_show_docs', 'add_fold', 'mv_exports'
+        kept = [step for step in super().base_procs() if step.__name__ not in replaced]
+        return [Reference, *kept, Fold]
 
 
 # The pages, made self-contained
@@ -249,24 +312,94 @@ def self_contained(page, text, ids):
     return re.sub(rf'href="{home}/?([^"#]*)#?([^"]*)"', partial(as_relative_link, page=page, ids=ids), text)
 
 
+def unbroken_intervals(text):
+    "Cells with a line break at most between a number and its interval, so that Table 1 fits a page"
+
+    def unbroken(cell):
+        return re.sub(r'(\[-?[\d.]+,) (?=-?[\d.]+\])', r'\1&nbsp;', cell[0].replace(' ± ', '&nbsp;±&nbsp;'))
+
+    return re.sub(r'<td[^>]*>[^<]*', unbroken, text)
+
+
+def plain(fragment):
+    "The text of some HTML, on one line"
+    return ' '.join(html.unescape(re.sub('<[^>]*>', '', fragment)).split())
+
+
+def shortened(text, most=200):
+    "A text of at most so many characters, cut between words"
+    return text if len(text) <= most else text[: most - 1].rpartition(' ')[0].rstrip(',;:') + '…'
+
+
+def with_description(text):
+    "A page with a plain description, and the same for whoever shows a link to it (Open Graph)"
+    body = text.partition('<body')[2]
+    title = re.search('<h1[^>]*>(.*?)</h1>', body, re.S)
+    said = re.search(r'<div class="description">(.*?)</div>', body, re.S) or re.search(
+        r'<p>(.{20,}?)</p>', body.partition('</h1>')[2], re.S
+    )
+    title, said = plain(title[1]), shortened(plain(said[1]))
+    facts = {'og:title': title, 'og:description': said, 'og:type': 'website', 'og:site_name': TITLE}
+    tags = [f'<meta name="description" content="{html.escape(said)}">']
+    tags += [f'<meta property="{name}" content="{html.escape(fact)}">' for name, fact in facts.items()]
+    text = re.sub('<meta name="description"[^>]*>', '', text)
+    return text.replace('</title>', '</title>' + ''.join(tags), 1)
+
+
 def rewrite_pages(site):
     "Every page, made self-contained"
     pages = {p.relative_to(site).as_posix(): p.read_text(encoding='utf-8') for p in site.rglob('*.html')}
     ids = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in pages.items()}
     for page, text in pages.items():
-        text = self_contained(page, text.replace(BACKTICK, '`'), ids)
+        text = with_description(unbroken_intervals(self_contained(page, text, ids)))
         (site / page).write_text(text, encoding='utf-8')
+
+
+def sidebar_titles(contents):
+    "(notebook, title) of the pages in the sidebar, whatever section they are in; '' where none is given"
+    for entry in contents:
+        if isinstance(entry, str):
+            yield entry, ''
+        elif 'contents' in entry:
+            yield from sidebar_titles(entry['contents'])
+        elif 'href' in entry:
+            yield entry['href'], entry['text']
+
+
+def improve_search(site):
+    "Pages are found by their titles in the sidebar and the words in nbs/search.yml, and guides come first"
+    read = partial(Path.read_text, encoding='utf-8')
+    sidebar = yaml.safe_load(read(ROOT / 'nbs' / 'sidebar.yml'))['website']['sidebar']
+    words = yaml.safe_load(read(ROOT / 'nbs' / 'search.yml'))
+    titles = dict(sidebar_titles(sidebar['contents']))
     index = site / 'search.json'
-    index.write_text(index.read_text(encoding='utf-8').replace(BACKTICK, '`'), encoding='utf-8')
+    entries = {entry['href']: entry for entry in json.loads(read(index))}
+    for notebook, title in titles.items():
+        page = notebook.replace('.ipynb', '.html')
+        found = dict(objectID=page, href=page, title=title or Path(notebook).stem, section='', text='')
+        entry = entries.setdefault(page, found)
+        entry['words'] = f'{title} {words.pop(notebook, "")}'.strip()
+    if words:
+        sys.exit(f'nbs/search.yml: not in nbs/sidebar.yml: {", ".join(words)}')
+    index.write_text(json.dumps([*entries.values()], ensure_ascii=False), encoding='utf-8')
+    fuse = site / 'site_libs' / 'fuse' / 'fuse.min.js'
+    fuse.write_text(read(fuse) + read(ROOT / '.ci' / 'search.js'), encoding='utf-8')
+
+
+WAY_BACK = '<nav aria-label="Site"><a href="../index.html">{}</a> › <a href="../{}">{}</a></nav>'
 
 
 def copy_reports(site):
-    "The reports that are committed, as reports/<scale>.html"
+    "The reports that are committed, as reports/<scale>.html, with a way back that a clone's own have no use for"
     (site / 'reports').mkdir()
     command = ['git', 'ls-files', 'outputs/*/report.html']
     tracked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     for report in map(Path, tracked):
-        shutil.copy(report, site / 'reports' / f'{report.parent.name}.html')
+        scale = report.parent.name
+        page = next(p for p in (f'results/{scale}.html', 'paper.html') if (site / p).exists())
+        text = with_description(report.read_text(encoding='utf-8'))
+        text = text.replace('<body>', '<body>' + WAY_BACK.format(TITLE, page, f'Results, {scale}'), 1)
+        (site / 'reports' / f'{scale}.html').write_text(text, encoding='utf-8')
 
 
 def own_index(**_):
@@ -275,16 +408,16 @@ def own_index(**_):
 
 
 def main():
-    processors.exec_show_docs = Reference
-    processors._def_names = public_names
+    serve.FilterDefaults = Pages
     doclinks.entry_points = own_index
     quarto.refresh_quarto_yml()
-    serve.proc_nbs(force=True, n_workers=0)  # in this process, where the three changes above hold
+    serve.proc_nbs(force=True, n_workers=0)  # in this process, where the two changes above hold
     site = Path('_proc') / cfg.doc_path.name
     for warning in build('_proc').warnings:
         if not re.search('output-file|html-math-method|broken link reports/', warning):  # reports come below
             print(warning, file=sys.stderr)
     rewrite_pages(site)
+    improve_search(site)
     darken(site)
     copy_reports(site)
     shutil.rmtree(cfg.doc_path, ignore_errors=True)

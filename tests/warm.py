@@ -70,6 +70,20 @@ def papermill(*args):
     command_line.main([*args, '--engine', 'same process'], prog_name='papermill')
 
 
+def adt(*args):
+    "The command adt, with cells that run in this process"
+    from papermill.engines import papermill_engines
+
+    from adt_repro.command.main import main
+    from adt_repro.runs import notebook
+
+    papermill_engines.register('same process', _engine())
+    notebook._followed_engine = lambda: 'same process'
+    sys.path.insert(0, '')  # as for a kernel
+    sys.argv = ['adt', *args]
+    sys.exit(main(list(args)))
+
+
 def papermill_with_small_files(largest, *args):
     "papermill where no file may grow beyond so many bytes"
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))

@@ -25,7 +25,7 @@ def clip_delta(
 
 # %% ../../nbs/library/analysis/coverage.ipynb #draws
 def draws_of(
-    adversary,  # (model, x, y) to a distribution, see `adt_repro.methods.adversaries`
+    adversary,  # maps (model, x, y) to a distribution, see `adt_repro.methods.adversaries`
     model: torch.nn.Module,  # images to logits; seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
@@ -42,7 +42,7 @@ def draws_of(
 
 # %% ../../nbs/library/analysis/coverage.ipynb #restarts
 def restarts_of(
-    attack,  # (model, x, y, *, eps) to x_adv, see `adt_repro.attacks.gradient`
+    attack,  # maps (model, x, y, *, eps) to x_adv, see `adt_repro.attacks.gradient`
     model: torch.nn.Module,  # images to logits; seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
@@ -51,10 +51,10 @@ def restarts_of(
     eps: float,  # radius of the ℓ∞ ball in pixel values
     ids: torch.Tensor,  # (N,) which images these are: each has noise of its own
     seed: int = 0,  # of the noise
-    batch: int = 1024,  # copies of images at a time; a matter of memory, not of results
+    batch: int = 1024,  # copies of images at a time; affects memory, not results
 ) -> torch.Tensor:  # (n, N, C, H, W) perturbations
     "Where an attack ends from many random starts"
-    noise_ids = (ids.cpu() + (torch.arange(n) << 32)[:, None]).flatten()  # each copy an example of its own
+    noise_ids = (ids.cpu() + (torch.arange(n) << 32)[:, None]).flatten()  # each copy is a separate example
     index = torch.arange(len(x)).repeat(n)
     found = []
     for at, copies in zip(index.split(batch), noise_ids.split(batch), strict=True):
@@ -65,13 +65,13 @@ def restarts_of(
 
 # %% ../../nbs/library/analysis/coverage.ipynb #recall
 def covered(
-    points: torch.Tensor,  # (N, D) what may be covered
+    points: torch.Tensor,  # (N, D) points that may be covered
     cloud: torch.Tensor,  # (n, D) samples
     k: int = 3,  # how many neighbours set a sample's radius, in [1, n - 1]
 ) -> torch.Tensor:  # (N,) bool
     """Which points lie within the k-nearest-neighbour ball of a sample
 
-    The recall of Kynkäänniemi et al. (2019); a `ParameterError` where k is out of range."""
+    The recall of Kynkäänniemi et al. (2019); a `ParameterError` if k is out of range."""
     if not 0 < k < len(cloud):
         refuse('k', k, f'from 1 to {len(cloud) - 1}, one less than the {len(cloud)} samples')
     exact = dict(compute_mode='donot_use_mm_for_euclid_dist')
@@ -81,11 +81,11 @@ def covered(
 
 # %% ../../nbs/library/analysis/coverage.ipynb #alignment
 def alignment(
-    ends: dict,  # attack to (N, C, H, W): the perturbations that it found
-    clouds: dict,  # name to (n, N, C, H, W): samples, at least one for each image
+    ends: dict,  # by attack, (N, C, H, W): the perturbations that it found
+    clouds: dict,  # by name, (n, N, C, H, W): samples, at least one for each image
     *,
     ids: torch.Tensor,  # (N,) which images these are
-) -> pd.DataFrame:  # columns i, cloud, attack, cosine in [-1, 1]; 0 where one of the two is nothing
+) -> pd.DataFrame:  # columns i, cloud, attack, cosine in [-1, 1]; 0 if one of the two is zero
     "The cosine between where each attack ends and the mean of each cloud: a row for each image, cloud and attack"
     found = []
     for name, cloud in clouds.items():
@@ -107,7 +107,7 @@ def spread(
     d = cloud.flatten(2).transpose(0, 1) / eps  # (N, n, D)
     n = d.shape[1]
     total = torch.nn.functional.normalize(d, dim=2).sum(1)
-    zero = (d == 0).all(2).sum(1)  # a perturbation of nothing has no direction
+    zero = (d == 0).all(2).sum(1)  # a zero perturbation has no direction
     cosine = ((total**2).sum(1) - (n - zero)) / (n * (n - 1))
     distance = torch.stack([torch.pdist(each).mean() for each in d]) / d.shape[2] ** 0.5
     measures = dict(cosine=cosine, distance=distance, variance=d.var(1).mean(1))

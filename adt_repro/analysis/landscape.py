@@ -21,7 +21,7 @@ def _per_image(values, like):
 
 
 def _gradient_signs(model, x, y):
-    "The sign of each image's loss gradient, also where the loss is too small for one"
+    "The sign of each image's loss gradient, also if the loss is too small to have one"
 
     def signs(loss):
         at = x.detach().requires_grad_()
@@ -61,11 +61,11 @@ def loss_surface(
     model: torch.nn.Module,  # images to logits; seen in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
-    axes: tuple,  # of `landscape_axes`
+    axes: tuple,  # as returned by `landscape_axes`
     *,
     radius: float,  # the grid goes from -radius to radius, in pixel values
     n: int = 41,  # lines of the grid in each direction, at least 2
-    batch: int = 1024,  # points at a time; a matter of memory, not of results
+    batch: int = 1024,  # points at a time; affects memory, not results
     loss=ce,  # see `adt_repro.losses`
 ) -> torch.Tensor:  # (N, n, n) losses in nats; the first grid index goes along d1, the second along d2
     "The loss on a plane through each image"
@@ -100,7 +100,7 @@ def loss_along(
 # %% ../../nbs/library/analysis/landscape.ipynb #ball
 def on_axes(
     delta: torch.Tensor,  # (..., N, C, H, W) perturbations
-    axes: tuple,  # of `landscape_axes`
+    axes: tuple,  # as returned by `landscape_axes`
 ) -> torch.Tensor:  # (..., N, 2) coordinates (a, b), in units of `delta`
     "The nearest point a·d1 + b·d2 of each perturbation, by least squares"
     d = torch.stack([a.flatten(1) for a in axes], 1)  # (N, 2, D)
@@ -122,7 +122,7 @@ def _unit(v):
 
 
 def _power_iteration(product, v, steps, tol):
-    "Each image's eigenvalue largest in size, and its residual ‖Hv - λv‖"
+    "Each image's eigenvalue of largest absolute value, and its residual ‖Hv - λv‖"
     for _ in range(steps):
         w = product(v)
         top = (v * w).flatten(1).sum(1)
@@ -134,7 +134,7 @@ def _power_iteration(product, v, steps, tol):
 
 # %% ../../nbs/library/analysis/landscape.ipynb #largest-eigenvalue
 def _largest_eigenvalue(product, start, steps, tol):
-    "Each image's largest eigenvalue, also where another one is larger in size, and its residual"
+    "Each image's largest eigenvalue, even if another is larger in absolute value, and its residual"
     top, residual = _power_iteration(product, start, steps, tol)
     negative = top.clamp(max=0)
     if not negative.any():
@@ -153,13 +153,13 @@ def top_curvature(
     x: torch.Tensor,  # (N, C, H, W) images
     y: torch.Tensor,  # (N,) labels
     *,
-    loss=ce,  # whose second derivatives are meant, see `adt_repro.losses`
-    steps: int = 200,  # products with the matrix at most
-    tol: float = 1e-3,  # stop where the residual is at most this share of the eigenvalue λ
+    loss=ce,  # the loss that is differentiated twice, see `adt_repro.losses`
+    steps: int = 200,  # largest number of products with the matrix
+    tol: float = 1e-3,  # stop when the residual is at most this share of the eigenvalue λ
 ) -> tuple:  # (eigenvalue, residual), both (N,): nats per squared pixel value
     """The largest eigenvalue of the input Hessian of each image's loss, by power iteration
 
-    The residual ‖Hv - λv‖ says how far the iteration got."""
+    The residual ‖Hv - λv‖ says how well the iteration has converged."""
     model = as_network(model, y)
     with measuring(model):
         at = x.detach().requires_grad_()
@@ -174,7 +174,7 @@ def top_curvature(
 # %% ../../nbs/library/analysis/landscape.ipynb #plane-coordinates
 def plane_coordinates(
     delta: torch.Tensor,  # (..., N, C, H, W) perturbations
-    axes: tuple,  # of `landscape_axes`
+    axes: tuple,  # as returned by `landscape_axes`
     eps: float,  # radius of the ℓ∞ ball in pixel values
 ) -> np.ndarray:  # (..., N, 2) coordinates (a, b) in units of ε
     "The nearest point on the plane of each perturbation, computed on the CPU"

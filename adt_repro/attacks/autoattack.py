@@ -26,7 +26,7 @@ from adt_repro.base.parameters import (
 
 # %% ../../nbs/library/attacks/autoattack.ipynb #version
 def autoattack_version() -> str:  # of the installed package
-    "The version of pyautoattack; a `ParameterError` says what to install where it is missing"
+    "The version of pyautoattack; if it is missing, a `ParameterError` says what to install"
     try:
         return version('pyautoattack')
     except PackageNotFoundError:
@@ -36,12 +36,12 @@ def autoattack_version() -> str:  # of the installed package
 
 # %% ../../nbs/library/attacks/autoattack.ipynb #settings
 _STANDARD = 'apgd-ce', 'apgd-t', 'fab-t', 'square'
-_CLASSES_NEEDED = {'apgd-t': 4, 'apgd-dlr': 3}  # of the others 2
+_CLASSES_NEEDED = {'apgd-t': 4, 'apgd-dlr': 3}  # the others need 2
 _attacks = maybe(several(one_of(*_STANDARD, 'apgd-dlr', 'fab'), least=1))
 
 
 def _check_classes(attacks, classes):
-    "A `ParameterError` where the network has too few classes for one of the attacks"
+    "A `ParameterError` if the network has too few classes for one of the attacks"
     for name in attacks or _STANDARD:
         needed = _CLASSES_NEEDED.get(name, 2)
         if classes < needed:
@@ -58,7 +58,7 @@ def _check_precision(x):
 
 # %% ../../nbs/library/attacks/autoattack.ipynb #run-package
 def _run_package(model, x, y, eps, attacks, seed, n_targets):
-    "What the package makes of a batch"
+    "The adversarial images of a batch from the package"
     from pyautoattack import AutoAttack
 
     which = dict(version='custom', attacks=attacks) if attacks else dict(version='standard')
@@ -72,7 +72,7 @@ def _run_package(model, x, y, eps, attacks, seed, n_targets):
 # %% ../../nbs/library/attacks/autoattack.ipynb #auto-attack
 @checked
 def auto_attack(
-    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes), at least 4; seen in evaluation mode
+    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes), at least 4; used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], float32
     y: torch.Tensor,  # (N,) labels
     *,
@@ -80,7 +80,7 @@ def auto_attack(
     attacks: list = None,  # of apgd-ce, apgd-t, apgd-dlr, fab-t, fab, square; None: the standard four
     seed: int = 0,  # of its noise, at least 0
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
-    "AutoAttack by the package pyautoattack; a `ParameterError` says what is missing: it, or enough classes"
+    "AutoAttack by the package pyautoattack; a `ParameterError` if it or enough classes are missing"
     autoattack_version()
     eps = checked_value('eps', eps, number(0, 1, above=True))
     attacks, seed = checked_value('attacks', attacks, _attacks), checked_value('seed', seed, whole(0))

@@ -28,7 +28,7 @@ def draw_targets(
     labels: torch.Tensor,  # (M,) labels of the pool
     n: int,  # targets for each image, at least 1
 ) -> torch.Tensor:  # (N, n) indices of pool images of other classes than `y`
-    "Draw target images with replacement; a `ParameterError` where the pool holds only the image's own class"
+    "Draw target images with replacement; a `ParameterError` if the pool has only the image's own class"
     by_class = labels.argsort(stable=True)
     counts = labels.bincount(minlength=int(y.max()) + 1)
     block_start = (counts.cumsum(0) - counts)[y][:, None]
@@ -66,7 +66,7 @@ def _approach(model, x, y, goal, start, eps, step_size, steps):
 
 # %% ../../nbs/library/attacks/feature.ipynb #try-targets
 def _first_misclassified(copies, margins):
-    "Of k copies (N, k, ...) the first that is misclassified, else the one with the smallest margin"
+    "The first of k copies (N, k, ...) that is misclassified; if none is, the one with the smallest margin"
     wrong = margins < 0
     pick = torch.where(wrong.any(1), wrong.byte().argmax(1), margins.argmin(1))
     rows = torch.arange(len(margins), device=margins.device)
@@ -122,7 +122,7 @@ def _checked_settings(eps, step_size, steps, n_targets, group):
 
 # %% ../../nbs/library/attacks/feature.ipynb #keep-better
 def _keep_better(worst, least, live, found, margins):
-    "Put what was found for the images `live` where its margin is smaller, in place"
+    "Store what was found for the images `live` if its margin is smaller, in place"
     better = margins < least[live]
     worst[live[better]] = found[better]
     least[live[better]] = margins[better]
@@ -130,7 +130,7 @@ def _keep_better(worst, least, live, found, margins):
 # %% ../../nbs/library/attacks/feature.ipynb #feature
 @checked
 def fea_attack(
-    model: torch.nn.Module,  # images to logits, with `features` and `fc`; seen in evaluation mode
+    model: torch.nn.Module,  # images to logits, with `features` and `fc`; used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     *,
@@ -139,9 +139,9 @@ def fea_attack(
     n_targets: int = 200,  # targets for each image, at least 1
     steps: int = 50,  # gradient steps, at least 1
     step_size: float = None,  # size of a step in pixel values; None: eps/8
-    group: int = 20,  # targets at a time, each a copy of every image; a matter of memory, not of results
+    group: int = 20,  # targets at a time, each a copy of every image; affects memory, not results
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
-    "FeaAttack; a `ParameterError` where the network has no features, or the pool only the image's own class"
+    "FeaAttack; a `ParameterError` if the network has no features, or the pool only the image's own class"
     eps, size, steps, n_targets, group = _checked_settings(eps, step_size, steps, n_targets, group)
     approach = partial(_approach, model, eps=eps, step_size=size, steps=steps)
     worst, least = x.clone(), x.new_full((len(x),), math.inf)

@@ -16,8 +16,8 @@ from .parameters import number, refuse
 
 # %% ../../nbs/library/base/stats.ipynb #share
 def share(
-    correct: int,  # right ones, at most `n`
-    n: int,  # all, at least 1
+    correct: int,  # how many are right, at least 0 and at most `n`
+    n: int,  # how many there are, at least 1
     confidence: float = 0.95,  # of the interval, in (0, 1)
 ) -> dict:  # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
     "A share with Wilson's interval"
@@ -30,7 +30,7 @@ def share(
 def mean_interval(
     values,  # (n,) finite numbers, at least 1; they are not checked
     confidence: float = 0.95,  # of the interval, in (0, 1)
-) -> dict:  # n, mean, lo, hi; of a single value, lo and hi are nan
+) -> dict:  # n, mean, lo, hi; for a single value, lo and hi are nan
     "A mean with Student's interval"
     from scipy.special import stdtrit
 
@@ -48,7 +48,7 @@ def with_interval(
     digits: int = 1,  # after the decimal point, at least 0
     ends: bool = False,  # always show both ends?
     sign: bool = False,  # show + before numbers that are not negative?
-) -> str:  # '52.2 ± 0.9', '0.1 [0.0, 1.1]' where the ends are not equally far, '3.0' without an interval
+) -> str:  # '52.2 ± 0.9', '0.1 [0.0, 1.1]' if the ends are not equally far, '3.0' without an interval
     """An estimate with its interval, as text
 
     The ends count as equally far from the estimate if their distances differ by less than 1.5 units of
@@ -64,13 +64,13 @@ def with_interval(
 
 # %% ../../nbs/library/base/stats.ipynb #mean-words
 def mean_words(
-    values,  # (n,) numbers, at least 2, as of `mean_interval`
+    values,  # (n,) numbers, at least 2, as in `mean_interval`
     digits: int = 2,  # after the decimal point, at least 0
     least: float = -math.inf,  # smallest value that the quantity can have, in its own units
     most: float = math.inf,  # largest value that it can have, in its own units
     sign: bool = False,  # show + before numbers that are not negative?
-) -> str:  # such as "1.50 [1.20, 1.80]"; – where a value is not finite
-    "A mean with its interval, in words"
+) -> str:  # such as "1.50 [1.20, 1.80]"; – if a value is not finite
+    "A mean with its interval, as text"
     if not np.isfinite(values).all():
         return '–'
     found = mean_interval(values)
@@ -81,8 +81,8 @@ def mean_words(
 def seeds_by_examples(
     d,  # (S, n) or (S,) numbers or bools, finite, at least two; rows are seeds
     name: str = 'd',  # of the table, for messages
-) -> np.ndarray:  # (S, n) floats; n is 1 where `d` has one number a seed
-    "A checked table of seeds and examples; a `ParameterError` where `d` is no such table"
+) -> np.ndarray:  # (S, n) floats; n is 1 if `d` has one number for each seed
+    "A checked table of seeds and examples; a `ParameterError` if `d` is not such a table"
     d = np.asarray(d)
     if d.dtype.kind not in 'biuf' or d.ndim not in (1, 2):
         refuse(name, d.shape, 'numbers of shape (seeds, n) or (seeds,)')
@@ -95,15 +95,15 @@ def seeds_by_examples(
 
 # %% ../../nbs/library/base/stats.ipynb #mean-variances
 def _mean_square(deviations, df):
-    "Sum of squares of each table over its degrees of freedom; 0 where there are none"
+    "Sum of squares of each table over its degrees of freedom; 0 if there are none"
     squares = (deviations**2).sum((-1, -2))
     return squares / df if df else 0.0 * squares
 
 
 def mean_variances(
     d,  # (..., S, n) finite floats: tables of seeds by the same n examples
-) -> tuple:  # three arrays (...), in the unit of `d` squared; 0 where there is a single seed or example
-    "What the mean varies by: seeds, examples, and (contained in both) this seed on this example"
+) -> tuple:  # three arrays (...), in the unit of `d` squared; 0 if there is a single seed or example
+    "Variances of the mean: by seeds, by examples, and (contained in both) by this seed on this example"
     S, n = d.shape[-2:]
     rows, columns = d.mean(-1, keepdims=True), d.mean(-2, keepdims=True)
     mean = d.mean((-1, -2), keepdims=True)
@@ -155,8 +155,8 @@ def combined_interval(
     seeds: int,  # seeds behind `se_seeds`, at least 1
     n: int,  # examples behind `se_examples`, at least 1
     confidence: float = 0.95,  # of the interval, in (0, 1)
-    df_seeds: float = None,  # degrees of freedom of `se_seeds`, above 0 where that is not 0; None: seeds − 1
-) -> dict:  # estimate, lo, hi, se, df, seeds, n, se_seeds, se_examples; `df_seeds` where it was given
+    df_seeds: float = None,  # degrees of freedom of `se_seeds`, above 0 if that is not 0; None: seeds − 1
+) -> dict:  # estimate, lo, hi, se, df, seeds, n, se_seeds, se_examples; `df_seeds` if it was given
     "An estimate with Banerjee's interval from two independent standard errors"
     found = dict(seeds=seeds, n=n, se_seeds=se_seeds, se_examples=se_examples)
     if df_seeds is not None:
@@ -177,21 +177,21 @@ def _check_confidence(confidence):
 
 
 def _standard_error(variance, d):
-    "The root of a variance; 0 where it is no more than the rounding of the numbers `d`, or below 0"
+    "The root of a variance; 0 if it is below 0 or not larger than the rounding of the numbers `d`"
     rounding = (1e-12 * np.abs(d).max()) ** 2
     return math.sqrt(variance) if variance > rounding else 0.0
 
 
 def two_level(
-    d,  # (S, n) values or paired differences, seeds by the same n examples; (S,): one number a seed
+    d,  # (S, n) values or paired differences, seeds by the same n examples; (S,): one for each seed
     *,
     confidence: float = 0.95,  # of the interval, in (0, 1)
 ) -> dict:  # estimate, lo, hi, se, in the unit of `d`; df, seeds, n; se_seeds, se_examples
-    """A mean over seeds and examples, with a standard error and an interval for new ones of both
+    """A mean over seeds and examples, with a standard error and an interval for new seeds and new examples
 
     `se_seeds` and `se_examples` are the two parts of `se`; `df` are the degrees of freedom of the one
     Student's t that has this `se` and this interval. With one seed the interval is over examples only. A
-    `ParameterError` where there is no spread to see (a single number), or where a number is not finite.
+    `ParameterError` if there is no spread to measure (a single number), or if a number is not finite.
     """
     _check_confidence(confidence)
     d = seeds_by_examples(d)
@@ -205,26 +205,26 @@ def careful_df(
     variances: tuple,  # of the means of two sides by seeds, each a number or an array, in squared units
     seeds: tuple,  # how many seeds each side has, at least 1
 ) -> np.ndarray:  # degrees of freedom of the sum of the two variances
-    "Welch's degrees of freedom where both sides have as many seeds, three or more; else fewer"
+    "Welch's degrees of freedom if both sides have the same number of seeds, at least 3; else fewer"
     a, b = (np.asarray(v, dtype=float) for v in variances)
     fewest, squares = min(seeds), a**2 + b**2
     if fewest < 3:
         return np.full_like(squares, fewest - 1)
     ratio = np.divide((a + b) ** 2, squares, out=np.ones_like(squares), where=squares > 0)
-    gained = ratio - 1  # from 0 (one side alone varies) to 1 (both do alike)
+    gained = ratio - 1  # from 0 (only one side varies) to 1 (both vary alike)
     return (fewest - 1) * (1 + gained * fewest / max(seeds))
 
 # %% ../../nbs/library/base/stats.ipynb #two-sample
 def two_sample(
-    a,  # (S_a, n) values, seeds by n examples; (S_a,): one number a seed
-    b,  # (S_b, n) values of others on the same n examples; (S_b,): one number a seed
+    a,  # (S_a, n) values, seeds by n examples; (S_a,): one number for each seed
+    b,  # (S_b, n) values of another method on the same n examples; (S_b,): one number for each seed
     *,
     confidence: float = 0.95,  # of the interval, in (0, 1)
-) -> dict:  # as of `two_level`, of mean(a) − mean(b); df_seeds; seeds (the fewer), seeds_of (S_a, S_b)
-    """A difference of two means: each side has seeds of its own, and both have the same examples
+) -> dict:  # as `two_level` gives, for mean(a) − mean(b); df_seeds; seeds (the fewer), seeds_of (S_a, S_b)
+    """A difference of two means: each side has its own seeds, and both have the same examples
 
-    Where a side has one seed, `seeds` is 1 and the interval is over examples only. A `ParameterError` where
-    the examples differ in number, where there is no spread to see, or where a number is not finite.
+    If a side has one seed, `seeds` is 1 and the interval is over examples only. A `ParameterError` if
+    the numbers of examples differ, if there is no spread to measure, or if a number is not finite.
     """
     _check_confidence(confidence)
     a, b = seeds_by_examples(a, 'a'), seeds_by_examples(b, 'b')
@@ -247,7 +247,7 @@ def two_sample(
 def check_bounds(
     bounds: tuple,  # (lo, hi) with lo < hi, at least one of them finite
 ) -> tuple:  # (lo, hi) as floats
-    "The bounds of a claim, checked; a `ParameterError` where they are none"
+    "The bounds of a claim, checked; a `ParameterError` if they are not valid"
     are_two_numbers = (
         isinstance(bounds, (tuple, list))
         and len(bounds) == 2
@@ -283,7 +283,7 @@ def _tail_beyond(distance, parts):
 
 
 def _one_sided(gap, found):
-    "p value against a truth that lies `gap` or more below the estimate"
+    "The p value of the hypothesis that the true value is `gap` or more below the estimate"
     parts = _independent_parts(found)
     if not parts:
         return float(gap <= 0)
@@ -292,10 +292,10 @@ def _one_sided(gap, found):
 
 # %% ../../nbs/library/base/stats.ipynb #p-outside-api
 def p_outside(
-    found: dict,  # of `two_level`; of another source: estimate, se, df
-    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what is claimed of the truth
+    found: dict,  # from `two_level`; from another source: estimate, se, df
+    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what the claim says
 ) -> float:  # in [0, 1]; small: the claim holds
-    "The p value against a truth outside of `bounds`; a `ParameterError` where these are none"
+    "The p value for a true value outside `bounds`; a `ParameterError` if the bounds are not valid"
     lo, hi = check_bounds(bounds)
     p_below = _one_sided(found['estimate'] - lo, found)
     p_above = _one_sided(hi - found['estimate'], found)
@@ -303,10 +303,10 @@ def p_outside(
 
 # %% ../../nbs/library/base/stats.ipynb #p-inside
 def p_inside(
-    found: dict,  # of `two_level` or `two_sample`; of another source: estimate, se, df
-    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what is claimed of the truth
+    found: dict,  # from `two_level` or `two_sample`; from another source: estimate, se, df
+    bounds: tuple,  # (lo, hi) in the statistic's unit, either may be infinite: what the claim says
 ) -> float:  # in [0, 1]; small: the claim is contradicted
-    "The p value against a truth within `bounds`; a `ParameterError` where these are none"
+    "The p value for a true value within `bounds`; a `ParameterError` if the bounds are not valid"
     lo, hi = check_bounds(bounds)
     gap = max(lo - found['estimate'], found['estimate'] - hi)
     p = _one_sided(gap, found)
@@ -318,7 +318,7 @@ def p_inside(
 def counted(
     value: float,  # finite, in any unit
 ) -> dict:  # estimate, lo and hi are the value; se 0, df infinite, seeds and n 0
-    "A number that is counted, not measured, as `two_level` would give it; a `ParameterError` if not finite"
+    "A number that is counted, not measured, in the form of `two_level`; a `ParameterError` if not finite"
     if not math.isfinite(value):
         refuse('value', value, 'a finite number')
     value = float(value)
@@ -328,7 +328,7 @@ def counted(
 def holm(
     p,  # (m,) p values in [0, 1], in any order
 ) -> np.ndarray:  # (m,) adjusted p values in the same order
-    "Holm's adjusted p values; a `ParameterError` where one is not in [0, 1]"
+    "Holm's adjusted p values; a `ParameterError` if one is not in [0, 1]"
     p = np.asarray(p, dtype=float)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         refuse('p', p.tolist(), 'a list of numbers in [0, 1]')
@@ -343,7 +343,7 @@ def mcnemar(
     a,  # (n,) bools: is the first network right?
     b,  # (n,) bools: is the second one, on the same images?
 ) -> dict:  # n, only_a, only_b: counts of images; p in [0, 1], two-sided
-    "The exact McNemar test; a `ParameterError` where these are not bools of the same images"
+    "The exact McNemar test; a `ParameterError` if these are not bools of the same images"
     from scipy.stats import binom
 
     a, b = np.asarray(a), np.asarray(b)

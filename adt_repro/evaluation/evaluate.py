@@ -28,8 +28,8 @@ from ..speed.precision import ComputeWrapper, measuring
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #check-adversarial
 def _check_form(x_adv, x, attack):
-    "A `ValueError` where an attack returned something else than images of the same shape"
-    expected = f'expected images as a tensor of shape {tuple(x.shape)}, or these and the numbers of queries'
+    "Raise a `ValueError` if an attack returned anything other than images of the same shape"
+    expected = f'expected images as a tensor of shape {tuple(x.shape)}, or these and their numbers of queries'
     if not isinstance(x_adv, torch.Tensor):
         raise ValueError(f'{attack} returned an object of type {type(x_adv).__name__}: {expected}')
     if x_adv.shape != x.shape:
@@ -37,7 +37,7 @@ def _check_form(x_adv, x, attack):
 
 
 def _check_adversarial(x_adv, linf, eps, attack):
-    "A `ValueError` where an attack's images are not finite, or outside [0, 1] or the ball"
+    "Raise a `ValueError` if an attack's images are not finite, or lie outside [0, 1] or the ball"
     if not torch.isfinite(x_adv).all():
         raise ValueError(f'{attack} returned pixels that are not finite')
     if x_adv.min() < 0 or x_adv.max() > 1:
@@ -48,7 +48,7 @@ def _check_adversarial(x_adv, linf, eps, attack):
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #judge
 def _judge(network, x, y, x_adv, eps, attack):
-    "Rows for one batch, after the checks that an attack must pass"
+    "Rows for one batch, after the checks on the attack's images"
     linf = (x_adv - x).abs().flatten(1).amax(1)
     _check_adversarial(x_adv, linf, eps, attack)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def _judge(network, x, y, x_adv, eps, attack):
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #craft
 def _craft(attack, source, x, y, ids, eps, seed):
-    "Adversarial images, and the queries that each took, -1 where the attack does not count them"
+    "Adversarial images, and the queries that each took; -1 if the attack does not count them"
     if not attack:
         return x, torch.full((len(x),), -1)
     plain = user_network_of(source)
@@ -83,7 +83,7 @@ def _name(attack):
     return getattr(getattr(attack, 'func', attack), '__name__', 'the attack')
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #checked-ids
-SEED = whole(-(2**63), 2**63 - 1)  # the rule for the seed of an attack's noise, as of `example_noise`
+SEED = whole(-(2**63), 2**63 - 1)  # the rule for the seed of an attack's noise, as in `example_noise`
 
 
 def _checked_ids(ids, n):
@@ -100,14 +100,14 @@ def _checked_ids(ids, n):
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #checked-inputs
 def _checked_inputs(x, y, attack, eps, batch, seed, ids):
-    "Images, labels, radius, batch, seed and indices; a `ParameterError` for what cannot be evaluated"
+    "Images, labels, radius, batch, seed and indices; raises a `ParameterError` if they cannot be evaluated"
     x = check_images(x)
     if len(x) == 0:
         raise ParameterError('x: there are no images to evaluate on, expected at least one')
     if attack is not None and not callable(attack):
-        refuse('attack', attack, 'a function (model, x, y, *, eps) to images, or None for the clean images')
+        refuse('attack', attack, 'a function (model, x, y, *, eps) returning images, or None: clean images')
     if attack is not None and eps is None:
-        refuse('eps', eps, 'a number in (0, 1] where there is an attack')
+        refuse('eps', eps, 'a number in (0, 1] if there is an attack')
     if eps is not None:
         eps = checked_value('eps', eps, number(0, 1))
     batch, seed = checked_value('batch', batch, whole()), checked_value('seed', seed, SEED)
@@ -115,11 +115,11 @@ def _checked_inputs(x, y, attack, eps, batch, seed, ids):
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #doubts
 class EvaluationWarning(UserWarning):
-    "The numbers of an evaluation may be wrong: one line that says why"
+    "The numbers of an evaluation may be wrong; one line says why"
 
 
 def _resolution(z):
-    "The relative rounding error of logits, from the precision that they were computed in"
+    "The relative rounding error of logits, from the precision in which they were computed"
     for half in (torch.float16, torch.bfloat16):
         if torch.equal(z.to(half).to(z.dtype), z):
             return torch.finfo(half).eps
@@ -127,22 +127,22 @@ def _resolution(z):
 
 
 def _differs(z, other, tolerance):
-    "(N,) bool: do logits differ by more than a share of their spread, or do predictions?"
-    largest = z.topk(min(4, z.shape[1])).values  # without classes that are masked by a logit such as -1e9
+    "(N,) bool: do the logits differ by more than a share of their spread, or do the predictions differ?"
+    largest = z.topk(min(4, z.shape[1])).values  # without classes masked by a logit such as -1e9
     spread = largest[:, :1] - largest[:, -1:]
     size = largest.abs().amax(1, keepdim=True)
     rounding = _resolution(z) * torch.maximum(size, z.abs())
     moved = (z - other).abs() > tolerance * spread + rounding
-    lead = largest[:, :1] - z.gather(1, other.argmax(1, keepdim=True))  # over what is predicted there
+    lead = largest[:, :1] - z.gather(1, other.argmax(1, keepdim=True))  # over the class predicted there
     return moved.any(1) | (lead > 2 * _resolution(z) * size)[:, 0]
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #unsteady-answers
 def unsteady_answers(
-    model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); seen in evaluation mode
+    model: torch.nn.Module,  # maps images (N, C, H, W) to logits (N, classes); called in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
     batch: int = 256,  # images at a time
-) -> dict:  # again, elsewhere: each (N,) bool on the CPU: other logits the second time; in another batch
-    "For which images are a network's answers random, or dependent on the rest of the batch?"
+) -> dict:  # again, elsewhere: each (N,) bool on the CPU: other logits on a second pass; in another batch
+    "For which images are a network's outputs random, or dependent on the rest of the batch?"
     network = as_network(getattr(user_network_of(model), '_orig_mod', model))  # not compiled for another size
     third = max(1, min(batch, len(x)) // 3)
     with measuring(network), torch.no_grad(), kept_random_state(x.device):
@@ -155,7 +155,7 @@ def unsteady_answers(
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #warn
 def _warn(line):
-    "An `EvaluationWarning` at the line that called this package"
+    "Issue an `EvaluationWarning` that points to the line that called this package"
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get('__name__', '').startswith('adt_repro.'):
         level, frame = level + 1, frame.f_back
@@ -164,39 +164,39 @@ def _warn(line):
 
 
 def _doubt_on_answers(network, x):
-    "What is wrong with a network's answers, in words; None where nothing is"
+    "A message that says what is wrong with a network's outputs; None if nothing is"
     try:
         counts = {kind: int(images.sum()) for kind, images in unsteady_answers(network, x).items()}
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-        return None  # it takes batches of one size alone; what else is wrong with it shows when it is judged
+        return None  # it accepts only one batch size; any other error shows when it is judged
     if counts['again']:
         return (
-            f'gives other logits when asked again, for {counts["again"]} of {len(x)} images, so each '
-            'accuracy is one draw; expected the same answer each time: attack and judge its mean over draws'
+            f'gives other logits on a second pass, for {counts["again"]} of {len(x)} images, so each '
+            'accuracy is one draw; expected the same output each time: attack and judge its mean over draws'
         )
     if counts['elsewhere']:
-        advice = 'a function cannot be put in evaluation mode, so call eval() of its network before'
+        advice = 'a function cannot be put in evaluation mode, so call eval() on its network first'
         if isinstance(network, torch.nn.Module):
             advice = 'batch normalisation needs running statistics'
         return (
             f'gives other logits in another batch, for {counts["elsewhere"]} of {len(x)} images, so '
-            f'accuracies depend on `batch`; expected an answer for each image alone: {advice}'
+            f'accuracies depend on `batch`; expected an output that depends on the image alone: {advice}'
         )
     return None
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #warn-of-answers
-FEW_IMAGES = 8  # that show, before an attack, whether a network answers the same each time
+FEW_IMAGES = 8  # used before an attack to check that a network gives the same output each time
 
 
 def warn_of_answers(
-    networks: list,  # networks: images to logits; each is looked at once
-    x: torch.Tensor,  # (N, C, H, W) images in [0, 1], of which the first few are used
+    networks: list,  # networks that map images to logits; each is checked once
+    x: torch.Tensor,  # (N, C, H, W) images in [0, 1]; the first few are used
 ):
-    "An `EvaluationWarning` for a network whose answers are random, or depend on the rest of the batch"
+    "Issue an `EvaluationWarning` if a network's outputs are random, or depend on the rest of the batch"
     has_rows = isinstance(x, torch.Tensor) and x.ndim > 0
     x = check_images(x[:FEW_IMAGES] if has_rows else x)
     for network in {id(network): network for network in map(user_network_of, networks)}.values():
-        if isinstance(network, ComputeWrapper):  # a faster view of one that is judged
+        if isinstance(network, ComputeWrapper):  # a faster view of a network that is checked itself
             continue
         doubt = _doubt_on_answers(network, x)
         if doubt:
@@ -204,7 +204,7 @@ def warn_of_answers(
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #gradient-flaws
 def _climbed_in_order(sizes, x):
-    "Did the climbs, of so many examples each, take all images in order, once or several times?"
+    "Did the climbs, with these numbers of examples, take all images in order, once or several times?"
     at_once, in_pieces = [len(x)], [len(piece) for piece in x.split(group_size(x))]
     i = 0
     while i < len(sizes):
@@ -220,7 +220,7 @@ def _climbed_in_order(sizes, x):
 def _gradient_flaws(log, rows, x):
     """Rows with zero and nonfinite, shares of climbs, and by_image: are these climbs of the row's own image?
 
-    zero: no gradient in any step of any climb, and still right; nonfinite: in some step of some climb."""
+    zero: no gradient in any step of any climb, and still correct; nonfinite: in some step of some climb."""
     zero, nonfinite, in_order = log.zero, log.nonfinite, _climbed_in_order(log.sizes, x)
     if len(zero) == 0:
         zero = nonfinite = 0.0
@@ -243,10 +243,10 @@ _OF_CLIMBS = dict(
 
 
 def warn_of_gradients(
-    name: str,  # of the attack
-    rows: pd.DataFrame,  # of `attack_and_judge`
+    name: str,  # name of the attack
+    rows: pd.DataFrame,  # as returned by `attack_and_judge`
 ):
-    "An `EvaluationWarning` where an attack cannot use the gradients of one in twenty images, or more"
+    "Issue an `EvaluationWarning` if an attack cannot use the gradients of more than one image in twenty"
     says = _OF_IMAGES if rows.by_image.all() else _OF_CLIMBS
     shares = {flaw: rows[flaw].mean() for flaw in says}
     found = [says[flaw].format(f'{value:.0%}') for flaw, value in shares.items() if value > 0.05]
@@ -258,7 +258,7 @@ def warn_of_gradients(
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #judged-in-batches
 def _judged_in_batches(targets, source, x, y, attack, eps, batch, seed, ids):
-    "Rows as of `attack_and_judge`, for what is checked already"
+    "Rows as in `attack_and_judge`, for inputs that are checked already"
     networks = {run: as_network(model, y) for run, model in targets.items()}
     rows = []
     with measuring(source, *targets.values()):
@@ -276,42 +276,43 @@ def _judged_in_batches(targets, source, x, y, attack, eps, batch, seed, ids):
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #attack-and-judge
 def attack_and_judge(
-    targets: dict,  # name to network, images to logits; seen in evaluation mode
-    source: torch.nn.Module,  # the network as the attack sees it, which may be a `ComputeWrapper`
+    targets: dict,  # network by name, from images to logits; called in evaluation mode
+    source: torch.nn.Module,  # the network that the attack uses; may be a `ComputeWrapper`
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the networks' device
     y: torch.Tensor,  # (N,) labels
-    attack=None,  # as of `evaluate_on`
+    attack=None,  # as in `evaluate_on`
     *,
     eps: float = None,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
     batch: int = 256,  # images at a time
-    seed: int = 0,  # of the attack's noise
+    seed: int = 0,  # seed of the attack's noise
     ids=None,  # which images, as indices; None: all
-) -> pd.DataFrame:  # as of `evaluate_on`, with zero, nonfinite and by_image: see `warn_of_gradients`
-    """`evaluate_on` without a warning, for callers that ask often and warn once
+) -> pd.DataFrame:  # as in `evaluate_on`, with zero, nonfinite and by_image: see `warn_of_gradients`
+    """`evaluate_on` without warnings, for callers that evaluate often and warn once
 
-    zero is the share of climbs without a gradient whose image is still right, nonfinite that of climbs with
-    entries that are not finite, each in [0, 1]: of the image's own climbs, or of all where by_image is False.
+    zero is the share of climbs without a gradient whose image is still correct; nonfinite is the share of
+    climbs with entries that are not finite. Both are in [0, 1], and count the image's own climbs if by_image
+    is True, else all climbs.
     """
     x, y, *checked = _checked_inputs(x, y, attack, eps, batch, seed, ids)
     return _judged_in_batches(targets, source, x, y, attack, *checked)
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #evaluate-on
 def evaluate_on(
-    targets: dict,  # name to network, images to logits; seen in evaluation mode
-    source: torch.nn.Module,  # the network as the attack sees it, which may be a `ComputeWrapper`
+    targets: dict,  # network by name, from images to logits; called in evaluation mode
+    source: torch.nn.Module,  # the network that the attack uses; may be a `ComputeWrapper`
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the networks' device
     y: torch.Tensor,  # (N,) labels
-    attack=None,  # (model, x, y, eps=) to x_adv, or to x_adv and queries; None: the clean images
+    attack=None,  # maps (model, x, y, eps=) to x_adv, or to x_adv and queries; None: the clean images
     *,
-    eps: float = None,  # radius of the ℓ∞ ball in pixel values, in (0, 1]; given to the attack, and checked
-    batch: int = 256,  # images at a time; a matter of memory, not of results
-    seed: int = 0,  # of the attack's noise
-    ids=None,  # which images, as indices; None: all. Each keeps the noise that it has among all
+    eps: float = None,  # radius of the ℓ∞ ball in pixel values, in (0, 1]; passed to the attack, and checked
+    batch: int = 256,  # images at a time; affects memory, not results
+    seed: int = 0,  # seed of the attack's noise
+    ids=None,  # indices of the images; None: all. Each image keeps the noise that its index gives
 ) -> pd.DataFrame:  # N rows for each target: run (its name), and the columns of `evaluate`
     """Attack one network, judge on several
 
-    A `ValueError` where the attack leaves the ball or [0, 1]; an `EvaluationWarning` where numbers are in
-    doubt.
+    Raises a `ValueError` if the attack leaves the ball or [0, 1]; warns with an `EvaluationWarning` if the
+    numbers are in doubt.
     """
     x, y, *checked = _checked_inputs(x, y, attack, eps, batch, seed, ids)
     warn_of_answers([source, *targets.values()], x)
@@ -321,16 +322,16 @@ def evaluate_on(
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #evaluate
 def evaluate(
-    model: torch.nn.Module,  # images to logits; seen in evaluation mode
+    model: torch.nn.Module,  # maps images to logits; called in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], on the model's device
     y: torch.Tensor,  # (N,) labels
-    attack=None,  # (model, x, y, eps=) to x_adv, or to x_adv and queries; None: the clean images
-    seen: torch.nn.Module = None,  # the network as the attack sees it, of `attack_view`; None: the same
+    attack=None,  # maps (model, x, y, eps=) to x_adv, or to x_adv and queries; None: the clean images
+    seen: torch.nn.Module = None,  # the network that the attack uses, see `attack_view`; None: `model`
     **options,  # eps, batch, seed, ids as in `evaluate_on`
 ) -> pd.DataFrame:  # N rows, or as many as `ids`: i, y, pred, margin, loss, linf, queries, seed
-    """What a network makes of each image after an attack on itself
+    """How a network classifies each image after an attack on this network
 
-    Attacks are those of `adt_repro.attacks`, or any function of this form. The margin is negative where
+    Attacks are those of `adt_repro.attacks`, or any function of this form. The margin is negative if
     the prediction is wrong, the loss is cross-entropy in nats, and linf is in pixel values.
     """
     rows = evaluate_on({'': model}, model if seen is None else seen, x, y, attack, **options)
@@ -338,26 +339,26 @@ def evaluate(
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #accuracy-of
 def accuracy(
-    rows: pd.DataFrame,  # of `evaluate`
-    confidence: float = 0.95,  # of the interval, in (0, 1)
+    rows: pd.DataFrame,  # as returned by `evaluate`
+    confidence: float = 0.95,  # confidence level of the interval, in (0, 1)
 ) -> dict:  # n, correct, accuracy, lo, hi: counts, and shares in [0, 1]
-    "Share of right predictions with Wilson's interval"
+    "Share of correct predictions, with Wilson's interval"
     return share(int((rows.pred == rows.y).sum()), len(rows), confidence)
 
 
 def percent(
-    acc: dict,  # of `accuracy`
+    acc: dict,  # as returned by `accuracy`
 ) -> str:  # such as "78.1 [73.5, 82.0] %, n=360"
-    "An accuracy in words"
+    "An accuracy as text"
     lo, value, hi = (100 * acc[name] for name in ('lo', 'accuracy', 'hi'))
     return f'{with_interval(lo, value, hi, ends=True)} %, n={acc["n"]}'
 
 # %% ../../nbs/library/evaluation/evaluate.ipynb #watch
 def watch(
-    data: Data,  # its first 1000 test images are used, under attack the first 100
+    data: Data,  # its first 1000 test images are used; under attack the first 100
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
-):  # a monitor for `train`: takes a network to a dict of shares in [0, 1], natural and pgd20
-    "Accuracies for watching a run"
+):  # a monitor for `train`: maps a network to a dict of shares in [0, 1], natural and pgd20
+    "Accuracies for monitoring a run"
     x, y = data.x_test, data.y_test
 
     def monitor(model):

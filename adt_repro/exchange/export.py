@@ -29,7 +29,7 @@ from ..runs.store import RUN_NAME, load_run, read_config, read_facts, records_of
 # %% ../../nbs/library/exchange/export.ipynb #measured
 def run_records(
     run: Path | str,  # folder of a finished run
-) -> dict:  # each file to its rows, and whether they are of the run's weights; None: not known
+) -> dict:  # by file: its rows, and whether they are of the run's weights; None: not known
     "The records of a run, each file read once"
     run = whole_path(run)
     files = [run.parent.parent / 'records' / f'{kind}-{run.name}.parquet' for kind in ('white_box', 'spsa')]
@@ -37,9 +37,9 @@ def run_records(
 
 
 def left_out_records(
-    records: dict,  # of `run_records`
+    records: dict,  # as returned by `run_records`
 ) -> list:  # sentences, one for each file
-    "The records of a run's name that do not count, and why"
+    "The records under a run's name that do not count, and why"
     sentences = []
     for file, (_, counts) in records.items():
         if counts is None:
@@ -63,8 +63,8 @@ def _file_accuracies(file, rows, name):
 # %% ../../nbs/library/exchange/export.ipynb #recorded-accuracies
 def recorded_accuracies(
     run: Path | str,  # folder of a finished run
-    records: dict = None,  # of `run_records`, where they were read already; None: they are read
-) -> pd.DataFrame:  # a row for each attack, see below; no rows where nothing was measured
+    records: dict = None,  # as returned by `run_records`, if they were read already; None: they are read
+) -> pd.DataFrame:  # one row for each attack, see below; no rows if nothing was measured
     """A run's accuracies, as recorded
 
     The columns: attack, n, correct, accuracy, lo, hi, bound (is it only an upper bound?), record (the file).
@@ -81,7 +81,7 @@ def recorded_accuracies(
     return of_training.assign(bound=False, record='run.json')
 
 # %% ../../nbs/library/exchange/export.ipynb #titles
-ATTACK_TITLES = dict(  # of attacks
+ATTACK_TITLES = dict(  # titles of attacks
     natural='natural',
     fgsm='FGSM',
     pgd20='PGD-20',
@@ -97,9 +97,9 @@ ATTACK_TITLES = dict(  # of attacks
 # %% ../../nbs/library/exchange/export.ipynb #missing
 def not_run(
     config: dict,  # of the run
-    sums: pd.DataFrame,  # of `recorded_accuracies`
+    sums: pd.DataFrame,  # as returned by `recorded_accuracies`
 ) -> list:  # sentences
-    "What nobody has measured on a run"
+    "What was not measured on a run"
     sentences = []
     expected = [*TABLE1_ATTACKS, 'autoattack', 'square']
     absent = [ATTACK_TITLES[attack] for attack in expected if attack not in set(sums.attack)]
@@ -113,8 +113,7 @@ def not_run(
             sentences.append(f'Where n is {n}: the other {every - n:,} of {every:,} test images.')
     if sums.bound.any():
         sentences.append(
-            'Where an accuracy has ≤, the attack met only what earlier ones left standing: '
-            'it is an upper bound.'
+            'An accuracy with ≤ is an upper bound: the attack met only images that withstood earlier attacks.'
         )
     sentences.append('Other seeds: these are the numbers of one network.')
     return sentences
@@ -166,7 +165,7 @@ _RS_FGSM = (
 )
 
 # %% ../../nbs/library/exchange/export.ipynb #papers-of
-METHOD_PAPERS = dict(  # method to (link, title, authors, venue)
+METHOD_PAPERS = dict(  # by method: (link, title, authors, venue)
     adt_exp=_ADT,
     adt_exp_am=_ADT,
     adt_imp_am=_ADT,
@@ -184,8 +183,8 @@ METHOD_PAPERS = dict(  # method to (link, title, authors, venue)
 # %% ../../nbs/library/exchange/export.ipynb #info
 def eps_text(
     eps: float,  # radius in pixel values
-) -> str:  # such as "8/255"; a decimal number where it is no such fraction
-    "A radius in words"
+) -> str:  # such as "8/255"; else a decimal number
+    "A radius as text"
     grey = Fraction(eps * 255).limit_denominator(2)
     if grey.denominator == 1 and abs(float(grey) - eps * 255) < 1e-6:
         return f'{grey}/255'
@@ -193,7 +192,7 @@ def eps_text(
 
 
 def architecture(
-    arch: str,  # as of `adt_repro.models.classifiers.build_model`
+    arch: str,  # as in `adt_repro.models.classifiers.build_model`
 ) -> str:  # such as "WideResNet-28-10"
     "A network's usual name"
     if arch.startswith('wrn-'):
@@ -211,12 +210,12 @@ def _one_line(value):
 
 
 def _plain(value):
-    "The same for Markdown: nothing in it acts"
+    "The same for Markdown, with its special characters escaped"
     return _ACTS_IN_MARKDOWN.sub(r'\\\g<0>', _one_line(value))
 
 
 def _inputs_of(facts):
-    "The normalisation that a run's run.json asks for, or None; a `ParameterError` where it is none"
+    "The normalisation in a run's run.json, or None; a `ParameterError` if it is not valid"
     inputs = facts.get('inputs')
     if inputs and not INPUTS.ok(inputs):
         refuse('inputs', inputs, INPUTS.says)
@@ -251,8 +250,8 @@ def _lowest(sums, *attacks):
 def model_info(
     run: Path | str,  # folder of a finished run
     **own,  # entries of your own, such as authors or link
-) -> dict:  # RobustBench's keys; a `ParameterError` where one of your own is none of them
-    "A run in RobustBench's words"
+) -> dict:  # RobustBench's keys; a `ParameterError` if one of yours is not among them
+    "A run as RobustBench's model_info"
     run = whole_path(run)
     return _model_info(run, recorded_accuracies(run), own)
 
@@ -316,7 +315,7 @@ def _use_lines(config, facts, name, sub_block1):
     ]
 
 # %% ../../nbs/library/exchange/export.ipynb #card-rows
-_TITLES = ATTACK_TITLES | dict(A_rob='A_rob', worst='worst')  # of the rows of a table
+_TITLES = ATTACK_TITLES | dict(A_rob='A_rob', worst='worst')  # titles of the rows of a table
 
 
 def _title(attack):
@@ -340,7 +339,7 @@ def _accuracy_table(sums):
 
 # %% ../../nbs/library/exchange/export.ipynb #card-settings
 def _setting(run, sums, attack, experiment, column):
-    "A setting from the table of an experiment; None where no table has it"
+    "A setting from the table of an experiment; None if no table has it"
     recorded = sums[sums.attack.str.startswith(attack)]
     folder = run.parent.parent / 'tables'
     tables = [folder / f'{experiment}-{run.name}.csv', folder / f'{experiment}.csv']
@@ -364,7 +363,7 @@ def _settings(run, sums):
     if sums.attack.str.startswith('spsa').any():
         found = _setting(run, sums, 'spsa', 'spsa', 'steps')
         n = 'an unrecorded number of' if found is None else _plain(found)
-        sentences += f' SPSA made {n} steps, each of so many samples, where the paper has 100.'
+        sentences += f' SPSA made {n} steps, each with the stated number of samples; the paper made 100.'
     return sentences
 
 # %% ../../nbs/library/exchange/export.ipynb #card-parts
@@ -379,7 +378,7 @@ def _measured_lines(run, sums):
 
 # %% ../../nbs/library/exchange/export.ipynb #card-yaml
 def _yaml_block(values):
-    "Values in a block of code that nothing within can end"
+    "Values in a code block whose fence no value can close"
     how = dict(sort_keys=False, default_flow_style=None)
     text = yaml.safe_dump(values, allow_unicode=True, **how)
     if not text.replace('\n', '').isprintable():
@@ -404,7 +403,7 @@ _UNUSED_BLOCK = (
 
 # %% ../../nbs/library/exchange/export.ipynb #check-names
 def _check_names(run, name):
-    "A `ParameterError` where the name of the files, or of the run's folder, is none"
+    "A `ParameterError` if the name of the files or of the run's folder is not valid"
     if name is not None and not word().ok(name):
         refuse('name', name, word().says)
     if not RUN_NAME.ok(run.name):
@@ -416,7 +415,7 @@ def model_card(
     name: str = None,  # of the exported file; None: the run's
     sub_block1: bool = False,  # does the exported file have the block that nothing uses?
 ) -> str:  # Markdown
-    "What a stranger should know about a network before using it"
+    "What others should know about a network before they use it"
     run = whole_path(run)
     _check_names(run, name)
     records = run_records(run)
@@ -460,7 +459,7 @@ def _check_block(config, sub_block1):
 
 
 def _texts(run, name, sub_block1, info):
-    "Suffix to text of what goes with the weights, from records that are read once"
+    "The texts that go with the weights, by suffix, from records that are read once"
     records = run_records(run)
     sums = recorded_accuracies(run, records)
     return {
@@ -471,12 +470,12 @@ def _texts(run, name, sub_block1, info):
 # %% ../../nbs/library/exchange/export.ipynb #export
 def export(
     run: Path | str,  # folder of a finished run
-    folder: Path | str,  # where the files go; made where it is missing
-    name: str = None,  # of the files; None: the run's
-    sub_block1: bool = False,  # add the block that nothing uses, for code that insists on it
-    **info,  # entries of `model_info` of your own, such as authors
-) -> dict:  # suffix to path: .pt (state dict), .json (RobustBench's model_info), .md (the card)
-    "Write a run for RobustBench, torchattacks, Foolbox and people; or a `ParameterError` and no file"
+    folder: Path | str,  # where the files go; made if it is missing
+    name: str = None,  # name of the files; None: the run's
+    sub_block1: bool = False,  # add the block that nothing uses, for code that needs it
+    **info,  # your own entries of `model_info`, such as authors
+) -> dict:  # path by suffix: .pt (state dict), .json (RobustBench's model_info), .md (the card)
+    "Write a run for RobustBench, torchattacks, Foolbox and readers; or a `ParameterError` and no file"
     run, folder = whole_path(run), Path(folder)
     _check_names(run, name)
     model, config = load_run(run)
@@ -487,7 +486,7 @@ def export(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        refuse('folder', folder.name, f'a folder that can be written to ({e.strerror})')
+        refuse('folder', folder.name, f'a writable folder ({e.strerror})')
     files = {suffix: folder / f'{name or run.name}{suffix}' for suffix in ('.pt', '.json', '.md')}
     with replacing(files['.pt']) as f:
         torch.save(state | unused, f)

@@ -42,7 +42,7 @@ WRAPPERS = 'state_dict', 'net', 'model', 'model_state_dict'  # where training sc
 
 _MOST_NAMES = 10_000  # tensors of a network; a WRN-100 has 700
 _LONGEST_NAME = 300  # characters of a tensor's name
-_OF_CHANNELS = 'mean', 'std', 'mu', 'sigma'  # of a normalisation that was saved with a network
+_OF_CHANNELS = 'mean', 'std', 'mu', 'sigma'  # names in a normalisation that was saved with a network
 _MOST_CHANNELS = 1000  # of an image
 
 
@@ -67,8 +67,8 @@ def _check_names(found, file):
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #read
 def read_weights(
-    path: Path | str,  # .safetensors or a PyTorch file: a state dict, or a dict that has one, see `WRAPPERS`
-) -> dict:  # name to tensor, on the CPU, as in the file; a `ParameterError` says why it cannot be read
+    path: Path | str,  # .safetensors or a PyTorch file: a state dict, or a dict with one, see `WRAPPERS`
+) -> dict:  # tensors by name, on the CPU, as in the file; a `ParameterError` says why it cannot be read
     "The state dict in a file; nothing in the file is executed"
     path = Path(path).expanduser()
     try:
@@ -108,7 +108,7 @@ def _split_normalisation(found):
 
 
 def _first_part(found):
-    "What all names begin with up to the first dot; '' where they differ, or where one has no dot"
+    "The common prefix of all names up to the first dot; '' if they differ, or if one has no dot"
     heads = {name.partition('.')[0] for name in found}
     if len(heads) == 1 and all('.' in name for name in found):
         return heads.pop() + '.'
@@ -116,7 +116,7 @@ def _first_part(found):
 
 
 def _split_prefix(found):
-    "(what all names begin with; the state dict without it)"
+    "(the common prefix of all names; the state dict without it)"
     prefix = ''
     while _first_part(found):
         part = _first_part(found)
@@ -126,7 +126,7 @@ def _split_prefix(found):
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #name-changes
 def _torchvision_names(found):
-    "The names of torchvision's ResNet for those of pytorch-cifar's"
+    "Replace the names of pytorch-cifar's ResNet by those of torchvision's"
     if 'linear.weight' not in found:
         return found
     renamed = {}
@@ -147,9 +147,9 @@ def _with_counters(found):
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #names
 def plain_names(
-    found: dict,  # of `read_weights`
-) -> tuple:  # (name to tensor, facts: prefix, dropped, inputs), see below
-    """A state dict without what is around it
+    found: dict,  # as returned by `read_weights`
+) -> tuple:  # (tensors by name, facts: prefix, dropped, inputs), see below
+    """The state dict without prefix and additions
 
     The names are those of this project's networks, the numbers float32. The facts say what was removed, and
     as `inputs` the [means, deviations] of a normalisation that was saved with the network, or None.
@@ -168,9 +168,9 @@ def _and_more(n):
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #infer-arch
 def infer_arch(
-    found: dict,  # of `plain_names`
-    name: str,  # of the file, for the message
-) -> tuple:  # (arch as of `build_model`, channels of an image, classes); a `ParameterError` where none fits
+    found: dict,  # as returned by `plain_names`
+    name: str,  # the file's name, for the message
+) -> tuple:  # (arch as in `build_model`, channels of an image, classes); a `ParameterError` if none fits
     "The network that a state dict belongs to"
 
     def size(weight, axis, default):
@@ -204,7 +204,7 @@ def mean_std(
     inputs: list,  # a range [lo, hi], or [means, deviations]; or one of them as text
     channels: int,  # of an image, at least 1
 ) -> list:  # [means, deviations], one number for each channel; None for [0, 1]
-    "What takes [0, 1] to the numbers that a network expects; a `ParameterError` says what may be given"
+    "Means and deviations that map [0, 1] to the network's range; a `ParameterError` says what is expected"
     v = INPUTS.read(inputs)
     if not INPUTS.ok(v):
         refuse('inputs', inputs, INPUTS.says)
@@ -220,7 +220,7 @@ def mean_std(
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #seen-numbers
 def _seen_numbers(inputs, facts):
-    "What the network expects: as it was told, else as the file says, else [0, 1]"
+    "What the network expects: as given, else as in the file, else [0, 1]"
     if inputs is not None:
         return inputs
     if facts['inputs']:
@@ -230,8 +230,8 @@ def _seen_numbers(inputs, facts):
 # %% ../../nbs/library/exchange/import_weights.ipynb #load
 def load_network(
     path: Path | str,  # see `read_weights`
-    inputs: list = None,  # what the network expects, see `mean_std`; None: what the file says, else [0, 1]
-) -> tuple:  # (network in evaluation mode, images in [0, 1] to logits; dict of facts, see below)
+    inputs: list = None,  # what the network expects, see `mean_std`; None: as the file says, else [0, 1]
+) -> tuple:  # (network in evaluation mode, from images in [0, 1] to logits; dict of facts, see below)
     """The network in a file of weights; a `ParameterError` names what does not fit
 
     The facts: source, sha256, arch, in_ch, n_classes, and those of `plain_names`: prefix, dropped, inputs.
@@ -240,7 +240,7 @@ def load_network(
     found, facts = plain_names(read_weights(path))
     arch, in_ch, n_classes = infer_arch(found, path.name)
     facts['inputs'] = mean_std(_seen_numbers(inputs, facts), in_ch)
-    with torch.device('meta'):  # without numbers: the shapes are compared before anything is allocated
+    with torch.device('meta'):  # without numbers: shapes are compared before memory is allocated
         check_fit(build_model(arch, in_ch, n_classes), found, path.name)
     model = fit_weights(build_model(arch, in_ch, n_classes), found, path.name)
     bad = [k for k, v in found.items() if not v.isfinite().all()]
@@ -254,7 +254,7 @@ def load_network(
     return model.eval(), source | facts
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #authors
-LAYOUTS = dict(  # network, and what it sees; None: [0, 1]
+LAYOUTS = dict(  # network, and its input range; None: [0, 1]
     adt=('wrn-28-10', None),
     trades=('wrn-34-10', None),
     feature_scatter=('wrn-28-10', [-1, 1]),
@@ -263,8 +263,8 @@ LAYOUTS = dict(  # network, and what it sees; None: [0, 1]
 
 def load_authors(
     path: Path | str,  # a file that these authors published, or that their code wrote
-    of: str = 'adt',  # whose: one of `LAYOUTS`
-) -> torch.nn.Module:  # in evaluation mode, images (N, 3, 32, 32) in [0, 1] to logits
+    of: str = 'adt',  # whose file: one of `LAYOUTS`
+) -> torch.nn.Module:  # in evaluation mode, from images (N, 3, 32, 32) in [0, 1] to logits
     "A network that the authors of ADT, TRADES or feature scattering published; else a `ParameterError`"
     if of not in LAYOUTS:
         refuse('of', of, ', '.join(LAYOUTS))
@@ -279,7 +279,7 @@ def load_authors(
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #which-data
 def _fitting_dataset(name, facts):
-    "The data set of that name, or the first that fits the network; a `ParameterError` where it does not fit"
+    "The data set with that name, or the first that fits the network; a `ParameterError` if it does not fit"
     wanted = facts['in_ch'], facts['n_classes']
     fits = [k for k, spec in DATASETS.items() if (spec.shape[0], spec.n_classes) == wanted]
     sizes = f'{facts["in_ch"]} channels and {facts["n_classes"]} classes'
@@ -293,7 +293,7 @@ def _fitting_dataset(name, facts):
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #import-config
 def _label_of(path):
-    "A file's name without what cannot be part of a run's name"
+    "A file's name without characters that a run's name cannot have"
     return re.sub(r'[^A-Za-z0-9_-]', '-', Path(path).stem)[:100] or 'weights'
 
 
@@ -307,12 +307,12 @@ def _refuse_another(run, wanted, source):
     if other:
         raise ParameterError(
             f'weights={source!r}: {run.name} is there already, with another {", ".join(other)}; '
-            'expected the same, a copy of the file under another name, or to delete it'
+            'expected the same file, a copy of it under another name, or delete that run first'
         )
 
 # %% ../../nbs/library/exchange/import_weights.ipynb #import-save
 def _save_once(run, model, config, facts):
-    "Write an imported run, unless it is there already"
+    "Write an imported run, unless it exists already"
     if (run / 'run.json').exists() or (run / 'checkpoint.pt').exists():
         _refuse_another(run, config | facts, facts['source'])
         return
@@ -323,14 +323,14 @@ def _save_once(run, model, config, facts):
 # %% ../../nbs/library/exchange/import_weights.ipynb #import-run
 def import_run(
     path: Path | str,  # a file of weights, see `load_network`
-    folder: Path | str,  # of a scale, such as outputs/demo; the run is made in its runs/
+    folder: Path | str,  # a scale's folder, such as outputs/demo; the run is made in its runs/
     dataset: str = None,  # what the network classifies; None: the first of `DATASETS` that fits it
     eps: float = None,  # radius of the ℓ∞ ball in pixel values, in (0, 1]; None: the data set's
-    inputs: list = None,  # what the network expects, see `mean_std`; None: what the file says, else [0, 1]
+    inputs: list = None,  # what the network expects, see `mean_std`; None: as the file says, else [0, 1]
     label: str = None,  # the run's name after data set and network; None: the file's name
     data_root: str = None,  # folder of the data set's files; None: $ADT_DATA, else data/ in the project
 ) -> str:  # the run's name; a `ParameterError` names what does not fit, or that another run has the name
-    "Make a run of a file of weights; one that is there already is kept"
+    "Make a run from a file of weights; one that exists already is kept"
     model, facts = load_network(path, inputs)
     dataset, folder = _fitting_dataset(dataset, facts), whole_path(folder)
     eps = DATASETS[dataset].eps if eps is None else eps
@@ -349,20 +349,20 @@ def import_run(
 # %% ../../nbs/library/exchange/import_weights.ipynb #asked-runs
 def asked_runs(
     folder: Path | str,  # of a scale, such as outputs/demo
-    runs: list,  # names or patterns of finished runs; None: all, or none beside `weights`
-    name: str = 'runs',  # of the parameter, for the message
-    weights: str = None,  # a file to make a run of
+    runs: list,  # names or patterns of finished runs; None: all, or none if `weights` is given
+    name: str = 'runs',  # the parameter's name, for the message
+    weights: str = None,  # a file to make a run from
     tiny: tuple = (),  # see `adt_repro.runs.select.experiment_runs`; without it, every scale is alike
-    **how,  # dataset, data_root, eps, inputs, as of `import_run`; without weights all None
+    **how,  # dataset, data_root, eps, inputs, as in `import_run`; without weights all None
 ) -> list:  # names of finished runs, each once, the file's first; a `ParameterError` names what does not fit
-    "The runs that a notebook was asked for, with a file's among them"
+    "The runs that a notebook was given, including the run of a file"
     if weights is not None:
         imported = import_run(weights, folder, **how)
         others = [] if runs is None else chosen_runs(folder, runs, name)
         return list(dict.fromkeys([imported, *others]))
     for k, v in how.items():
         if v is not None:
-            refuse(k, v, 'None without weights; a run has its own')
+            refuse(k, v, 'None without weights, because a run has its own')
     if tiny:
         return experiment_runs(folder, runs, tiny)
     return chosen_runs(folder, runs, name)

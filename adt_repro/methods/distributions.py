@@ -16,7 +16,7 @@ from ..base.noise import rand_normal, rand_unit
 
 # %% ../../nbs/library/methods/distributions.ipynb #dirac
 def dirac(
-    delta: torch.Tensor,  # (N, C, H, W) the only perturbation that each example can get
+    delta: torch.Tensor,  # (N, C, H, W) the only possible perturbation of each example
 ) -> tuple:  # (delta, h): the same (N, C, H, W), and zeros (N,)
     "All mass on one perturbation"
     return delta, delta.new_zeros(len(delta))
@@ -32,7 +32,7 @@ def uniform(
 
 # %% ../../nbs/library/methods/distributions.ipynb #squashed
 class _Squashed(torch.autograd.Function):
-    "tanh(μ + σr) and its entropy estimate, with a gradient that is written out"
+    "tanh(μ + σr) and its entropy estimate, with a gradient written by hand"
 
     @staticmethod
     def forward(ctx, mu, rho, r):
@@ -62,7 +62,7 @@ def tanh_gaussian(
 ) -> tuple:  # (delta, h): (k·N, C, H, W) in the ball, and (k·N,) mean over pixels of -log p
     """A Gaussian for each pixel, squashed into the ball (the paper's explicit distribution)
 
-    Several draws come one after the other, each of all examples. The entropy h is without its
+    Several draws come one after the other, each of all examples. The entropy h leaves out its
     constants, see the units of h above. Both results can be differentiated once."""
     noise = [rand_normal(mu) for _ in range(draws)]
     if draws == 1:
@@ -73,20 +73,20 @@ def tanh_gaussian(
 
 # %% ../../nbs/library/methods/distributions.ipynb #entropy-bound
 def entropy_bound(
-    encoder,  # takes (N, C, H, W) in [-1, 1] to (N, 2·z_dim): mean, and variance before softplus
+    encoder,  # maps (N, C, H, W) in [-1, 1] to (N, 2·z_dim): mean, and variance before softplus
     t: torch.Tensor,  # (N, C, H, W) perturbations δ/ε in [-1, 1]
     z: torch.Tensor,  # (N, z_dim) the noise in (-1, 1) that they were made from
 ) -> torch.Tensor:  # (N,) mean of log q(z|δ) per latent dimension in nats, the authors' -U
-    "Entropy of the implicit distribution: the variational lower bound, its constant left out"
+    "Entropy of the implicit distribution: the variational lower bound, without its constant"
     mean, var = encoder(t).chunk(2, 1)
     nll = F.gaussian_nll_loss(mean, z, F.softplus(var), full=True, eps=1e-8, reduction='none')
     return -nll.mean(1)
 
 # %% ../../nbs/library/methods/distributions.ipynb #implicit
 def implicit(
-    features: torch.Tensor,  # (N, C', H, W) what the generator sees of each example
-    generator,  # takes (features, z) to (N, C, H, W), before tanh
-    encoder,  # takes (N, C, H, W) in [-1, 1] to (N, 2·z_dim), see `entropy_bound`
+    features: torch.Tensor,  # (N, C', H, W) the generator's input for each example
+    generator,  # maps (features, z) to (N, C, H, W), before tanh
+    encoder,  # maps (N, C, H, W) in [-1, 1] to (N, 2·z_dim), see `entropy_bound`
     eps: float,  # radius of the ℓ∞ ball in pixel values
     z_dim: int = 64,  # latent dimensions, at least 1
 ) -> tuple:  # (delta, h): (N, C, H, W) in the ball, and (N,) the bound of its entropy, -U

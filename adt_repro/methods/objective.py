@@ -21,11 +21,11 @@ class Method:
     "One way to train: one row of the paper's Table 1"
 
     adversary: Callable  # (model, x, y) to each example's adversarial distribution
-    loss: Callable = ce  # what the network descends on a draw, see `adt_repro.losses`
-    entropy_weight: float = 0.0  # weight λ of the entropy, where p has weights of its own that climb it
-    entropy_cap: float = math.inf  # entropy in nats above which nothing is gained (IMP-AM's hinge)
+    loss: Callable = ce  # what the network minimises on a draw, see `adt_repro.losses`
+    entropy_weight: float = 0.0  # weight λ of the entropy, if p has its own weights, which climb it
+    entropy_cap: float = math.inf  # entropy in nats above which it no longer counts (IMP-AM's hinge)
     grad_scale: float = 1.0  # factor of the reversed gradient that reaches those weights
-    name: str = 'method'  # as it is called in the table and in messages
+    name: str = 'method'  # its name in the table and in messages
 
 # %% ../../nbs/library/methods/objective.ipynb #flip-grad
 class _Flip(torch.autograd.Function):
@@ -41,9 +41,9 @@ class _Flip(torch.autograd.Function):
 
 def flip_grad(
     x: torch.Tensor,  # (...) of any shape
-    scale: float = 1.0,  # factor of the gradient, before its sign is turned
+    scale: float = 1.0,  # factor of the gradient, before its sign changes
 ) -> torch.Tensor:  # (...) the same values; the gradient that passes back is multiplied by -scale
-    "Gradient reversal: what `x` was computed from climbs what is computed from the result"
+    "Gradient reversal: the weights behind `x` climb what is computed from the result"
     return _Flip.apply(x, scale)
 
 # %% ../../nbs/library/methods/objective.ipynb #adt-loss
@@ -52,7 +52,7 @@ def adt_loss(
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     method: Method,  # one row of the table
-    mean=torch.mean,  # (N,) values to their mean; another one where several processes share the batch
+    mean=torch.mean,  # maps (N,) values to their mean; another function if several processes share the batch
 ) -> tuple:  # (objective, loss, h): a scalar to descend; mean loss and mean entropy of the draw, detached
     "The minimax objective at one draw from each example's adversarial distribution"
     with eval_mode(model):

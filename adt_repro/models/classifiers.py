@@ -59,7 +59,7 @@ class SmallCNN(LinearOnFeatures):
         self,
         x: torch.Tensor,  # (N, C, H, W) images
     ) -> torch.Tensor:  # (N, 64)
-        "What the last linear layer sees"
+        "The input of the last linear layer"
         return self.body(x)
 
 # %% ../../nbs/library/models/classifiers.ipynb #resnet
@@ -85,7 +85,7 @@ class CifarResNet(LinearOnFeatures):
         self,
         x: torch.Tensor,  # (N, C, H, W) images
     ) -> torch.Tensor:  # (N, 512)
-        "What the last linear layer sees"
+        "The input of the last linear layer"
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
 
@@ -144,7 +144,7 @@ def init_convolutions(
 
 # %% ../../nbs/library/models/classifiers.ipynb #wrn
 class WideResNet(LinearOnFeatures):
-    "Wide ResNet as in TRADES and ADT, for images of a size that 4 divides"
+    "Wide ResNet as in TRADES and ADT, for images whose height and width are multiples of 4"
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class WideResNet(LinearOnFeatures):
         self,
         x: torch.Tensor,  # (N, C, H, W) images
     ) -> torch.Tensor:  # (N, 64·widen)
-        "What the last linear layer sees"
+        "The input of the last linear layer"
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         return F.relu(self.bn1(x)).mean((2, 3))
 
@@ -212,7 +212,7 @@ class _Rescaling(nn.Module):
 
 # %% ../../nbs/library/models/classifiers.ipynb #normalized
 class Normalized(_Rescaling):
-    "A network that expects (x − mean)/std, as one that takes x in [0, 1]"
+    "Makes a network that expects (x − mean)/std take x in [0, 1]"
 
     def __init__(
         self,
@@ -227,30 +227,30 @@ class Normalized(_Rescaling):
         self,
         x: torch.Tensor,  # (N, C, H, W) images in [0, 1]
     ) -> torch.Tensor:  # (N, classes) logits
-        "What the network says about the rescaled images"
+        "The network's logits for the rescaled images"
         return self.net(self.scaled(x))
 
     @property
     def features(self):  # takes images (N, C, H, W) in [0, 1] to (N, D); AttributeError if there is none
-        "What the network's last layer sees"
+        "The input of the network's last layer"
         features = self.net.features
         return lambda x: features(self.scaled(x))
 
     @property
-    def fc(self) -> nn.Module:  # an AttributeError where the network has none
+    def fc(self) -> nn.Module:  # an AttributeError if the network has none
         "The network's last layer"
         return self.net.fc
 
 # %% ../../nbs/library/models/classifiers.ipynb #check-model
 def check_model(
-    model: nn.Module,  # as it is about to be trained
-    x: torch.Tensor,  # (N, C, H, W) some of its images, on its device
+    model: nn.Module,  # the network, as it will be trained
+    x: torch.Tensor,  # (N, C, H, W) some of the images it will get, on its device
     n_classes: int,  # number of classes, at least 1
 ) -> nn.Module:  # the same
-    "Stop with one line where a network does not take these images to logits"
+    "Stop with one line if a network does not map these images to logits"
     name, two = f'model={type(model).__name__}', x[:2].clone().requires_grad_(x.is_floating_point())
     if not any(p.requires_grad for p in model.parameters()):
-        raise ParameterError(f'{name}: expected a network with parameters that are trained, here are none')
+        raise ParameterError(f'{name}: expected a network with parameters that are trained, this has none')
     with eval_mode(model), torch.enable_grad(), kept_random_state(x.device):
         logits = as_network(model)(two)
     if logits.shape[1] < n_classes:
@@ -262,7 +262,7 @@ def check_model(
 
 # %% ../../nbs/library/models/classifiers.ipynb #build
 def _wrn_size(arch):
-    "Class, depth and width in a name such as wrn-28-10 or half_wrn-10-2; None where it is no such name"
+    "Class, depth and width in a name such as wrn-28-10 or half_wrn-10-2; None for any other name"
     found = re.fullmatch(r'(half_)?wrn-(\d+)-(\d+)', arch)
     if not found:
         return None
@@ -289,7 +289,7 @@ def build_model(
     in_ch: int = 3,  # channels of an image
     n_classes: int = 10,  # logits
 ) -> nn.Module:  # the network with fresh weights, from PyTorch's random state
-    "A network by its name; a `ParameterError` where there is none"
+    "A network by its name; a `ParameterError` if there is none with this name"
     if not arch_rule.ok(arch):
         refuse('arch', arch, arch_rule.says)
     if arch == 'small_cnn':

@@ -72,7 +72,7 @@ class Generator(nn.Module):
     def forward(
         self,
         features: torch.Tensor,  # (N, in_ch, H, W)
-        z: torch.Tensor = None,  # (N, z_dim) in [-1, 1], where there is noise
+        z: torch.Tensor = None,  # (N, z_dim) in [-1, 1]; only needed with noise
     ) -> torch.Tensor:  # (N, out_ch, H, W), before tanh
         "From features of images to maps of their size"
         if self.z_map:
@@ -93,7 +93,7 @@ def _encoder_convolutions(in_ch, small):
 
 # %% ../../nbs/library/models/generators.ipynb #encoder
 class Encoder(nn.Module):
-    "Reads the latent noise back from a perturbation"
+    "Recovers the latent noise from a perturbation"
 
     def __init__(
         self,
@@ -112,13 +112,13 @@ class Encoder(nn.Module):
         self,
         t: torch.Tensor,  # (N, in_ch, H, W) perturbations divided by ε, in [-1, 1]
     ) -> torch.Tensor:  # (N, 2·z_dim) mean, and variance before softplus
-        "Perturbations to a Gaussian of the noise"
+        "From perturbations to the parameters of a Gaussian over the noise"
         return self.body(t)
 
 # %% ../../nbs/library/models/generators.ipynb #generator-width
 @cache
 def _fitting_width(arch, channels, *size):
-    "See `generator_width`; counted once in a process"
+    "See `generator_width`; computed once in a process"
     widest = 16
     with torch.device('meta'):
         budget = 2.1 * forward_macs(build_model(arch, channels), (channels, *size))

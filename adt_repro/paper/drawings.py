@@ -6,6 +6,7 @@
 __all__ = ['rows_run', 'draw_table1', 'draw_claims', 'draw_paper_figures']
 
 # %% ../../nbs/library/paper/drawings.ipynb #imports
+import textwrap
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from adt_repro.analysis.plots import (
     draw_options,
     draw_spread,
 )
+from ..analysis.readable import PAGE_WIDTH
 from ..analysis.style import house_style, row_styles, subplot_grid
 from ..base.stats import share
 from .claims import COLUMNS
@@ -28,7 +30,7 @@ from .report import VERDICTS
 
 # %% ../../nbs/library/paper/drawings.ipynb #rows-run
 def rows_run(
-    cells: pd.DataFrame,  # of `table1_cells`
+    cells: pd.DataFrame,  # as returned by `table1_cells`
 ) -> list:  # names of rows
     "The rows of Table 1 that were run, in its order"
     return [row for row, g in cells.groupby('row', sort=False) if (g.verdict != 'not run').any()]
@@ -39,17 +41,26 @@ def _published_errors(percent):
     ends = np.array([[100 * s['lo'], 100 * s['hi']] for s in (share(round(100 * p), 10000) for p in percent)])
     return [percent - ends[:, 0], ends[:, 1] - percent]
 
+# %% ../../nbs/library/paper/drawings.ipynb #legend-of-rows
+def _legend_of_rows(fig, axes, looks):
+    "One entry for each row, in the order of the table; a row in both panels has the line style of ours"
+    handles = {}
+    for ax in reversed(axes):
+        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    named = [row for row in looks if row in handles]
+    fig.legend([handles[row] for row in named], named, loc='outside lower center', ncols=5)
+
 # %% ../../nbs/library/paper/drawings.ipynb #draw-table1
 @house_style()
 def draw_table1(
-    cells: pd.DataFrame,  # of `table1_cells`
-    paper: pd.DataFrame,  # of `published_table1`
-    said: str,  # whose ours are, such as 'digits, small_cnn'
-):  # a Figure: two panels, a line a row
-    "Accuracy under each attack with its interval, ours beside the published"
+    cells: pd.DataFrame,  # as returned by `table1_cells`
+    paper: pd.DataFrame,  # as returned by `published_table1`
+    said: str,  # the setting of our numbers, such as 'digits, small_cnn'
+):  # a Figure: two panels, one line per row
+    "Accuracy under each attack with its interval, ours next to the published"
     order = rows_run(cells)
     looks = row_styles([*paper.index.drop('at_pgd_madry'), *order])
-    fig, axes = subplot_grid(1, 2, (9, 3.6), sharey=True)
+    fig, axes = subplot_grid(1, 2, (PAGE_WIDTH, 4.2), sharey=True)
     for k, (row, look) in enumerate(looks.items()):
         at = np.arange(8) + 0.5 * (k / len(looks) - 0.5)
         how = dict(lw=0.6, capsize=1.5, label=row, **look)
@@ -61,19 +72,22 @@ def draw_table1(
         if row in paper.index:
             published = paper.loc[row, COLUMNS]
             axes[1].errorbar(at, published, _published_errors(published), **how)
-    axes[0].set(ylabel='accuracy, %', ylim=(-2, 102), title=f'ours: {said}; dotted: one network')
+    axes[0].set(ylabel='accuracy, %', ylim=(-2, 102))
+    axes[0].set_title(f'ours: {said}\n95 % intervals; dotted: one network')
     axes[1].set_title('published: CIFAR-10, WRN-28-10')
     for ax in axes:
         ax.set_xticks(range(8), COLUMNS, rotation=30)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside right center')
+    _legend_of_rows(fig, axes, looks)
     return fig
 
 # %% ../../nbs/library/paper/drawings.ipynb #claim-axis
+_HOLDS = '#dff2ea'  # the colour of the area where a claim holds
+_WORDS = 1.75  # inches right of a claim's axis, for its word and its unit
 _REACH = 3.0  # published effects beyond estimate, bounds and published size, where an interval is cut
 
 
 def _claim_unit(claim, bounds):
-    "What 1 is on a claim's axis, in the claim's unit, and how the axis is called"
+    "What 1 means on a claim's axis, in the claim's unit, and the name of the axis"
     size = abs(claim.published)
     if size > max(abs(bound) for bound in bounds if np.isfinite(bound)):
         return size, f'× the published {size:.3g} {claim.unit}'.strip()
@@ -91,61 +105,90 @@ def _claim_ends(claim, bounds, unit):
     room = 0.08 * (hi - lo) or 0.5
     return lo - room, hi + room
 
+# %% ../../nbs/library/paper/drawings.ipynb #claim-axis-2
+def _wrapped(text):
+    "A text in lines of similar length, at most about 60 letters"
+    return textwrap.fill(text, len(text) // -(-len(text) // 56) + 8)
+
 
 def _two_lines(claim):
-    "A claim and its statistic; what a long one says in brackets goes to the statistic"
+    "A claim and its statistic; if the claim is long, its text in brackets moves to the statistic"
     text, bracket, rest = claim.claim.rpartition(' (')
     if bracket and len(claim.claim) > 60 and rest.endswith(')'):
         return f'{claim.key}  {text}', f'{claim.statistic} ({rest}'
     return f'{claim.key}  {claim.claim}', claim.statistic
 
 # %% ../../nbs/library/paper/drawings.ipynb #draw-claim
+def _claim_marks(verdicts, markers):
+    "The legend of the claims: the words and markers that are drawn"
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    black = dict(color='black', ls='', ms=5)
+    marks = [Line2D([], [], color=VERDICTS[v].color, marker='o', ms=5, label=f'ours: {v}') for v in verdicts]
+    marks.append(Line2D([], [], marker='D', mfc='none', label='published or derived', **black))
+    marks.append(Patch(color=_HOLDS, label='where the claim holds'))
+    marks.append(Line2D([], [], color='0.3', marker='', lw=1.5, label='its bound'))
+    cut = {'<': 'interval goes on below', '>': 'interval goes on above'}
+    return marks + [Line2D([], [], marker=m, label=cut[m], **black) for m in cut if m in markers]
+
+
+def _write_beside(ax, claim, called):
+    "The claim and its statistic left of its axis, its word and its unit right"
+    look, place = VERDICTS[claim.verdict], dict(xycoords='axes fraction', fontsize=8)
+    above, below = map(_wrapped, _two_lines(claim))
+    ax.annotate(above, (-0.03, 0.55), **place, va='bottom', ha='right')
+    ax.annotate(below, (-0.03, 0.45), **place, va='top', ha='right', color='0.35')
+    word = ax.annotate(f'{look.sign} {claim.verdict}', (1.03, 0.55), **place, va='bottom', weight='bold')
+    name = ax.annotate(called, (1.03, 0.45), **place, va='top', color='0.35')
+    ax.set_xlabel(called, visible=False)  # its name is next to it
+    for text in word, name:
+        text.set_in_layout(False)  # `draw_claims` leaves room
+
+# %% ../../nbs/library/paper/drawings.ipynb #draw-claim-2
 def _draw_claim(ax, claim, bounds):
     "One claim on its axis"
     unit, called = _claim_unit(claim, bounds)
-    ends = _claim_ends(claim, bounds, unit)
+    ends, look = _claim_ends(claim, bounds, unit), VERDICTS[claim.verdict]
     lower, upper = np.clip(np.array(bounds) / unit, *ends)
-    ax.axvspan(lower, upper, color='#dff2ea', lw=0)
+    ax.axvspan(lower, upper, color=_HOLDS, lw=0)
     for bound in bounds:
         if np.isfinite(bound):
             ax.axvline(bound / unit, color='0.3', marker='', lw=1.5)
-    look = VERDICTS[claim.verdict]
-    shown = np.clip([claim.lo / unit, claim.hi / unit], *ends)
-    ax.plot(shown, [0, 0], '-', color=look.color, marker='')
-    for end, at, marker in zip((claim.lo / unit, claim.hi / unit), shown, '<>', strict=True):
-        ax.plot(at, 0, '|' if end == at else marker, color=look.color, ms=6)
-    ax.plot(claim.estimate / unit, 0, 'o', color=look.color, ms=5)
+    middle, interval = claim.estimate / unit, np.array([claim.lo, claim.hi]) / unit
+    shown = np.clip(interval, *ends)
+    errors = abs(shown - middle)[:, None]
+    ax.errorbar(middle, 0, xerr=errors, fmt='o', ms=5, capsize=3, color=look.color)
+    for end, at, marker in zip(interval, shown, '<>', strict=True):
+        if end != at and np.isfinite(end):
+            ax.plot(at, 0, marker, color='black', ms=5)
     ax.plot(claim.published / unit, 0, 'D', color='black', mfc='none', ms=6)
     ax.set(xlim=ends, ylim=(-1, 1), yticks=[])
-    ax.locator_params(axis='x', nbins=5)
-    ax.tick_params(axis='x', labelsize=6, pad=1, length=2)
+    ax.locator_params(axis='x', nbins=4)
+    ax.tick_params(axis='x', pad=1, length=2)
     ax.spines['left'].set_visible(False)
-    place = dict(xycoords='axes fraction', va='center')
-    above, below = _two_lines(claim)
-    ax.annotate(above, (-0.02, 0.72), **place, ha='right', fontsize=7.5)
-    ax.annotate(below, (-0.02, 0.22), **place, ha='right', fontsize=6, color='0.35')
-    ax.annotate(f'{look.sign} {claim.verdict}', (1.02, 0.72), **place, fontsize=8, weight='bold')
-    ax.annotate(called, (1.02, 0.22), **place, fontsize=6, color='0.35')
+    _write_beside(ax, claim, called)
 
 # %% ../../nbs/library/paper/drawings.ipynb #draw-claims
 @house_style()
 def draw_claims(
-    judged: pd.DataFrame,  # of `judge`
+    judged: pd.DataFrame,  # as returned by `judge`
     claims: list,  # of `Claim`, all that were judged
 ):  # a Figure: an axis for each claim that was run, the main claim's first and larger
     "Each claim's estimate, bounds and published size, with its word"
     ran = judged[judged.verdict != 'not run']
     of = {claim.key: claim for claim in claims}
     heights = [1.5 if of[key].primary else 1.0 for key in ran.key] or [1.0]
-    fig, axes = subplot_grid(
-        len(heights), 1, (9.5, 0.6 + 0.5 * sum(heights)), squeeze=False, height_ratios=heights
-    )
+    size = PAGE_WIDTH, 0.6 + 0.62 * sum(heights)
+    fig, axes = subplot_grid(len(heights), 1, size, squeeze=False, height_ratios=heights)
+    fig.get_layout_engine().set(rect=(0, 0, 1 - _WORDS / PAGE_WIDTH, 1))
     for ax, claim in zip(axes[:, 0], ran.itertuples(), strict=False):
         _draw_claim(ax, claim, of[claim.key].bounds)
     if not len(ran):
         axes[0, 0].set_axis_off()
-    marks = 'dot: ours with 95 % interval; green: where the claim holds; diamond: published or derived'
-    fig.suptitle(marks, fontsize=9)
+    markers = {line.get_marker() for ax in axes[:, 0] for line in ax.lines}
+    marks = _claim_marks(dict.fromkeys(ran.verdict), markers)
+    fig.legend(handles=marks, loc='outside upper left', ncols=3)
     return fig
 
 # %% ../../nbs/library/paper/drawings.ipynb #paper-figures
@@ -157,8 +200,8 @@ def _with_options(sweep, *options):
 
 
 def draw_paper_figures(
-    frames: dict,  # of `paper_frames`
-    said: str,  # their title, such as 'digits, small_cnn'; the ablation says its own
+    frames: dict,  # as returned by `paper_frames`
+    said: str,  # their title, such as 'digits, small_cnn'; the ablation has its own
 ):  # a generator of (heading, title, Figure or None)
     "The paper's figures, from recorded frames"
     sweep = frames['ablation']

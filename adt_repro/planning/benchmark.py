@@ -37,7 +37,7 @@ from ..training.state import Recipe, State
 
 # %% ../../nbs/library/planning/benchmark.ipynb #device-name
 def _processor():
-    "The CPU's name, as Linux or else Python tells it"
+    "The CPU's name, from Linux or else from Python"
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
@@ -51,7 +51,7 @@ def _processor():
 def device_name(
     device: torch.device,  # on which something is timed
 ) -> str:  # the GPU's name; or the processor's, and how many threads PyTorch uses
-    "What to call a device in a table of results"
+    "The name of a device in a table of results"
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return f'{_processor()}, {torch.get_num_threads()} threads'
@@ -61,11 +61,11 @@ def measurement(
     measure: str,  # what was measured, such as 'plain / ours'
     network: str,  # its architecture
     what: str,  # the method or attack
-    found: dict,  # median, least, most: of `ratio` or `rounds_of`
+    found: dict,  # median, least, most: as returned by `ratio` or `rounds_of`
     unit: str,  # times, s, MiB or h
     *,
-    batch: int,  # images in it
-    speed: ComputeSettings,  # at which it was measured
+    batch: int,  # images in a batch
+    speed: ComputeSettings,  # the settings of the measurement
 ) -> dict:  # measure, network, what, batch, median, least, most, unit, precision, compile
     "A row of outputs/benchmark/<machine>.csv"
     row = dict(measure=measure, network=network, what=what, batch=batch)
@@ -75,14 +75,14 @@ def measurement(
 def rounds_of(
     values,  # (rounds,) numbers in any unit, as a `pd.Series`
 ) -> dict:  # median, least, most
-    "What several rounds say"
+    "Median and range of several rounds"
     return dict(median=values.median(), least=values.min(), most=values.max())
 
 
 def range_words(
     found: dict,  # with median, least and most
 ) -> str:  # such as "1.50 [1.20, 1.80]"
-    "A result with its range, in words"
+    "A result with its range, as text"
     return f'{found["median"]:.2f} [{found["least"]:.2f}, {found["most"]:.2f}]'
 
 # %% ../../nbs/library/planning/benchmark.ipynb #training-step
@@ -92,7 +92,7 @@ def training_step(
     batch: int,  # images
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation
-    **options,  # of the method
+    **options,  # options of the method
 ) -> tuple:  # the state of training; images (batch, 3, 32, 32); a function without arguments, one step
     "Everything for one step of training on random images, at ε = 8/255"
     torch.manual_seed(0)
@@ -119,8 +119,8 @@ def time_step_and_passes(
     batch: int,  # images
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation
-    rounds: int,  # in which each has its turn, at least 1
-) -> pd.DataFrame:  # seconds; a row a round, columns step and bare
+    rounds: int,  # each runs once in a round, at least 1
+) -> pd.DataFrame:  # seconds; one row per round, columns step and bare
     "A training step and its bare passes, on two copies of the network"
     _, _, step = training_step(arch, method, batch, device, speed)
     twin, x, _ = training_step(arch, method, batch, device, speed)
@@ -154,7 +154,7 @@ def step_memory(
     arch: str,  # see `build_model`
     batch: int,  # images
     n_mc: int,  # draws of ADT_EXP
-    group: int,  # images whose gradients are taken at a time; None: the default
+    group: int,  # images whose gradients are computed at a time; None: the default
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation, on CUDA; on a CPU float32, not compiled
 ) -> float:  # MiB
@@ -171,10 +171,10 @@ def step_memory(
 # %% ../../nbs/library/planning/benchmark.ipynb #time-libraries
 def time_libraries(
     job: dict,  # arch, batch, threads, repeats, device; pgd: eps, steps and step
-    python: Path | str,  # of the environment that has the libraries
+    python: Path | str,  # the Python of the environment that has the libraries
     root: Path | str,  # the project's root
-) -> dict:  # seconds: library to a list, one for each round; threads; versions
-    "PGD by each library on the same batch; a `RuntimeError` where the other process fails"
+) -> dict:  # seconds: by library, a list with one for each round; threads; versions
+    "PGD by each library on the same batch; a `RuntimeError` if the other process fails"
     with TemporaryDirectory() as folder:
         (Path(folder) / 'job.json').write_text(json.dumps(job))
         done = subprocess.run(
@@ -192,7 +192,7 @@ def time_libraries(
 def train_digits(
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
 ) -> tuple:  # the data set; the network
-    "A network by at_pgd on digits, four epochs, seed 0, on the CPU"
+    "A network trained by at_pgd on digits, four epochs, seed 0, on the CPU"
     how = dict(method='at_pgd', dataset='digits', recipe='paper2020', epochs=4, eps=eps)
     how |= dict(seed=0, device='cpu', scale='tiny')
     data, model, method, recipe = start_run(resolve(dict.fromkeys(RULES) | how), torch.device('cpu'))
@@ -205,7 +205,7 @@ def time_suite(
     model: torch.nn.Module,  # images to logits, on the CPU
     data: Data,  # the first 100 test images are attacked
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    cascade: bool,  # each attack only on what the ones before it left right?
+    cascade: bool,  # each attack only on images that withstood the earlier ones?
 ) -> tuple:  # seconds; a row of `robust`
     "The six attacks of Table 1, FeaAttack with ten targets"
     pool = data.x_test, data.y_test
@@ -219,8 +219,8 @@ def time_suite(
 # %% ../../nbs/library/planning/benchmark.ipynb #time-cascade
 def time_cascade(
     eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
-    rounds: int,  # in which both have a turn, at least 1
-) -> pd.DataFrame:  # a row a round: network, rob in [0, 1], whole and cascade in seconds, ratio
+    rounds: int,  # both run once in a round, at least 1
+) -> pd.DataFrame:  # one row per round: network, rob in [0, 1], whole and cascade in seconds, ratio
     "The whole suite and the cascade on the same network; both find the same A_rob, or an `AssertionError`"
     data, model = train_digits(eps)
     found = []
@@ -237,7 +237,7 @@ NO_PASSES = dict(forward=0, inner=0, outer=0)
 
 
 def _warm_calls(speed):
-    "Calls before two rounds: none, because the first round warms up, but one where something is compiled"
+    "Calls before two rounds: none, because the first round warms up; one if something is compiled"
     return 0 if speed.compile == 'none' else 1
 
 
@@ -247,7 +247,7 @@ def pass_seconds(
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation
 ) -> pd.Series:  # forward, inner, outer: seconds for one image
-    "What a pass of each kind takes, the faster of two rounds"
+    "How long a pass of each kind takes, the faster of two rounds"
     torch.manual_seed(0)
     net = channels_last(build_model(arch).to(device), speed.precision != 'fp32')
     net = ComputeWrapper(net, speed)
@@ -267,7 +267,7 @@ def generator_seconds(
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation
 ) -> float:  # seconds for one image; 0 without a generator
-    "What a pass of a method's generator takes, forward and back to its weights, the faster of two rounds"
+    "How long a generator's pass takes, forward and back to its weights, the faster of two rounds"
     if width is None:
         return 0.0
     adversary = make_method(method, 8 / 255, gen_width=width).adversary.to(device)
@@ -280,13 +280,13 @@ def generator_seconds(
 
 # %% ../../nbs/library/planning/benchmark.ipynb #image-seconds
 def image_seconds(
-    config: dict,  # of `resolve`: method with its options, arch, gen_width
-    network: pd.Series,  # of `pass_seconds`, for its network
+    config: dict,  # as returned by `resolve`: method with its options, arch, gen_width
+    network: pd.Series,  # as returned by `pass_seconds`, for its network
     images: int,  # in a pass of the generator, at least 1
     device: torch.device,  # where
     speed: ComputeSettings,  # precision and compilation
 ) -> tuple:  # seconds; passes through the network by kind
-    "What one image of a training step takes in passes alone"
+    "How long one image of a training step takes in passes alone"
     given = {k: config[k] for k in method_options(config['method']) if k not in ('gen_width', 'z_dim')}
     options = {k: value for k, value in given.items() if value is not None}
     passes = step_passes(config['method'], **options)

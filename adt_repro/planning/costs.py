@@ -32,18 +32,18 @@ from adt_repro.training.passes import (
 # %% ../../nbs/library/planning/costs.ipynb #rows
 @dataclass
 class _Cost:
-    "What a part of an experiment passes through networks"
+    "What one part of an experiment sends through networks"
 
     what: str  # the method, or a name that begins with it
-    config: dict  # parameters of the run, of `adt_repro.runs.resolve.resolve`
+    config: dict  # parameters of the run, see `adt_repro.runs.resolve.resolve`
     jobs: int  # runs, such as one for each seed
-    images: int  # of one run, in training times epochs
-    passes: float  # of the network, for each image
+    images: int  # images of one run, in training times epochs
+    passes: float  # passes of the network, for each image
     generator: int = 0  # passes of a generator, for each image
-    generator_of: dict = None  # parameters of the run whose generator it is; None: `config`
+    generator_of: dict = None  # parameters of the run that has the generator; None: `config`
 
     def operations(self):
-        "Of all jobs, two for each multiply-accumulate"
+        "Operations of all jobs, two for each multiply-accumulate"
         macs = self.passes * network_macs(self.config['arch'], self.config['dataset'])
         if self.generator:
             macs += self.generator * generator_macs(self.generator_of or self.config)
@@ -51,15 +51,15 @@ class _Cost:
 
 # %% ../../nbs/library/planning/costs.ipynb #runs
 class _Runs:
-    "The runs of a scale and of its experiments, collected while they are asked for"
+    "The runs of a scale and of its experiments, collected as they are requested"
 
     def __init__(self, common, experiments):
         self.common = common
         self.methods = experiments['methods']
         self.seeds = experiments['seeds']
         self.more_seeds = experiments['more_seeds'] or {}
-        self.configs = {}  # method to resolved parameters
-        self.trained = {}  # method to the set of its seeds
+        self.configs = {}  # resolved parameters by method
+        self.trained = {}  # set of seeds by method
 
     def of(self, methods=None, seeds=None):
         "[(method, resolved parameters, number of runs)]; None: the whole scale's"
@@ -84,7 +84,7 @@ def _table1_passes(name, n_targets):
 
 
 def _suite_passes(given, n_mc):
-    "Attack to passes for each image that withstands it"
+    "By attack, the passes for each image that withstands it"
     names = TABLE1_ATTACKS if given['attacks'] is None else given['attacks']
     passes = {name: _table1_passes(name, given['n_targets']) for name in names}
     if given['draws']:
@@ -95,7 +95,7 @@ def _suite_passes(given, n_mc):
 
 
 def _attacked_images(given):
-    "Attack to the number of images that meet it"
+    "By attack, the number of images that meet it"
     limits, n = given['limits'] or {}, given['n_test']
     return {name: min(n, limits.get(name, n)) for name in (*TABLE1_ATTACKS, *EXTRAS)}
 
@@ -106,7 +106,7 @@ def _attack_cost(given, suite):
 
 
 def _statistics_cost(given, suite):
-    "The distribution is fitted and drawn from once more"
+    "The distribution is fitted again and drawn from again"
     return _attacked_images(given)['distribution'] * suite.get('distribution', 0)
 
 
@@ -117,7 +117,7 @@ def _sanity_cost(given):
 
 
 def _fp32_cost(given, suite):
-    "Clean images and the attacks without a limit once more in fp32, to compare with a lower precision"
+    "Clean images and the attacks without a limit again in fp32, to compare with a lower precision"
     if given['precision'] == 'fp32':
         return 0
     limits = given['limits'] or {}
@@ -157,7 +157,7 @@ def _fitted_generator(given, method, config, jobs):
     yield _Cost(f'{method}, generator learns', config, jobs, images, net, generator, explicit)
 
     net, generator = fit_passes(explicit, given['draws'])
-    passes = 2 * (net + given['draws'] + 1)  # each draw is looked at, and the worst one is judged
+    passes = 2 * (net + given['draws'] + 1)  # each draw is evaluated, and the worst one once more
     images = _attacked_images(given)['generator']
     yield _Cost(f'{method}, generator', config, jobs, images, passes, 2 * generator, explicit)
 
@@ -197,14 +197,14 @@ def _spsa(given, runs):
         yield _Cost(method, config, jobs, given['n_test'], passes)
 
 # %% ../../nbs/library/planning/costs.ipynb #shown
-_HESSIAN_PRODUCT = 4 * 2  # passes: four, each in double precision, which counts as two
+_HESSIAN_PRODUCT = 4 * 2  # four passes in double precision, which count double
 
 
 def _landscape(given, runs):
     n, grid = given['n_samples'] or 1000, given['grid']  # the notebook's own default, outside scale tiny
     attacks = sum(_table1_passes(name, given['n_targets']) for name in TABLE1_ATTACKS if name != 'pgd100')
     axes = 5  # two gradients of two passes each, and one look
-    planes = 3 * (grid**2 + axes) + 31**2 + attacks  # of three images, the draws and attacks of one
+    planes = 3 * (grid**2 + axes) + 31**2 + attacks  # three images; draws and attacks of one
     restarts = 20 * (attack_passes('pgd20') - 1)
     curvature = 2 * 2 + 2 * given['curvature_steps'] * _HESSIAN_PRODUCT
     along = axes + grid
@@ -300,8 +300,8 @@ def _all_costs(common, experiments):
 # %% ../../nbs/library/planning/costs.ipynb #step-costs
 def step_costs(
     scale: dict,  # a file of nbs/scales: parameters of train.ipynb, and `experiments`
-) -> pd.DataFrame:  # a row for each experiment and method, or part of it, see below
-    """What a scale will cost at most; a `ParameterError` where something it asks for does not exist
+) -> pd.DataFrame:  # one row for each experiment and method, or part of it, see below
+    """What a scale will cost at most; a `ParameterError` if something it asks for does not exist
 
     The columns: experiment; what; jobs, the number of runs; images of one run, in training times epochs;
     passes of the network and generator, those of a generator, for each image; eflop and hours of all jobs.
@@ -358,9 +358,9 @@ def show(
     lines = [
         f'Costs of scale {common["scale"]}: {data}, {", ".join(networks)}; '
         f'{experiments["rate"]:g} TFLOP/s as stated',
-        'hours of one processor at this rate, computing networks: '
-        'an upper bound, since images that fall early cost less;',
-        'starting the notebooks, some ten seconds each, reading data and drawing figures are not in it',
+        'hours of one processor at this rate, for the computations of networks only. '
+        'This is an upper bound: images that are misclassified early cost less.',
+        'Not included: starting the notebooks (about ten seconds each), reading data, drawing figures.',
         '',
         text.to_string(index=False),
     ]
@@ -368,8 +368,8 @@ def show(
 
 # %% ../../nbs/library/planning/costs.ipynb #read
 def main(
-    args: list,  # of the command line: one path
-) -> int:  # exit status: 0, or 1 where a line says what is wrong
+    args: list,  # arguments of the command line: one path
+) -> int:  # exit status: 0, or 1 if a line says what is wrong
     "Print the costs of a scale's file, or one line that says what is wrong"
     try:
         if len(args) != 1:

@@ -56,9 +56,9 @@ RECIPE_NAMES = 'paper2020', 'tuned'
 GEN_INPUT_NAMES = 'gradients', 'image'
 PRECISION_NAMES = 'fp32', 'tf32', 'bf16'
 COMPILE_NAMES = 'none', 'inductor', 'graphs'
-ATTACK_NAMES = 'fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature'  # of `attacks.suite.TABLE1_ATTACKS`
-EXTRAS = 'distribution', 'generator', 'autoattack'  # attacks of a white-box evaluation beside those
-EXPERIMENTS = (  # of a scale
+ATTACK_NAMES = 'fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature'  # in `attacks.suite.TABLE1_ATTACKS`
+EXTRAS = 'distribution', 'generator', 'autoattack'  # further attacks of a white-box evaluation
+EXPERIMENTS = (  # experiments of a scale
     'white_box',
     'all_images',
     'transfer',
@@ -67,18 +67,18 @@ EXPERIMENTS = (  # of a scale
     'diversity',
     'ablation',
 )
-CLAIM_NAMES = tuple(  # of `paper.claims.paper_claims`
+CLAIM_NAMES = tuple(  # in `paper.claims.paper_claims`
     'C1 C1b C1c C2a C2b C2c C2d C3 C4 C6a C6b C6c C7 C8a C8b C10a C10b C10c C11a C11b C12 C13'.split()
 )
-IMPORTED = 'imported'  # in the method's place, for weights from elsewhere
+IMPORTED = 'imported'  # instead of a method, for external weights
 
 # %% ../../nbs/library/runs/config.ipynb #parameter
 @dataclass(frozen=True)
 class Parameter:
     "One parameter of a notebook"
 
-    rule: Rule  # what it may be, and its type
-    default: object  # its value in the parameters cell; None where something else decides
+    rule: Rule  # its type and its valid values
+    default: object  # its value in the parameters cell; None if it is decided elsewhere
     meaning: str  # one line
 
 # %% ../../nbs/library/runs/config.ipynb #rules-shared
@@ -90,22 +90,22 @@ ARCH = matching(
 )
 EPS = number(0, 1, above=True)
 FRESH = Rule(
-    lambda v: isinstance(v, bool) or v == 'changed',  # changed: start over what had other parameters
+    lambda v: isinstance(v, bool) or v == 'changed',  # changed: only if begun with other parameters
     'true, false, or changed',
     flag().read,
     bool,
     dict(enum=[True, False, 'changed']),
 )
-_LARGEST = 10**6  # of numbers and counts: far above what an experiment needs, far below what fails halfway
+_LARGEST = 10**6  # largest number or count: more than any experiment needs, less than what would fail later
 _COUNT = whole(1, _LARGEST)
 _SOME = whole(2, _LARGEST)
 _SEED = whole(0, 2**31 - 1)
 _POSITIVE = number(0, _LARGEST, above=True)
 _MAYBE_COUNT, _MAYBE_POSITIVE = maybe(_COUNT), maybe(_POSITIVE)
 _WEIGHT, _SIGNED, _SHARE = number(0, _LARGEST), number(-_LARGEST, _LARGEST), number(0, 1)
-_RHO, _DRAWS = number(-20, 20), whole(1, 1000)  # of adt_exp
+_RHO, _DRAWS = number(-20, 20), whole(1, 1000)  # for adt_exp
 _RUN_PATTERNS = maybe(several(text(), most=10_000))
-_MANY_SEEDS = whole(2, 1000)  # of each value or method
+_MANY_SEEDS = whole(2, 1000)  # for each value or method
 _WORKERS = whole(1, 1024)  # processes or threads
 _TRANSFER_ATTACKS = several(one_of(*(name for name in ATTACK_NAMES if name != 'feature')))
 
@@ -122,8 +122,8 @@ _DATA = dict(
     ),
 )
 _WHAT = dict(
-    method=Parameter(word(), 'adt_exp', 'a row of the table of methods, or of the parameter rows'),
-    label=Parameter(maybe(word()), None, "the run's name in place of the method's"),
+    method=Parameter(word(), 'adt_exp', 'a method, or a name in the parameter rows'),
+    label=Parameter(maybe(word()), None, "used in the run's name instead of the method"),
     **_DATA,
     eps=Parameter(
         maybe(EPS), None, 'radius of the l-inf ball in pixel values; default by data set, 8/255 on CIFAR'
@@ -133,23 +133,25 @@ _WHAT = dict(
 # %% ../../nbs/library/runs/config.ipynb #train-recipe
 _RECIPE = dict(
     recipe=Parameter(
-        one_of(*RECIPE_NAMES), 'paper2020', 'paper2020 or tuned, where what follows is left out'
+        one_of(*RECIPE_NAMES), 'paper2020', 'paper2020 or tuned: defaults of the parameters below'
     ),
     epochs=Parameter(
         _MAYBE_COUNT, None, 'passes over the training images; default by data set, 76 on CIFAR, 15 on digits'
     ),
     batch=Parameter(_MAYBE_COUNT, None, 'images in a step; default 64, tuned 128'),
     lr=Parameter(maybe(number(0, above=True)), None, 'largest learning rate of SGD; default 0.1'),
-    momentum=Parameter(maybe(number(0, 0.9999)), None, 'of SGD, in [0, 1); default 0.9'),
-    weight_decay=Parameter(maybe(_WEIGHT), None, 'of SGD, on every parameter; default 2e-4, tuned 5e-4'),
+    momentum=Parameter(maybe(number(0, 0.9999)), None, 'momentum of SGD, in [0, 1); default 0.9'),
+    weight_decay=Parameter(
+        maybe(_WEIGHT), None, 'weight decay of SGD, on every parameter; default 2e-4, tuned 5e-4'
+    ),
     schedule=Parameter(maybe(one_of('step', 'one_cycle')), None, 'step (default), or one_cycle (tuned)'),
     drops=Parameter(
         maybe(several(whole(-_LARGEST, _LARGEST), most=1000)),
         None,
-        'epochs before which the rate falls to a tenth, negative: from the end; default [-2]',
+        'epochs after which the rate drops to a tenth; negative: from the end; default [-2]',
     ),
     average=Parameter(
-        maybe(number(0, 0.99999)), None, 'decay of an average of the weights, 0: none; default 0, tuned 0.999'
+        maybe(number(0, 0.99999)), None, 'decay of an average of the weights; 0: none; default 0, tuned 0.999'
     ),
     augment=Parameter(
         maybe(flag()), None, 'random crop and flip; default by data set: true on CIFAR, else false'
@@ -167,25 +169,25 @@ _INNER = dict(
     inner_step=Parameter(
         _MAYBE_POSITIVE,
         None,
-        'their size: of an image in units of eps (0.25), or of mu and rho (adt_exp, 0.3)',
+        'size of these steps, in units of eps (0.25), or on mu and rho of adt_exp (0.3)',
     ),
     n_mc=Parameter(
-        maybe(_DRAWS), None, 'Monte-Carlo draws in a step of adt_exp; default 1 on digits, else 5'
+        maybe(_DRAWS), None, 'Monte Carlo draws in an inner step of adt_exp; default 1 on digits, else 5'
     ),
     lbd=Parameter(maybe(_WEIGHT), None, 'entropy weight lambda; default 0.01, adt_imp_am 1'),
     inner_momentum=Parameter(
-        maybe(_SHARE), None, "of adt_exp's inner steps: 1 as released (default), 0 as in the paper"
+        maybe(_SHARE), None, "momentum of adt_exp's inner steps: 1 as released (default), 0 as in the paper"
     ),
-    rho=Parameter(maybe(_RHO), None, "start of adt_exp's rho; default 0, a sigma of 0.693"),
+    rho=Parameter(maybe(_RHO), None, 'initial rho of adt_exp; default 0, which is a sigma of 0.693'),
     group=Parameter(
         _MAYBE_COUNT,
         None,
-        'images adt_exp takes gradients of at a time; default 64 of 32 x 32 on CPU, 1024 on CUDA',
+        'images in a gradient of adt_exp; default 64 of 32 x 32 pixels on CPU, 1024 on CUDA',
     ),
     beta=Parameter(
         _MAYBE_POSITIVE,
         None,
-        'weight of the pairing in alp (0.5), of the divergence in trades and its kin (6)',
+        'weight of the pairing in alp (0.5), of the divergence in trades and its variants (6)',
     ),
 )
 
@@ -194,15 +196,13 @@ _OPTIONS = dict(
     target=Parameter(
         maybe(one_of('least_likely', 'label')),
         None,
-        'of at_fgsm: least_likely as its authors ran it (default), or label',
+        'target class of at_fgsm: least_likely as its authors used (default), or label',
     ),
-    smoothing=Parameter(
-        maybe(number(0, 0.9)), None, 'mass that feature_scatter takes from the label; default 0.5'
-    ),
+    smoothing=Parameter(maybe(number(0, 0.9)), None, 'label smoothing of feature_scatter; default 0.5'),
     u_max=Parameter(
         maybe(_SIGNED),
         None,
-        'of adt_imp_am: U above which entropy is rewarded; default 0.9 as released',
+        'threshold on U above which adt_imp_am rewards entropy; default 0.9 as released',
     ),
     gen_width=Parameter(
         maybe(whole(1, 1024)),
@@ -210,7 +210,9 @@ _OPTIONS = dict(
         'width of the generator; default by network: wrn-28-10 256, resnet18 64, small_cnn 16',
     ),
     gen_input=Parameter(
-        maybe(one_of(*GEN_INPUT_NAMES)), None, 'what the generator sees: gradients (default), or image alone'
+        maybe(one_of(*GEN_INPUT_NAMES)),
+        None,
+        'input of the generator: gradients (default), or the image only',
     ),
     z_dim=Parameter(maybe(whole(1, 4096)), None, 'latent dimensions of adt_imp_am; default 64'),
     rows=Parameter(
@@ -222,9 +224,9 @@ _OPTIONS = dict(
 
 # %% ../../nbs/library/runs/config.ipynb #train-how
 _COMPUTING = dict(
-    seed=Parameter(_SEED, 0, "of the weights, the data's order and all noise"),
+    seed=Parameter(_SEED, 0, "seed of the weights, the data's order and all noise"),
     precision=Parameter(
-        maybe(one_of(*PRECISION_NAMES)), None, 'of products in the networks: fp32 (default), tf32 or bf16'
+        maybe(one_of(*PRECISION_NAMES)), None, 'precision inside the networks: fp32 (default), tf32 or bf16'
     ),
     compile=Parameter(
         maybe(one_of(*COMPILE_NAMES)),
@@ -232,34 +234,34 @@ _COMPUTING = dict(
         'none (default), inductor, or graphs (CUDA graphs too, fastest on a GPU)',
     ),
     deterministic=Parameter(
-        maybe(flag()), None, 'on CUDA too, the same numbers from the same seed, or an error; default false'
+        maybe(flag()), None, 'same numbers from the same seed on CUDA too, else an error; default false'
     ),
     processes=Parameter(
         maybe(_WORKERS),
         None,
-        'that train together on parts of each batch, on CUDA one a card; default this alone',
+        'processes that share each batch, on CUDA one per GPU; default this process alone',
     ),
     device=Parameter(text(), 'auto', 'auto, cpu, cuda, cuda:<n> or mps'),
-    scale=Parameter(word(), 'demo', 'the run goes to outputs/<scale>/runs/'),
+    scale=Parameter(word(), 'demo', 'the run is saved in outputs/<scale>/runs/'),
 )
 
 # %% ../../nbs/library/runs/config.ipynb #train-session
 _SESSION = dict(
-    fresh=Parameter(
-        FRESH, False, 'start over, deleting what is there; changed: only if begun with other parameters'
-    ),
-    max_minutes=Parameter(_MAYBE_POSITIVE, None, 'stop training so long after the start, with a checkpoint'),
-    checkpoint_minutes=Parameter(_POSITIVE, 10.0, 'between checkpoints within an epoch'),
+    fresh=Parameter(FRESH, False, 'delete the run and retrain; changed: only if begun with other parameters'),
+    max_minutes=Parameter(_MAYBE_POSITIVE, None, 'stop training after this many minutes, with a checkpoint'),
+    checkpoint_minutes=Parameter(_POSITIVE, 10.0, 'minutes between checkpoints within an epoch'),
     experiments=Parameter(
-        maybe(table('a table of experiments')), None, 'what Snakemake does at this scale; not read here'
+        maybe(table('a table of experiments')),
+        None,
+        'experiments that Snakemake runs at this scale; ignored here',
     ),
 )
 _TRAIN = _WHAT | _RECIPE | _INNER | _OPTIONS | _COMPUTING | _SESSION
 
 # %% ../../nbs/library/runs/config.ipynb #rules
 def rules_of(
-    parameters: dict,  # name to `Parameter`
-) -> dict:  # name to `Rule`
+    parameters: dict,  # `Parameter` by name
+) -> dict:  # `Rule` by name
     "The rules of a table of parameters"
     return {name: parameter.rule for name, parameter in parameters.items()}
 
@@ -268,7 +270,7 @@ _RECORDED_LAST = 'seed', 'device', 'scale', 'rows'  # the order of config.yaml
 _RECORDED = [name for name in _TRAIN if name not in (*_SESSION, *_RECORDED_LAST)]
 RULES = {name: _TRAIN[name].rule for name in [*_RECORDED, *_RECORDED_LAST]}
 SESSION = rules_of(_SESSION)
-NOT_IN_A_ROW = 'rows', 'seed', 'scale', 'device', 'data_root'  # of `RULES`; an entry of `rows` has the others
+NOT_IN_A_ROW = 'rows', 'seed', 'scale', 'device', 'data_root'  # an entry of `rows` may have the others
 
 # %% ../../nbs/library/runs/config.ipynb #imported
 IMPORTED_RULES = RULES | dict(
@@ -290,7 +292,7 @@ def is_range(
 
 def is_mean_std(
     v,  # anything
-) -> bool:  # True for [means, standard deviations], lists of as many numbers, the latter above 0
+) -> bool:  # True for [means, standard deviations], lists of equal length, the latter above 0
     "Is a value a normalisation of a network's inputs?"
     if not isinstance(v, (list, tuple)) or len(v) != 2:
         return False
@@ -317,19 +319,21 @@ INPUTS = Rule(
 # %% ../../nbs/library/runs/config.ipynb #shared
 WEIGHTS = dict(
     weights=Parameter(
-        maybe(text()), None, "a file of weights from elsewhere, the authors' or your own, as one more run"
+        maybe(text()), None, "a file of external weights, the authors' or your own, as one more run"
     ),
     dataset=Parameter(
-        maybe(one_of(*DATASET_NAMES)), None, 'what it classifies; default by its channels and classes'
+        maybe(one_of(*DATASET_NAMES)),
+        None,
+        'data set of these weights; default by their channels and classes',
     ),
     data_root=Parameter(
         maybe(text()), None, "folder of that data set's files; default: $ADT_DATA, else data/ in the project"
     ),
-    eps=Parameter(maybe(EPS), None, 'radius for it; default by data set, 8/255 on CIFAR'),
+    eps=Parameter(maybe(EPS), None, 'radius for these weights; default by data set, 8/255 on CIFAR'),
     inputs=Parameter(
         maybe(INPUTS),
         None,
-        'what it expects: a range, or [means, deviations]; default as the file says, else [0, 1]',
+        'input range of these weights, or [means, deviations]; default as in the file or [0, 1]',
     ),
 )
 
@@ -337,18 +341,22 @@ WEIGHTS = dict(
 _RUNS = Parameter(
     _RUN_PATTERNS,
     None,
-    "names of runs, or patterns such as '*-s0'; default all, at scale tiny some trained here",
+    "names of runs, or patterns such as '*-s0'; default all of scale, or the last one of demo",
 )
 _BATCH = Parameter(_COUNT, 256, 'images at a time')
-_ATTACK_SEED = Parameter(_SEED, 0, "of the attacks' noise")
+_ATTACK_SEED = Parameter(_SEED, 0, "seed of the attacks' noise")
 _LABEL = Parameter(
-    maybe(word()), None, 'added to the names of tables and frames, to keep those of other runs'
+    maybe(word()),
+    None,
+    "added to the names of all files, to keep them apart from the scale's; reports ignore them",
 )
-_FRESH = Parameter(flag(), False, 'make everything anew; else what an earlier call finished is read')
+_FRESH = Parameter(flag(), False, 'compute everything again; else finished parts of earlier calls are used')
 _DEVICE = Parameter(text(), 'auto', 'auto, cpu, cuda, cuda:<n> or mps')
 _N_TARGETS = Parameter(_COUNT, 10, 'target images of FeaAttack for each image; 200 in Table 1')
 _SCALE = Parameter(
-    word(), 'tiny', 'read and written in outputs/<scale>/; tiny trains small runs, weights go to imported'
+    maybe(word()),
+    None,
+    'read and written in outputs/<scale>/; default demo, or tiny if demo has no finished run',
 )
 
 # %% ../../nbs/library/runs/config.ipynb #cascade
@@ -370,23 +378,25 @@ LIMITS = table(
 # %% ../../nbs/library/runs/config.ipynb #white-box
 _WHITE_BOX_ATTACKS = dict(
     attacks=Parameter(
-        maybe(several(one_of(*ATTACK_NAMES))), None, 'of fgsm, pgd20, mim, cw, pgd100, feature; default all'
+        maybe(several(one_of(*ATTACK_NAMES))),
+        None,
+        'some of fgsm, pgd20, mim, cw, pgd100, feature; default all',
     ),
     n_test=Parameter(_COUNT, 100, 'the first n test images'),
     n_targets=_N_TARGETS,
     cascade=Parameter(
-        CASCADE, False, 'attack only images that no cheaper attack has broken; or a list of such attacks'
+        CASCADE, False, 'attack only images that withstood the cheaper attacks; or a list of such attacks'
     ),
     limits=Parameter(maybe(LIMITS), None, 'fewer images for expensive attacks, such as {feature: 1000}'),
     draws=Parameter(
-        whole(0, 10_000), 20, 'of the adversarial distribution of each image, as one more attack; 0 for none'
+        whole(0, 10_000), 20, "draws of each image's adversarial distribution, as one more attack; 0: none"
     ),
     generator=Parameter(
         whole(0, _LARGEST),
         0,
-        'steps of fitting a generator to a frozen network, whose draws attack too; 0 for none',
+        'steps to fit a generator to the frozen network, as one more attack; 0: none',
     ),
-    autoattack=Parameter(flag(), False, 'AutoAttack too; uv run --extra autoattack'),
+    autoattack=Parameter(flag(), False, 'run AutoAttack too; needs uv run --extra autoattack'),
 )
 
 # %% ../../nbs/library/runs/config.ipynb #white-box-more
@@ -395,17 +405,17 @@ _WHITE_BOX = (
     | WEIGHTS
     | _WHITE_BOX_ATTACKS
     | dict(
-        sound=Parameter(flag(), True, 'check whether the evaluation itself can be trusted'),
+        sound=Parameter(flag(), True, 'run the sanity checks of the evaluation'),
         n_sound=Parameter(
-            maybe(_COUNT), None, 'images, from the first on, for this check; default all n_test'
+            maybe(_COUNT), None, 'the first n test images, for these checks; default all n_test'
         ),
         precision=Parameter(
             one_of(*PRECISION_NAMES),
             'fp32',
-            'of the attacks: fp32, tf32 or bf16; networks are judged in fp32',
+            'precision of the attacks: fp32, tf32 or bf16; accuracy is measured in fp32',
         ),
         n_beside=Parameter(
-            _COUNT, 500, 'images, from the first on, for a comparison of attacks of low precision with fp32'
+            _COUNT, 500, 'the first n test images, to compare attacks in low precision with fp32'
         ),
         batch=Parameter(_COUNT, 256, 'images at a time; FeaAttack makes 20 copies of each'),
         seed=_ATTACK_SEED,
@@ -422,11 +432,11 @@ _ALL_IMAGES = (
     dict(runs=_RUNS)
     | WEIGHTS
     | dict(
-        attacks=Parameter(_TRANSFER_ATTACKS, _GRADIENT_ATTACKS, 'of fgsm, pgd20, mim, cw, pgd100'),
+        attacks=Parameter(_TRANSFER_ATTACKS, _GRADIENT_ATTACKS, 'some of fgsm, pgd20, mim, cw, pgd100'),
         cascade=Parameter(
             _TRANSFER_ATTACKS,
             ['mim', 'cw', 'pgd100'],
-            'attacks that meet only images that withstood the ones before',
+            'attacks that are run only on images that withstood the earlier ones',
         ),
         n_test=Parameter(_MAYBE_COUNT, None, 'the first n test images; default all'),
         batch=Parameter(_COUNT, 500, 'images at a time'),
@@ -441,19 +451,20 @@ _ALL_IMAGES = (
 # %% ../../nbs/library/runs/config.ipynb #transfer
 _TRANSFER = (
     dict(
-        targets=Parameter(_RUN_PATTERNS, None, "runs that are judged, by name or pattern; default '*-s0'"),
+        targets=Parameter(_RUN_PATTERNS, None, "runs to evaluate, by name or pattern; default '*-s0'"),
         sources=Parameter(
             _RUN_PATTERNS,
             None,
-            "runs that the attacks are made on; default '*-s1', or the targets if there is none",
+            "runs that the attacks are made on; default '*-s1', or the targets if there are none",
         ),
     )
     | WEIGHTS
     | dict(
-        attacks=Parameter(_TRANSFER_ATTACKS, ['pgd20', 'mim'], 'of fgsm, pgd20, mim, cw, pgd100'),
+        attacks=Parameter(_TRANSFER_ATTACKS, ['pgd20', 'mim'], 'some of fgsm, pgd20, mim, cw, pgd100'),
         n_test=Parameter(_COUNT, 100, 'the first n test images'),
         batch=_BATCH,
         seed=_ATTACK_SEED,
+        label=_LABEL,
         fresh=_FRESH,
         device=_DEVICE,
         scale=_SCALE,
@@ -470,10 +481,10 @@ _SPSA = (
             [16, 64],
             'queries for one gradient of SPSA, even; in the paper 256 to 2048',
         ),
-        steps=Parameter(_COUNT, 15, 'of SPSA at most; 100 in the paper'),
+        steps=Parameter(_COUNT, 15, 'steps of SPSA at most; 100 in the paper'),
         budget=Parameter(_COUNT, 500, 'queries of Square at most; 5000 is usual'),
         n_test=Parameter(_COUNT, 50, 'the first n test images'),
-        memory=Parameter(_POSITIVE, 256, 'MiB for the images that are in the network at a time'),
+        memory=Parameter(_POSITIVE, 256, 'MiB for the images that pass through the network at a time'),
         batch=_BATCH,
         seed=_ATTACK_SEED,
         label=_LABEL,
@@ -488,13 +499,11 @@ _LANDSCAPE = (
     dict(runs=_RUNS)
     | WEIGHTS
     | dict(
-        image=Parameter(whole(0, _LARGEST), 0, 'the first of three test images that are drawn around'),
+        image=Parameter(whole(0, _LARGEST), 0, 'the first of the three test images to draw'),
         grid=Parameter(
             odd(3, 2001), 41, 'points of the landscape in each direction; odd, to have the image among them'
         ),
-        radius=Parameter(
-            number(0, 10_000, above=True), 10.0, 'of the landscape, in units of ε; 10 in the paper: 80/255'
-        ),
+        radius=Parameter(number(0, 10_000, above=True), 10.0, 'in units of ε; 10 in the paper, 80/255'),
         n_images=Parameter(_SOME, 5, 'the first n test images, for the alignment with attacks'),
         n_samples=Parameter(
             maybe(whole(2, 100_000)), None, 'draws of each distribution; default 1000, at scale tiny 200'
@@ -503,11 +512,10 @@ _LANDSCAPE = (
         n_curvature=Parameter(
             _SOME, 100, 'the first n test images, for the curvature and the loss along the gradient'
         ),
-        curvature_steps=Parameter(_COUNT, 200, 'products with the matrix of second derivatives, at most'),
-        batch=Parameter(
-            _COUNT, 20, 'images at a time, for the curvature and the alignment; a matter of memory'
-        ),
-        seed=Parameter(_SEED, 0, 'of the second direction, the attacks and the draws'),
+        curvature_steps=Parameter(_COUNT, 200, 'Hessian-vector products, at most'),
+        batch=Parameter(_COUNT, 20, 'images at a time, for curvature and alignment; affects memory only'),
+        seed=Parameter(_SEED, 0, 'seed of the second direction, the attacks and the draws'),
+        label=_LABEL,
         fresh=_FRESH,
         device=_DEVICE,
         scale=_SCALE,
@@ -519,13 +527,14 @@ _DIVERSITY = (
     dict(runs=_RUNS)
     | WEIGHTS
     | dict(
-        image=Parameter(whole(0, _LARGEST), 0, 'which test image the pictures show'),
+        image=Parameter(whole(0, _LARGEST), 0, 'index of the test image in the figures'),
         n_images=Parameter(_SOME, 20, 'the first n test images, for the measures'),
         n_samples=Parameter(
             whole(8, 100_000), 100, "draws, and starts of PGD, for each image; 100 in the paper's figure"
         ),
         batch=Parameter(_COUNT, 50, 'images at a time'),
-        seed=Parameter(_SEED, 0, 'of the draws and the starts'),
+        seed=Parameter(_SEED, 0, 'seed of the draws and the starts'),
+        label=_LABEL,
         fresh=_FRESH,
         device=_DEVICE,
         scale=_SCALE,
@@ -540,12 +549,12 @@ _SWEEPS = dict(
     lbd=Parameter(
         _WEIGHTS, [0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10], 'weights λ of the entropy, for adt_exp; []: no sweep'
     ),
-    n_mc=Parameter(several(_DRAWS, most=1000), [1, 3, 5], 'Monte-Carlo draws in an inner step, for adt_exp'),
+    n_mc=Parameter(several(_DRAWS, most=1000), [1, 3, 5], 'Monte Carlo draws in an inner step, for adt_exp'),
     inner_steps=Parameter(_COUNTS, [1, 3, 7, 14], 'steps of the inner problem, for adt_exp'),
     inner_momentum=Parameter(
         _MOMENTA, [0, 1], 'momentum of the inner steps, for adt_exp: 1 as released, 0 as in the paper'
     ),
-    rho=Parameter(_RHOS, [-5, -2, 0], 'starts of ρ, for adt_exp: 0 as released, -5 in the development code'),
+    rho=Parameter(_RHOS, [-5, -2, 0], 'initial ρ, for adt_exp: 0 as released, -5 in the development code'),
     u_max=Parameter(
         several(_SIGNED, most=1000),
         [0.5, 0.85, 0.9, 1.2],
@@ -555,7 +564,7 @@ _SWEEPS = dict(
 
 # %% ../../nbs/library/runs/config.ipynb #ablation
 _ABLATION = (
-    dict(train=Parameter(flag(), False, 'train and evaluate what is missing; else only draw what is there'))
+    dict(train=Parameter(flag(), False, 'train and evaluate missing runs; else only draw the figures'))
     | _SWEEPS
     | dict(seeds=Parameter(_MANY_SEEDS, 3, 'seeds 0, 1, ... of each value, at least 2'))
     | _DATA
@@ -568,15 +577,16 @@ _ABLATION = (
             'further parameters of train.ipynb, common to all runs',
         ),
         attacks=Parameter(
-            _TRANSFER_ATTACKS, ['pgd20'], 'of fgsm, pgd20, mim, cw, pgd100: robust is what withstands all'
+            _TRANSFER_ATTACKS, ['pgd20'], 'some of fgsm, pgd20, mim, cw, pgd100; robust: withstands all'
         ),
         n_test=Parameter(_COUNT, 360, 'the first n test images'),
         draws=Parameter(
-            whole(1, 10_000), 20, 'of the adversarial distribution, for its expected loss and entropy'
+            whole(1, 10_000), 20, 'draws of each distribution, for its expected loss and entropy'
         ),
         jobs=Parameter(_WORKERS, 1, 'runs trained at a time'),
         batch=Parameter(_COUNT, 256, 'images at a time, in the evaluation'),
-        fresh=Parameter(FRESH, False, 'do all of it anew; changed: only runs begun with other parameters'),
+        label=_LABEL,
+        fresh=Parameter(FRESH, False, 'retrain everything; changed: only runs begun with other parameters'),
         device=_DEVICE,
         scale=Parameter(word(), 'digits', 'runs go to outputs/<scale>/ablation/runs/, figures to figures/'),
     )
@@ -587,10 +597,11 @@ _SEEDS = dict(
     methods=Parameter(
         maybe(several(text(), most=100)),
         None,
-        'rows of the table of methods, as method or method:recipe; default all',
+        'methods, each as method or method:recipe; default all',
     ),
     seeds=Parameter(_MANY_SEEDS, 5, 'seeds 0, 1, ... of each, at least 2'),
-    train=Parameter(flag(), False, 'train what is missing and write the table; else only show the table'),
+    train=Parameter(flag(), False, 'train missing runs and write the table; else only show the table'),
+    label=_LABEL,
     jobs=Parameter(_WORKERS, 2, 'runs at a time, each on one core'),
     scale=Parameter(
         word(), 'digits', 'parameters from nbs/scales/<scale>.yaml, runs in outputs/<scale>/runs/'
@@ -603,14 +614,14 @@ _BENCHMARK_TRAINING = dict(
     archs=Parameter(
         several(ARCH, most=100),
         ['wrn-10-1'],
-        'networks that are trained, with fresh weights, on random images',
+        'networks to train, with fresh weights, on random images',
     ),
     methods=Parameter(
-        maybe(several(one_of(*METHOD_NAMES))), None, 'whose training steps are timed; default all'
+        maybe(several(one_of(*METHOD_NAMES))), None, 'methods whose training steps are timed; default all'
     ),
     batch=Parameter(_SOME, 4, 'images in a training step'),
-    batches=Parameter(_COUNTS, [4, 8], "sizes of a batch for the growth of a step's time"),
-    draws=Parameter(_COUNTS, [32], 'Monte-Carlo draws of adt_exp for the growth of memory'),
+    batches=Parameter(_COUNTS, [4, 8], "batch sizes, to measure how a step's time grows"),
+    draws=Parameter(_COUNTS, [32], 'Monte Carlo draws of adt_exp, to measure how memory grows'),
     precision=Parameter(
         maybe(one_of(*PRECISION_NAMES)), None, 'fp32, tf32 or bf16 inside the networks; default by device'
     ),
@@ -619,7 +630,7 @@ _BENCHMARK_TRAINING = dict(
     parts=Parameter(
         maybe(several(one_of(*BENCHMARK_PARTS))),
         None,
-        f'of {", ".join(BENCHMARK_PARTS)}; default all',
+        f'some of {", ".join(BENCHMARK_PARTS)}; default all',
     ),
 )
 
@@ -627,49 +638,46 @@ _BENCHMARK_TRAINING = dict(
 _BENCHMARK = _BENCHMARK_TRAINING | dict(
     attack_arch=Parameter(ARCH, 'wrn-16-1', 'network that is attacked'),
     attack_batch=Parameter(
-        maybe(_COUNT), None, 'images that are attacked; default 128, and 8 where only ours is timed'
+        maybe(_COUNT), None, 'images to attack; default 128, or 8 if only this package is timed'
     ),
-    steps=Parameter(_COUNT, 20, 'of PGD'),
+    steps=Parameter(_COUNT, 20, 'steps of PGD'),
     radii=Parameter(
         several(EPS, most=100), [0.25], 'ε of the networks on which the cascade is timed: digits, at_pgd'
     ),
-    paper_images=Parameter(_COUNT, 1, "images in a pass of the paper's networks, to project its hours"),
+    paper_images=Parameter(_COUNT, 1, "images in a pass of the paper's networks, to estimate its hours"),
     threads=Parameter(maybe(_WORKERS), None, "CPU threads; default PyTorch's own number"),
     device=Parameter(text(), 'cpu', 'cpu, cuda, cuda:<n> or mps'),
     peers=Parameter(
         maybe(text()), None, 'Python of the environment with the other libraries; default $ADT_PEERS, or none'
     ),
     machine=Parameter(
-        maybe(word()), None, 'name under which outputs/benchmark/ keeps the results; default not kept'
+        maybe(word()), None, 'name under which the results are saved in outputs/benchmark/; default not saved'
     ),
 )
 
 # %% ../../nbs/library/runs/config.ipynb #paper
 _PAPER = dict(
     scale=Parameter(
-        maybe(word()), None, 'whose records, in outputs/<scale>/; default the latest real scale that has any'
+        maybe(word()), None, 'scale whose records are used; default the latest real scale that has any'
     ),
     runs=Parameter(
-        maybe(several(word(), most=10_000)), None, 'names of the runs that count; default all finished ones'
+        maybe(several(word(), most=10_000)), None, 'names of the runs to include; default all finished ones'
     ),
     parts=Parameter(
         maybe(several(one_of(*EXPERIMENTS))),
         None,
-        'experiments that count, such as white_box; default all there are',
+        'experiments to include, such as white_box; default all there are',
     ),
     precision=Parameter(
         maybe(one_of(*PRECISION_NAMES)),
         None,
-        'of the white-box attacks that count; default fp32, or what there is',
+        'precision of the white-box attacks to include; default fp32, or what there is',
     ),
-    margin=Parameter(
-        number(0, 100, above=True), 2.0, 'points within which two accuracies are taken for the same'
-    ),
-    readme=Parameter(flag(), False, 'put the tables into README.md'),
+    margin=Parameter(number(0, 100, above=True), 2.0, 'points within which two accuracies count as equal'),
 )
 
-# %% ../../nbs/library/runs/config.ipynb #power
-_POWER = dict(
+# %% ../../nbs/library/runs/config.ipynb #power-records
+_POWER_RECORDS = dict(
     rows=Parameter(
         maybe(several(word(), least=2, most=2)),
         None,
@@ -678,25 +686,28 @@ _POWER = dict(
     attacks=Parameter(
         maybe(several(one_of('natural', *ATTACK_NAMES), least=1)),
         None,
-        'that an image has to withstand, for rows; default all that both have',
+        'attacks that an image must withstand, for rows; default all that both have',
     ),
     runs=Parameter(
-        maybe(several(word(), most=10_000)), None, 'names of the runs that count; default all that are there'
+        maybe(several(word(), most=10_000)), None, 'names of the runs to include; default all that exist'
     ),
+)
+
+# %% ../../nbs/library/runs/config.ipynb #power
+_POWER = _POWER_RECORDS | dict(
     effect=Parameter(
         _MAYBE_POSITIVE,
         None,
         'true distance beyond the bound; default as declared, else half of the published one',
     ),
-    power=Parameter(number(0, 0.999, above=True), 0.8, 'the chance to find it'),
-    seeds=Parameter(
-        several(whole(2, 1000), least=1, most=8), [2, 3, 5, 10], 'numbers of seeds that are drawn'
-    ),
+    power=Parameter(number(0, 0.999, above=True), 0.8, 'probability of detecting it'),
+    seeds=Parameter(several(whole(2, 1000), least=1, most=8), [2, 3, 5, 10], 'numbers of seeds to simulate'),
     images=Parameter(
-        several(whole(2, _LARGEST), least=1, most=4), [1000, 10000], 'numbers of images that are drawn'
+        several(whole(2, _LARGEST), least=1, most=4), [1000, 10000], 'numbers of images to simulate'
     ),
     repeats=Parameter(whole(20, 100_000), 200, 'simulated experiments of each kind'),
-    scale=Parameter(word(), 'cpu', 'whose records, in outputs/<scale>/; its file, if any, has the costs'),
+    label=_LABEL,
+    scale=Parameter(word(), 'cpu', 'scale whose records are used; its file, if any, has the costs'),
 )
 
 # %% ../../nbs/library/runs/config.ipynb #parameters
@@ -718,17 +729,17 @@ PARAMETERS = dict(
 # %% ../../nbs/library/runs/config.ipynb #check-notebook
 def check_notebook(
     notebook: str,  # its name, such as white_box
-    namespace: dict,  # `globals()` in the cell after the parameters; it gets the values as they were read
-) -> dict:  # its parameters, in the order of the declaration, as their rules read them
-    "The check of a parameters cell: stop with one clear line at the first name or value that does not fit"
+    namespace: dict,  # `globals()` in the cell after the parameters; it gets the converted values
+) -> dict:  # its parameters, in the order of the declaration, converted by their rules
+    "Check a parameters cell: stop with one clear line at the first name or value that is not valid"
     read = check_params(namespace, **rules_of(PARAMETERS[notebook]))
-    namespace.update(read)  # -p and YAML leave 8/255 and 1e-3 as text; later cells compute with them
+    namespace.update(read)  # -p and YAML give 8/255 and 1e-3 as text; later cells need numbers
     return read
 
 
 def parameters_cell(
     notebook: str,  # its name
-) -> str:  # the source, one parameter a line
+) -> str:  # the source, one parameter per line
     "The parameters cell of a notebook as papermill needs it"
     return '\n'.join(
         f'{name}: {p.rule.type.__name__} = {p.default!r}  # {p.meaning}'
@@ -737,8 +748,8 @@ def parameters_cell(
 
 # %% ../../nbs/library/runs/config.ipynb #parameter-table
 def markdown_table(
-    parameters: dict,  # name to `Parameter`
-) -> str:  # one row a parameter
+    parameters: dict,  # `Parameter` by name
+) -> str:  # one row per parameter
     "Parameters as a table in Markdown"
 
     def cell(text):
@@ -746,7 +757,7 @@ def markdown_table(
 
     lines = ['| name | type | default | expected | meaning |', '|---|---|---|---|---|']
     for name, p in parameters.items():
-        expected = p.rule.says.removesuffix(OR_NONE)  # the default says it
+        expected = p.rule.says.removesuffix(OR_NONE)  # the default shows it
         row = f'`{name}`', p.rule.type.__name__, f'`{p.default!r}`', cell(expected), cell(p.meaning)
         lines.append(f'| {" | ".join(row)} |')
     return '\n'.join(lines)
@@ -754,13 +765,13 @@ def markdown_table(
 
 def parameter_table(
     notebook: str,  # its name
-) -> str:  # a table in Markdown, one row a parameter
+) -> str:  # a table in Markdown, one row per parameter
     "The parameters of a notebook with type, default, range and meaning"
     return markdown_table(PARAMETERS[notebook])
 
 # %% ../../nbs/library/runs/config.ipynb #run-name
 def run_name(
-    config: dict,  # of `adt_repro.runs.resolve.resolve`, or those of its parameters that a name is made of
+    config: dict,  # as returned by `adt_repro.runs.resolve.resolve`, or the parameters that a name needs
 ) -> str:  # <dataset>-<arch>-<label, or method>[-<recipe>]-s<seed>; without -s<seed> if imported
     "The name of a run, and of its folder"
     network = f'{config["dataset"]}-{config["arch"]}'

@@ -34,12 +34,12 @@ from ..training.state import ProcessGroup, State, load_checkpoint
 class Run:
     "A run that this process works on"
 
-    config: dict  # every parameter, of `decide`
+    config: dict  # every parameter, as returned by `decide`
     device: torch.device  # where it is trained
-    folder: Path  # of `run_folder`
+    folder: Path  # see `run_folder`
     data: Data  # on the device
-    state: State  # what training changes, with network, method and recipe
-    lock: FileLock  # of `lock_run`; None where another process holds it
+    state: State  # the state of training, with network, method and recipe
+    lock: FileLock  # see `lock_run`; None if another process holds it
     group: ProcessGroup  # the processes that train together; None: this one alone
 
     @property
@@ -54,13 +54,13 @@ class Run:
 
 # %% ../../nbs/library/runs/fit.ipynb #prepare
 def prepare_run(
-    config: dict,  # of `resolve`
+    config: dict,  # as returned by `resolve`
     outputs: Path | str = None,  # the run goes to <outputs>/<scale>/runs/; None: outputs/ in the project
     *,
     group: ProcessGroup = None,  # the processes that train together; None: this one alone
-    lock: bool = True,  # keep others out of the folder? False where a process does so that started this one
-) -> Run:  # before its first step; seeded, so that everything random follows from now on
-    "Data, network and folder of a run; a `ParameterError` before any work where it cannot be trained"
+    lock: bool = True,  # lock the folder? False if the process that started this one holds the lock
+) -> Run:  # before its first step; the random state is seeded
+    "Data, network and folder of a run; raises a `ParameterError` before any work if it cannot be trained"
     device = group.device if group else pick_device(config['device'])
     config = decide(config, device)
     data, model, method, recipe = start_run(config, device)
@@ -77,7 +77,7 @@ def prepare_run(
 
 # %% ../../nbs/library/runs/fit.ipynb #train-processes
 def _train_in_processes(run, until, checkpoint_minutes):
-    "The new rows of history, when processes of their own have trained the run or the time is over"
+    "The new rows of history, after separate processes have trained the run or the time is over"
     rows_before = len(run.state.history)
     if not run.is_trained:
         unix_time = time.time() + until - time.monotonic()
@@ -93,14 +93,14 @@ def _train_in_processes(run, until, checkpoint_minutes):
 # %% ../../nbs/library/runs/fit.ipynb #train-run
 @trains_when_iterated
 def train_run(
-    run: Run,  # of `prepare_run`, resumed
+    run: Run,  # as returned by `prepare_run`, resumed
     *,
-    max_minutes: float = None,  # stop after so many minutes, with a checkpoint; above 0, None: never
-    started: float = None,  # `time.monotonic()`, in seconds, from which those minutes count; None: now
-    checkpoint_minutes: float = 10.0,  # between checkpoints within an epoch, above 0
-    monitor=None,  # takes the network after an epoch to a dict of further columns, not with `processes`
-    on_batch=None,  # called with (epoch from 0, batches done, batches in an epoch), not with `processes`
-):  # a generator of dicts, the rows of history, one an epoch
+    max_minutes: float = None,  # stop after this many minutes, with a checkpoint; above 0, None: never
+    started: float = None,  # `time.monotonic()`, in seconds, from which these minutes count; None: now
+    checkpoint_minutes: float = 10.0,  # minutes between checkpoints within an epoch, above 0
+    monitor=None,  # maps the network after an epoch to a dict of further columns; not with `processes`
+    on_batch=None,  # called with (epoch from 0, batches done, batches in an epoch); not with `processes`
+):  # a generator of dicts, the rows of history, one per epoch
     "Trains the rest of a run while its rows are read; a `TrainingError` or `DistributedError` if it fails"
     until = math.inf
     if max_minutes is not None:
@@ -123,7 +123,7 @@ def train_run(
 
 # %% ../../nbs/library/runs/fit.ipynb #gain-facts
 def _gain_facts(run):
-    "What run.json says of a run's inner problem; nothing without a distribution, or where there is no share"
+    "The entry of run.json on a run's inner problem; empty without a distribution, or if there is no share"
     if not run.config['method'].startswith('adt_'):
         return {}
     x, y = run.data.x_test[:100], run.data.y_test[:100]
@@ -135,9 +135,9 @@ def _gain_facts(run):
 
 # %% ../../nbs/library/runs/fit.ipynb #save
 def save_trained(
-    run: Run,  # of which all epochs are done
-    results: list = (),  # of its evaluation, dicts with attack, n, correct, accuracy, lo, hi
-) -> pd.DataFrame:  # its history, a row an epoch
+    run: Run,  # a run with all epochs done
+    results: list = (),  # results of its evaluation: dicts with attack, n, correct, accuracy, lo, hi
+) -> pd.DataFrame:  # its history, one row per epoch
     "Write the files of a finished run"
     history = pd.DataFrame(run.state.history)
     save_run(
@@ -158,17 +158,17 @@ def save_trained(
 
 # %% ../../nbs/library/runs/fit.ipynb #fit-run
 def fit_run(
-    config: dict,  # of `resolve`
+    config: dict,  # as returned by `resolve`
     outputs: Path | str = None,  # the run goes to <outputs>/<scale>/runs/; None: outputs/ in the project
-    fresh: bool | str = False,  # delete what is there of this run? 'changed': only with other parameters
+    fresh: bool | str = False,  # delete an earlier run in the folder? 'changed': only with other parameters
     *,
-    max_minutes: float = None,  # stop after so many minutes, with a checkpoint; above 0, None: never
-    checkpoint_minutes: float = 10.0,  # between checkpoints within an epoch, above 0
-    monitor=None,  # as of `train_run`
-    on_batch=None,  # as of `train_run`
+    max_minutes: float = None,  # stop after this many minutes, with a checkpoint; above 0, None: never
+    checkpoint_minutes: float = 10.0,  # minutes between checkpoints within an epoch, above 0
+    monitor=None,  # as in `train_run`
+    on_batch=None,  # as in `train_run`
     on_row=None,  # called with each new row of history
-) -> Path:  # the run's folder, with a `run.json` unless the minutes were over before
-    "Train a run to its end, from wherever it is; a `ParameterError` where it cannot be trained"
+) -> Path:  # the run's folder, with a `run.json` unless the time was over before
+    "Train a run to its end, from its current state; raises a `ParameterError` if it cannot be trained"
     started = time.monotonic()
     run = prepare_run(config, outputs)
     watch = dict(monitor=monitor, on_batch=on_batch)

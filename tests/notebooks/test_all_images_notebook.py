@@ -23,7 +23,7 @@ def project(tmp_path_factory, give_tiny_runs):
 
 
 def test_the_cascade_changes_no_robust_accuracy(project):
-    done = papermill(project, 'all_images', 'out.ipynb', runs=[RUN])
+    done = papermill(project, 'all_images', 'out.ipynb', scale='tiny', runs=[RUN])
     assert done.returncode == 0, done.stderr
     assert 'Traceback' not in outputs_of(project / 'out.ipynb')
     folder = project / 'outputs' / 'tiny'
@@ -51,6 +51,6 @@ def test_what_cannot_be_used(project):
         (dict(runs=['nobody']), "runs='nobody': expected digits-small_cnn-at_pgd-s0"),
     ):
         before = set(folder.rglob('*'))
-        done = papermill(project, 'all_images', 'bad.ipynb', **params)
+        done = papermill(project, 'all_images', 'bad.ipynb', scale='tiny', **params)
         assert done.returncode and line in done.stderr, (line, done.stderr[-400:])
         assert set(folder.rglob('*')) == before

@@ -31,10 +31,11 @@ def test_white_box_keeps_them_apart(project):
     assert before and {f: after[f] for f in before} == before
     new = set(after) - set(before)
     assert {str(f.relative_to(root / 'outputs' / 'tiny')) for f in new} == {
-        *(f'records/white_box_bf16-{name}.parquet' for name in NAMES),
-        'tables/white_box_bf16-low.csv',
-        'tables/white_box_bf16_vs_fp32-low.csv',
-        'frames/distribution_bf16-low.csv',
+        *(f'records/white_box_bf16.low-{name}.parquet' for name in NAMES),
+        'tables/white_box_bf16.low.csv',
+        'tables/white_box_bf16_vs_fp32.low.csv',
+        'frames/distribution_bf16.low.csv',
+        *(f'frames/gain.low-{name}.csv' for name in NAMES),
     }
     for pattern in 'white_box-*', 'soundness-*', 'distribution-*':  # what nbs/paper.ipynb looks for
         assert not any(f.match(pattern) for f in new)
@@ -47,12 +48,12 @@ def test_white_box_sets_them_side_by_side(project):
         load_records(*sorted((out / 'records').glob(f'{k}-*.parquet')))
         .set_index(['run', 'attack', 'i'])
         .sort_index()
-        for k in ('white_box_bf16', 'white_box')
+        for k in ('white_box_bf16.low', 'white_box')
     )
     assert (low.margin != full.margin).any()
     natural = (slice(None), 'natural'), slice(None)
     assert low.loc[natural].equals(full.loc[natural])
-    table = pd.read_csv(out / 'tables' / 'white_box_bf16_vs_fp32-low.csv')
+    table = pd.read_csv(out / 'tables' / 'white_box_bf16_vs_fp32.low.csv')
     assert set(table.attack) == {*TABLE1_ATTACKS, 'distribution', 'all'}
     for r in table[table.attack != 'all'].itertuples():
         a, b = ((k.pred == k.y).loc[r.run, r.attack] for k in (low, full))
@@ -60,7 +61,7 @@ def test_white_box_sets_them_side_by_side(project):
         assert r.gap == pytest.approx(100 * (a.mean() - b.mean())) and r.lo <= r.gap <= r.hi
         assert (r._9, r._10) == ((~a & b).sum(), (a & ~b).sum())
     assert 'felled by fp32 only' in outputs_of(project[0] / 'b.ipynb')
-    assert (pd.read_csv(out / 'tables' / 'white_box_bf16-low.csv').precision == 'bf16').all()
+    assert (pd.read_csv(out / 'tables' / 'white_box_bf16.low.csv').precision == 'bf16').all()
 
 
 def test_white_box_refuses_other_precisions(project):

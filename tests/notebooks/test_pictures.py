@@ -74,7 +74,7 @@ def test_landscape_leaves_figures_and_their_numbers(project):
 
 
 def test_diversity_leaves_figures_and_their_numbers(project):
-    done = papermill(project, 'diversity', n_images=3, n_samples=10, runs=['*adt_exp-s0'])
+    done = papermill(project, 'diversity', scale='tiny', n_images=3, n_samples=10, runs=['*adt_exp-s0'])
     assert done.returncode == 0, done.stderr
     tiny = project / 'outputs' / 'tiny'
     wanted = {f'diversity_{k}' for k in ('samples', 'measures', 'map')}

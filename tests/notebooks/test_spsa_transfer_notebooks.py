@@ -67,6 +67,6 @@ def test_what_cannot_be_used(project, tiny):
         ('transfer', dict(sauces=['x']), "sauces=['x']: there is no such parameter, did you mean 'sources'?"),
     ):
         before = set(tiny.rglob('*'))
-        done = papermill(project, name, 'bad.ipynb', **params)
+        done = papermill(project, name, 'bad.ipynb', scale='tiny', **params)
         assert done.returncode and line in done.stderr, (line, done.stderr[-400:])
         assert set(tiny.rglob('*')) == before

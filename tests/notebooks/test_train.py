@@ -1,7 +1,9 @@
 "train.ipynb as its users run it: by papermill, in a project folder of its own"
 
+import ast
 import json
 import re
+import shlex
 import shutil
 import sys
 
@@ -14,8 +16,9 @@ from helpers import ROOT, copy_files, outputs_of, papermill, papermill_process, 
 from helpers import run as run_process
 
 from adt_repro.attacks.gradient import fgsm, pgd
+from adt_repro.command.main import make_parser
 from adt_repro.data import load_data
-from adt_repro.evaluation.evaluate import accuracy, evaluate
+from adt_repro.evaluation.evaluate import accuracy, evaluate, percent
 from adt_repro.evaluation.measures import gain_share
 from adt_repro.methods.table import OPTIONS
 from adt_repro.runs.config import RULES, SESSION
@@ -69,8 +72,61 @@ def test_its_weights_say_what_it_recorded(run):
 
 def test_its_notebook_shows_everything(run):
     text = outputs_of(run.parents[3] / 'adt_exp.ipynb')
-    assert text.count('image/png') == 3
+    assert text.count('"image/png": "') == 3
     assert 'epoch 2 of 2' in text and 'n=50' in text and str(ROOT) not in text and 'Traceback' not in text
+
+
+def markdown_of(notebook):
+    "What cells of an executed notebook have displayed as Markdown, by the cell's id"
+    shown = {}
+    for cell in nbformat.read(notebook, 4).cells:
+        for output in cell.get('outputs', []):
+            if 'text/markdown' in output.get('data', {}):
+                shown[cell.id] = output.data['text/markdown']
+    return shown
+
+
+def test_its_report_begins_with_what_it_is_about(project, run):
+    title = markdown_of(project / 'adt_exp.ipynb')['checked'].splitlines()[0]
+    assert all(word in title for word in ('adt_exp', 'digits', 'small_cnn'))
+
+
+def test_its_report_ends_with_the_numbers_and_the_files(project, run):
+    page, facts = markdown_of(project / 'adt_exp.ipynb')['result'], json.loads((run / 'run.json').read_text())
+    for result in facts['results']:
+        assert percent(result) in page
+    assert '{share:.3f} [{lo:.3f}, {hi:.3f}], n={n}'.format(**facts['gain']) in page
+    links = re.findall(r'\]\(([^)]*)\)', page)
+    files = {(run.parents[1] / link).resolve() for link in links}  # for a notebook in outputs/demo/
+    assert files == {file for file in run.iterdir() if file.name != '.lock'}
+
+
+def test_its_links_lead_from_where_the_notebook_lies(project, run):
+    "By the project's own command, which tells the notebook its place"
+    given = [word for name, value in SMALL.items() for word in ('-p', name, value)]
+    command = [sys.executable, '-m', 'adt_repro.runs.notebook', 'train', 'a/b/again.ipynb', *given]
+    done = run_process(*command, '-p', 'method', 'adt_exp', cwd=project)
+    assert done.returncode == 0, done.stderr
+    page = markdown_of(project / 'a/b/again.ipynb')['result']
+    links = re.findall(r'\]\(([^)]*)\)', page)
+    assert links and all((project / 'a/b' / link).is_file() for link in links)
+
+
+def test_its_report_says_what_next(project, run):
+    "Each command is one of adt's and is about this run; the Python loads it"
+    page = markdown_of(project / 'adt_exp.ipynb')['next']
+    commands = [shlex.split(text) for text in re.findall('```\n(adt .*)\n```', page)]
+    parsed = [make_parser().parse_args(words[1:]) for words in commands]
+    assert {options.command for options in parsed} == {'evaluate', 'notebook', 'train', 'export'}
+    place = str(run.relative_to(project))
+    for words in commands:
+        assert any(place in word or run.name in word for word in words)
+    for options in parsed:
+        for file in getattr(options, 'f', None) or []:
+            assert (project / file).is_file()
+    (code,) = re.findall('```python\n(.*?)```', page, re.DOTALL)
+    (folder,) = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert folder == place and load_run(project / folder)
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +168,7 @@ def test_a_generator_is_part_of_the_run(project):
         assert torch.equal(v, saved['adversary'][k])
         assert k.split('.')[0] in ('generator', 'encoder')
     cells = {c.id: c.source for c in nbformat.read(project / 'imp.ipynb', 4).cells}
-    assert 'threshold' in cells['curves']
+    assert "config['u_max']" in cells['curves']
 
 
 def test_a_loss_that_is_not_finite_stops_papermill(project):

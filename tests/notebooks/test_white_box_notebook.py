@@ -86,7 +86,7 @@ def test_dear_attacks_on_fewer_images_in_low_precision(project, tiny):
         batch=25,
     )
     assert done.returncode == 0, done.stderr
-    few = load_records(tiny / 'records' / f'white_box_bf16-{NAME}.parquet')
+    few = load_records(tiny / 'records' / f'white_box_bf16.few-{NAME}.parquet')
     whole = load_records(tiny / 'records' / f'white_box-{NAME}.parquet')
     n = dict(pgd100=30, feature=20)
     for attack, g in few.groupby('attack'):
@@ -94,15 +94,15 @@ def test_dear_attacks_on_fewer_images_in_low_precision(project, tiny):
         assert g.attacked.all() == (attack != 'distribution')
     same = few[few.attack == 'natural'].merge(whole, on=['attack', 'i', 'test_set'])
     assert len(same) == 100 and (same.pred_x == same.pred_y).all()
-    table = pd.read_csv(tiny / 'tables' / 'white_box_bf16-few.csv').set_index('attack')
+    table = pd.read_csv(tiny / 'tables' / 'white_box_bf16.few.csv').set_index('attack')
     assert table.n['rob'] == table.n['feature'] == 20 and table.n['pgd20'] == 100
     assert table.bound['distribution'] and set(table.cascade) == {'distribution'}
-    beside = pd.read_csv(tiny / 'tables' / 'white_box_bf16_vs_fp32-few.csv')
+    beside = pd.read_csv(tiny / 'tables' / 'white_box_bf16_vs_fp32.few.csv')
     assert set(beside.attack) == {'fgsm', 'pgd20', 'mim', 'cw', 'all'} and (beside.n == 40).all()
     fp32 = whole[(whole.i < 40) & (whole.attack == 'pgd20')]
     assert beside.set_index('attack').fp32['pgd20'] == pytest.approx((fp32.pred == fp32.y).mean())
-    assert pd.read_csv(tiny / 'frames' / 'soundness_bf16-few.csv').n.max() == 60
-    assert pd.read_csv(tiny / 'frames' / 'distribution_bf16-few.csv').n_images.item() == 100
+    assert pd.read_csv(tiny / 'frames' / 'soundness_bf16.few.csv').n.max() == 60
+    assert pd.read_csv(tiny / 'frames' / 'distribution_bf16.few.csv').n_images.item() == 100
 
 
 NOT_THERE = (

@@ -32,16 +32,16 @@ from adt_repro.paper.drawings import rows_run
 from adt_repro.paper.evidence import PARTS, read_evidence, run_table
 from adt_repro.paper.report import (
     claims_html,
+    claims_markdown,
     inline,
     legend_html,
     lost_to_attacks,
     paper_settings,
-    readme_claims,
-    readme_table,
     scale_line,
     setting_line,
     table1_cells,
     table1_html,
+    table1_markdown,
     weakest_table,
 )
 from adt_repro.paper.sections import Report, add_tables, write_report
@@ -184,7 +184,7 @@ def page_of(root, scale='digits'):
         report.add('Plane', inline(folder / 'figures' / 'landscape_plane.png', 'The plane'))
     write_report(report, folder / 'report.html')
     page = (folder / 'report.html').read_text()
-    return page + readme_table(cells, said) + readme_claims(judged)
+    return page + table1_markdown(cells, said) + claims_markdown(judged)
 
 
 def test_the_small_project_is_read(project):

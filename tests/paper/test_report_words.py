@@ -7,7 +7,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT
 from matplotlib.colors import to_rgb
 
 from adt_repro.analysis.style import COLORS
@@ -19,13 +18,13 @@ from adt_repro.paper.report import (
     MEANINGS,
     VERDICTS,
     claims_html,
+    claims_markdown,
     legend_html,
     lost_to_attacks,
-    readme_claims,
-    readme_table,
     scale_line,
     setting_line,
     table1_html,
+    table1_markdown,
 )
 from adt_repro.paper.verdicts import WORDS, Claim, cell_verdict, judge
 from adt_repro.runs.config import METHOD_NAMES
@@ -50,13 +49,6 @@ def test_every_word_has_a_look_and_a_meaning(word):
     assert look.tint or word == 'not run'
     legend = legend_html([word])
     assert MEANINGS[word] in legend and legend.count('<li>') == 1
-
-
-def test_smaller_than_published_promises_no_more_than_one_interval():
-    "On the page and in its notebook: no correction, and a published size without an interval of its own"
-    for text in MEANINGS['smaller than published'], (ROOT / 'nbs' / 'paper.ipynb').read_text('utf-8'):
-        assert 'not corrected for the number of claims' in text and 'the published size as exact' in text
-    assert 'whatever the effect is here' not in MEANINGS['smaller than published']
 
 
 def luminance(color):
@@ -143,24 +135,24 @@ def test_text_of_a_claim_stays_text():
 
 def test_a_number_that_is_counted_has_no_interval():
     counted = constructed(estimate=-0.54, lo=-0.54, hi=-0.54, unit='log₁₀', seeds='0', n=0)
-    line = readme_claims(pd.DataFrame([counted])).splitlines()[-1]
+    line = claims_markdown(pd.DataFrame([counted])).splitlines()[-1]
     assert '| -0.540 log₁₀, counted |' in line and '±' not in line and '| – |' in line
 
 
-def test_readme_says_why_there_is_no_verdict():
+def test_the_table_says_why_there_is_no_verdict():
     gates = 'gate met: inner problem of a, 0.9, at least 0.85; premise not met: the loss bends, 0.8 points'
     rows = [
         constructed(verdict='one network', why='against: interval [1, 2], images only, lies outside'),
         constructed(verdict='not testable here', conditions=gates, why='...'),
         constructed(key='C9', verdict='not run'),
     ]
-    lines = readme_claims(pd.DataFrame(rows)).splitlines()
+    lines = claims_markdown(pd.DataFrame(rows)).splitlines()
     assert lines[2].endswith('| one network, against |')
     assert lines[3].endswith('| not testable here (not met: the loss bends) |')
     assert lines[-1] == 'Not run here: C9.' and len(lines) == 6
 
 
-@pytest.mark.parametrize('made', [claims_html, lambda judged, _: readme_claims(judged)])
+@pytest.mark.parametrize('made', [claims_html, lambda judged, _: claims_markdown(judged)])
 @pytest.mark.parametrize('attacks', ['without FeaAttack', 'under fgsm, pgd20, mim, cw, pgd100'])
 def test_attacks_that_are_not_those_of_table1_stand_beside_both_numbers(attacks, made):
     "Five attacks on all images beside the published six; and nothing of it where the attacks are the same"
@@ -177,7 +169,7 @@ def test_attacks_that_are_not_those_of_table1_stand_beside_both_numbers(attacks,
         assert 'points, A_rob' not in text and '+2.30 (Table 1)' in text
 
 
-def test_readme_says_that_a_gate_was_not_measured():
+def test_the_table_says_that_a_gate_was_not_measured():
     unknown = 'gate not measured: inner problem of adt_exp, no frames/gain'
     both = f'{unknown}; premise not met: the loss bends, 0.8 points'
     rows = [
@@ -188,7 +180,7 @@ def test_readme_says_that_a_gate_was_not_measured():
         constructed(verdict='supported', conditions=unknown.replace('gate', 'premise')),
         constructed(verdict='supported'),
     ]
-    ends = [line.rsplit(' | ', 1)[1] for line in readme_claims(pd.DataFrame(rows)).splitlines()[2:]]
+    ends = [line.rsplit(' | ', 1)[1] for line in claims_markdown(pd.DataFrame(rows)).splitlines()[2:]]
     assert ends == [
         'not testable here (gate not measured) |',
         'not testable here (not met: the loss bends) |',
@@ -202,7 +194,7 @@ def test_readme_says_that_a_gate_was_not_measured():
 def test_nothing_is_shown_of_a_claim_that_is_not_complete():
     nan = math.nan
     early = constructed(verdict='not complete', why='3 of 5 seeds', estimate=nan, lo=nan, hi=nan)
-    line = readme_claims(pd.DataFrame([early])).splitlines()[-1]
+    line = claims_markdown(pd.DataFrame([early])).splitlines()[-1]
     assert '| – |' in line and line.endswith('| not complete (3 of 5 seeds) |')
 
 
@@ -230,16 +222,16 @@ def test_captions_are_true_of_one_network_and_of_several():
     many = cells_of(['at_pgd', 'adt_exp'], dict(adt_exp=3, at_pgd=3))
     lines = dict(
         one='± 95 %, one network each: interval over images only;',
-        mixed='± 95 %, intervals over seeds and images, and over images only where a row is of one network;',
+        mixed='± 95 %, intervals over seeds and images, or over images only in rows with one network;',
         many='± 95 %, intervals over seeds and images;',
     )
     for name, cells in dict(one=one, mixed=mixed, many=many).items():
-        for text in table1_html(cells, 'said'), readme_table(cells, 'said'):
+        for text in table1_html(cells, 'said'), table1_markdown(cells, 'said'):
             assert [k for k, line in lines.items() if line in text] == [name]
     page = table1_html(mixed, 'said')
     assert page.count('1 network: images only') == page.count('3 networks') == 1
-    assert page.count('; the interval is of images only') == len(COLUMNS)
-    assert '| `adt_exp` | 3 |' in readme_table(mixed, 'said')
+    assert page.count('; the interval covers image sampling only') == len(COLUMNS)
+    assert '| `adt_exp` | 3 |' in table1_markdown(mixed, 'said')
 
 
 def test_seeds_and_images_are_those_that_were_judged():

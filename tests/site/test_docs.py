@@ -12,6 +12,7 @@ import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from itertools import pairwise
 from shutil import which
 from urllib.parse import unquote, urlsplit
@@ -19,11 +20,14 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 from helpers import ROOT
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from adt_repro.paper import report as reports
 
 INDEX = runpy.run_path(ROOT / 'adt_repro' / '_modidx.py')['d']['syms']
 MODULES = [m for m, names in INDEX.items() if names]
@@ -103,8 +107,10 @@ def test_every_notebook_has_a_page(pages):
         if not any(d[0] in '._' for d in p.parts)
     ]
     assert set(pages) == {nb.with_suffix('.html').as_posix() for nb in notebooks}
-    sidebar = {a['href'] for a in pages['index.html'].select('#quarto-sidebar a[href]')}
-    assert sidebar >= set(pages), 'not in nbs/sidebar.yml'
+    sidebar = [a['href'] for a in pages['index.html'].select('#quarto-sidebar li a[href$=".html"]')]
+    assert sorted(sidebar) == sorted(pages), 'nbs/sidebar.yml names each page once'
+    library = [a['href'] for a in pages['index.html'].select('.depth1 .depth2 a[href$=".html"]')]
+    assert library == [page for page in sidebar if page.startswith('library/')]
 
 
 def test_references_resolve(pages, site):
@@ -183,6 +189,113 @@ def test_reference_is_complete(module, pages):
         )
         missing += [f'{name}: {p} is not documented' for p in params + returns if p not in told]
     assert not missing
+
+
+# What is folded, and what others are told of a page
+
+
+def as_written(code):
+    "Code without directives and white space"
+    return ''.join(''.join(line for line in code.splitlines() if not line.startswith('#|')).split())
+
+
+def shown_cells(notebook):
+    "The code cells of a notebook that its page shows"
+    for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'code' and not re.search(
+            r'^#\| *(hide|export|default_exp|echo: false)\b', source, re.M
+        ):
+            yield cell, source
+
+
+def test_parameters_and_code_of_figures_are_folded(pages):
+    kinds = dict.fromkeys(('parameters', 'figure', 'results'), 0)
+    for page, soup in pages.items():
+        folded = ''.join(as_written(d.pre.text) for d in soup.select('details.code-fold:not([open])'))
+        for cell, source in shown_cells(ROOT / 'nbs' / page.replace('.html', '.ipynb')):
+            is_kind = dict(
+                parameters='parameters' in cell['metadata'].get('tags', []),
+                figure=source.startswith('#| fig-alt:'),
+                results=page.startswith('results/'),
+            )
+            for kind in (kind for kind, is_it in is_kind.items() if is_it):
+                kinds[kind] += 1
+                assert as_written(source) in folded, f'{page}: {kind} {source[:60]}'
+    assert min(kinds.values()) > 4, kinds
+
+
+def test_an_experiment_begins_with_what_it_shows(pages):
+    "Nothing but a command stands open above an experiment's first output"
+    begun = 0
+    for page, soup in pages.items():
+        if '/' in page or page == 'index.html':
+            continue
+        for tag in soup.main.select('pre.python, .cell-output'):
+            if 'cell-output' in tag['class']:
+                begun += 1
+                break
+            fold = tag.find_parent('details')
+            assert fold and not fold.has_attr('open'), f'{page}: {tag.text[:60]}'
+    assert begun > 8
+
+
+def test_guides_show_their_imports(pages):
+    opened = [
+        page
+        for page, soup in pages.items()
+        if any('import ' in p.text and not p.find_parent('details') for p in soup.main.select('pre.python'))
+    ]
+    assert {'guides/public_api.html', 'guides/own_model.html', 'guides/own_attack.html'} <= set(opened)
+
+
+def meta(soup):
+    return {
+        tag.get('name') or tag['property']: tag['content']
+        for tag in soup.select('head meta[name], head meta[property]')
+    }
+
+
+def test_every_page_says_what_it_is(pages, site):
+    "A plain description, and the same to whoever shows a link (Open Graph); no TeX, no marks of Markdown or HTML"
+    sent = [BeautifulSoup(p.read_bytes(), 'html.parser') for p in (site / 'reports').glob('*.html')]
+    assert sent
+    told = []
+    for soup in [*pages.values(), *sent]:
+        facts = meta(soup)
+        assert facts['og:title'] in soup.h1.get_text(), facts
+        assert facts['og:description'] == facts['description'] and facts['og:type'] and facts['og:site_name']
+        assert 25 <= len(facts['description']) <= 200, facts
+        for text in facts['og:title'], facts['description']:
+            assert not re.search(r'[\\$`*<>]|\]\(|&\w+;|__', text), text
+        told.append(facts['description'])
+    assert len(set(told)) > 0.9 * len(told)
+
+
+def test_a_description_is_plain():
+    with_description = runpy.run_path(ROOT / '.ci' / 'docs.py')['with_description']
+    page = with_description(
+        '<head><meta name="description" content="$p(\\delta)$ of `f`"><title>t</title></head><body>'
+        '<h1>A <code>f</code></h1><div class="description"><span class="math"><mi>p</mi></span> &amp; <b>f</b>\n'
+        + 'much more ' * 40
+        + '</div></body>'
+    )
+    facts = meta(BeautifulSoup(page, 'html.parser'))
+    assert facts['og:title'] == 'A f' and facts['description'].startswith('p & f much more')
+    assert page.count('name="description"') == 1
+    assert len(facts['description']) <= 200 and facts['description'].endswith('more…')
+
+
+def test_reports_lead_back(site):
+    "On the site a report has a way back; the committed one, which may lie alone, has no link that could be dead"
+    sent = [*(site / 'reports').glob('*.html')]
+    assert sent
+    for report in sent:
+        links = [a['href'] for a in BeautifulSoup(report.read_bytes(), 'html.parser').body.select('a[href]')]
+        assert '../index.html' in links and len(links) > 1
+        assert all((site / 'reports' / link).is_file() for link in links), links
+        committed = (ROOT / 'outputs' / report.stem / 'report.html').read_text(encoding='utf-8')
+        assert not re.search('href="(?!data:)', committed)
 
 
 # The browser
@@ -278,6 +391,75 @@ def test_pages_in_a_browser(width, browser, pages, url):
     assert not [c for page in pages for c in complaints(browser, url, page)]
 
 
+CUT_OFF = """// code and tables that are not seen to their end, folded or not; data frames may scroll
+document.querySelectorAll('details').forEach(e => { e.open = true; });
+return [...document.querySelectorAll('main pre, .sd-table, table.adt')]
+    .filter(e => e.scrollWidth > e.clientWidth + 1 || getComputedStyle(e).overflowX === 'hidden')
+    .map(e => `${e.tagName} ${e.textContent.trim().slice(0, 60)}`);"""
+
+
+def cut_off(browser, base, page):
+    browser.get(base + page)
+    yield from (f'{page}: {what}' for what in browser.execute_script(CUT_OFF))
+
+
+def test_code_and_tables_are_not_cut_off(browser, pages, url):
+    resize(browser, 1440)
+    assert sum(len(soup.select('table.adt.cells')) for soup in pages.values()) > 0
+    assert not [what for page in pages for what in cut_off(browser, url, page)]
+
+
+def test_what_is_cut_off_is_found(browser, tmp_path):
+    (tmp_path / 'a.html').write_text(
+        '<main><pre style="overflow-x: auto">' + 'x' * 400 + '</pre><pre>short</pre></main>'
+    )
+    resize(browser, 1440)
+    with served(tmp_path) as url:
+        assert list(cut_off(browser, url, 'a.html')) == ['a.html: PRE ' + 'x' * 60]
+
+
+QUERIES = {  # what users type, and a page that the first three results must have
+    'install': 'guides/get_started.html',
+    'first run': 'guides/get_started.html',
+    'load a trained model': 'guides/load_model.html',
+    'resume': 'guides/resume.html',
+    'continue training after crash': 'guides/resume.html',
+    'judge my own model': 'guides/own_model.html',
+    'compare two methods': 'guides/compare.html',
+    'change lambda': 'guides/parameters.html',
+    'landscape': 'landscape.html',
+    'export robustbench': 'guides/export.html',
+    'latex table': 'guides/records.html',
+    'results cifar10': 'results/cpu.html',
+    'autoattack': 'library/attacks/autoattack.html',
+    'all parameters': 'guides/parameters.html',
+    'cluster slurm': 'guides/cluster.html',
+    'sign_ascent': 'library/attacks/gradient.html#sign_ascent',
+    'landscpe': 'landscape.html',
+}
+TYPE = """const box = document.querySelector('#quarto-search'), input = box.querySelector('input');
+box.querySelector('.smalldocs-search-results').innerHTML = '';
+input.value = arguments[0];
+input.dispatchEvent(new Event('input'));"""
+
+
+def results(browser, query):
+    "Addresses of what the search shows for a query, the first first"
+    browser.execute_script(TYPE, query)
+    css = '#quarto-search .search-result, #quarto-search .search-none'
+    hits = WebDriverWait(browser, 60).until(lambda b: b.find_elements(By.CSS_SELECTOR, css))
+    return [hit.get_dom_attribute('href') or '' for hit in hits]
+
+
+@pytest.mark.parametrize('query', QUERIES)
+def test_search_finds_what_users_type(query, browser, url):
+    resize(browser, 1280)
+    if browser.current_url != url + 'index.html':
+        browser.get(url + 'index.html')
+    first = [address.removeprefix('./') for address in results(browser, query)[:3]]
+    assert any(address.startswith(QUERIES[query]) for address in first), first
+
+
 def test_search(browser, pages, url):
     resize(browser, 1280)
     browser.get(url + 'index.html')
@@ -296,6 +478,7 @@ NAMED = [
     'guides/glossary.html',
     'library/attacks/gradient.html',
     'white_box.html',
+    'results/mid.html',
 ]  # one of each kind
 
 OPEN = """// what can be operated and is on the screen or can be scrolled to
@@ -351,7 +534,7 @@ def focus_and_press(browser, css, key):
 def test_a_section_of_the_sidebar_closes_by_a_key(browser, url):
     resize(browser, 1280)
     browser.get(url + 'index.html')
-    inside = browser.find_element(By.CSS_SELECTOR, '#quarto-sidebar a[href$="glossary.html"]')
+    inside = browser.find_element(By.CSS_SELECTOR, '#quarto-sidebar a[href$="resume.html"]')
     assert inside.is_displayed()
     focus_and_press(browser, 'a.sidebar-item-text[data-bs-toggle]', Keys.ENTER)
     WebDriverWait(browser, 10).until(lambda b: not inside.is_displayed())
@@ -415,17 +598,24 @@ def luminance(rgb):
 
 
 CONTRAST = """// each colour of text with the colour that it stands on, once
+const canvas = () => {
+    const probe = document.body.appendChild(document.createElement('div'));
+    probe.style.background = 'Canvas';
+    const color = getComputedStyle(probe).backgroundColor;
+    probe.remove();
+    return color;
+};
 const flat = (top, below) => {
     const [a, b] = [top, below].map(c => c.match(/[\\d.]+/g).map(Number)), w = a.length > 3 ? a[3] : 1;
     return `rgb(${[0, 1, 2].map(i => Math.round(w*a[i] + (1 - w)*b[i]))})`;
 };
 const ground = e => {
-    if (!e) return 'rgb(255, 255, 255)';
+    if (!e) return canvas();
     const c = getComputedStyle(e).backgroundColor;
     return flat(c, /, 0\\)$/.test(c) || /rgba/.test(c) ? ground(e.parentElement) : c);
 };
 const pairs = new Map();
-for (const e of document.querySelectorAll('main *, nav *')) {
+for (const e of document.querySelectorAll(arguments[0])) {
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || !e.checkVisibility()) continue;
     const under = ground(e), over = flat(getComputedStyle(e).color, under);
     const name = `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 30)}`;
@@ -434,9 +624,9 @@ for (const e of document.querySelectorAll('main *, nav *')) {
 return [...pairs.values()];"""
 
 
-def faint(browser):
+def faint(browser, css='main *, nav *'):
     "Text that is hard to read: below a contrast of 4.5"
-    for over, under, where in browser.execute_script(CONTRAST):
+    for over, under, where in browser.execute_script(CONTRAST, css):
         light, dark = sorted(map(luminance, (over, under)), reverse=True)
         if (light + 0.05) / (dark + 0.05) < 4.5:
             yield f'{where}: {over} on {under}, {(light + 0.05) / (dark + 0.05):.1f}'
@@ -444,6 +634,12 @@ def faint(browser):
 
 def ground(browser):
     return luminance(browser.execute_script('return getComputedStyle(document.body).backgroundColor'))
+
+
+def canvas(browser):
+    "Luminance of the window itself, which follows color-scheme where a page has no background of its own"
+    shot = Image.open(BytesIO(browser.get_screenshot_as_png())).convert('RGB')
+    return luminance(str(shot.getpixel((5, shot.height - 5))))
 
 
 @pytest.fixture
@@ -471,6 +667,29 @@ def test_light_and_dark(scheme, browser, url, prefers):
     WebDriverWait(browser, 10).until(lambda b: (ground(b) < 0.1) == (scheme == 'light'))
     browser.get(url + 'index.html')
     WebDriverWait(browser, 10).until(lambda b: (ground(b) < 0.1) == (scheme == 'light'))
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_a_report_in_light_and_dark(scheme, browser, prefers, tmp_path):
+    "Text and tinted cells can be read in both, pictures keep their white paper, and the page has an icon"
+    cells = '{% for look in looks %}<td style="{{ look }}">word</td>{% endfor %}'
+    rest = '<small>small</small><a href="#x">link</a><img alt="a dot" src="data:image/png;base64,{{ dot }}">'
+    looks = [f'background:{look.tint};color:#111' for look in reports.VERDICTS.values() if look.tint]
+    dot = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
+    content = reports.fill(f'<table class="adt cells"><tr>{cells}</tr></table>{rest}', looks=looks, dot=dot)
+    document = reports.page('A report', [('Table 1', content)])
+    (tmp_path / 'report.html').write_text(document, encoding='utf-8')
+    resize(browser, 1280)
+    prefers(scheme)
+    with served(tmp_path) as base:
+        assert not list(complaints(browser, base, 'report.html'))
+        assert (canvas(browser) < 0.1) == (scheme == 'dark')
+        assert not list(faint(browser, 'body *'))
+        paper = browser.execute_script('return getComputedStyle(document.images[0]).backgroundColor')
+        assert luminance(paper) > 0.9
+        assert browser.execute_script('return document.querySelector("link[rel=icon]").href').startswith(
+            'data:image'
+        )
 
 
 def test_outline_and_pictures(pages):

@@ -46,7 +46,7 @@ def test_unpacked_files_with_other_contents(tmp_path, given):
     assert line.startswith(
         f'data_root={str(tmp_path)!r}: mnist is damaged, MNIST/raw/train-images-idx3-ubyte has'
     )
-    assert 'another MD5 sum' in line and 'Delete it, and put there' in line and line.isprintable()
+    assert 'another MD5 sum' in line and 'Delete it, and put into' in line and line.isprintable()
 
 
 def test_files_of_an_old_torchvision_are_not_read(tmp_path):
@@ -55,7 +55,8 @@ def test_files_of_an_old_torchvision_are_not_read(tmp_path):
         torch.save(
             (torch.zeros(50, 28, 28).byte(), torch.arange(50) % 10), tmp_path / 'MNIST/processed' / name
         )
-    assert refusal(loaded, tmp_path).startswith(f'data_root={str(tmp_path)!r}: mnist is not there. Put there')
+    line = f'data_root={str(tmp_path)!r}: mnist is missing. Put into this folder: '
+    assert refusal(loaded, tmp_path).startswith(line)
 
 
 @pytest.fixture

@@ -304,7 +304,9 @@ def test_a_relative_path_of_a_scale(run, monkeypatch):
     assert (refusal(chosen_runs, '.', ['x']), refusal(experiment_runs, '.', None)) == whole
     shutil.rmtree(run)
     assert "scale='mini': expected one with finished runs" in refusal(experiment_runs, '.', None)
-    assert "runs='x': expected a finished run, but none with its weights" in refusal(chosen_runs, '.', ['x'])
+    assert "runs='x': expected a finished run, but there is none with weights" in refusal(
+        chosen_runs, '.', ['x']
+    )
 
 
 def test_a_record_of_other_weights_does_not_count(run):

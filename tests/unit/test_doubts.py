@@ -139,7 +139,7 @@ def test_the_first_checks_come_first(panels):
 
 
 @pytest.mark.parametrize(
-    'name, words', [('noise', 'asked again'), ('no statistics', 'another batch'), ('plain', '')]
+    'name, words', [('noise', 'on a second pass'), ('no statistics', 'another batch'), ('plain', '')]
 )
 @pytest.mark.parametrize('attack', [None, pgd])
 def test_evaluate_warns_once_of_answers(name, words, attack):

@@ -1,12 +1,13 @@
 "Pictures from the committed frames of the digits: the columns that each needs, and how it is drawn"
 
 import itertools
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT
+from helpers import ROOT, cells_of
 
 from adt_repro.analysis.plots import (
     draw_alignment,
@@ -17,8 +18,27 @@ from adt_repro.analysis.plots import (
     draw_options,
     draw_spread,
 )
-from adt_repro.analysis.style import save_figure
+from adt_repro.analysis.readable import figure_faults
+from adt_repro.analysis.result_plots import (
+    draw_accuracies,
+    draw_overheads,
+    draw_power,
+    draw_queries,
+    draw_seeds,
+    draw_speeds,
+    draw_spsa_samples,
+    draw_transfer,
+    draw_unique_kills,
+    recorded_sums,
+    transfer_grids,
+)
+from adt_repro.analysis.sample_plots import draw_map, draw_plane, draw_samples
+from adt_repro.analysis.style import save_figure, subplot_grid
 from adt_repro.base.parameters import ParameterError
+from adt_repro.paper.claims import judge_paper, paper_claims, published_table1
+from adt_repro.paper.drawings import draw_claims, draw_table1
+from adt_repro.paper.evidence import read_evidence
+from adt_repro.paper.report import paper_settings, table1_cells
 
 ABLATION = 'option value method seed natural robust expected_loss entropy'
 DRAWN = dict(
@@ -119,7 +139,7 @@ def test_an_ablation_without_the_sweep_is_refused():
     bare = draw_frontier(
         results[results.option == 'lbd'], ''
     )  # without its two ends there is still a frontier
-    assert [t.get_text() for t in bare.axes[0].get_legend().texts] == ['natural accuracy', 'robust accuracy']
+    assert not any('trained by' in text.get_text() for text in bare.legends[0].texts)
     plt.close(bare)
 
 
@@ -140,17 +160,249 @@ def test_a_landscape_with_its_median_below():
     plt.close('all')
 
 
-def texts_of(figure):
-    "All that can be read in a figure"
-    figure.canvas.draw()
-    return [text for text in figure.findobj(plt.Text) if text.get_text().strip() and text.get_visible()]
+@pytest.mark.parametrize('scale', ['cpu', 'digits'])
+@pytest.mark.parametrize('name', DRAWN)
+def test_a_figure_of_committed_numbers_can_be_read(name, scale):
+    "At the width of a page: texts, legends, axes, colour bars; no panel is empty"
+    file = ROOT / 'outputs' / scale / 'frames' / f'{name}.csv'
+    if name == 'ablation_hinge' or not file.exists():
+        frame = recorded(name)
+    else:
+        frame = pd.read_csv(file)
+    figure = DRAWN[name][1](frame, 'said')
+    assert figure_faults(figure) == []
+    plt.close('all')
 
 
-@pytest.mark.parametrize('name', ['landscape', 'alignment', 'curvature', 'diversity_measures'])
-def test_every_text_can_be_read(name):
-    "None is smaller than 7 points"
-    figure = DRAWN[name][1](recorded(name), 'said')
-    assert min(text.get_fontsize() for text in texts_of(figure)) >= 7
+@pytest.mark.parametrize('scale', ['cpu', 'digits', 'gpu'])
+def test_table1_and_claims_can_be_read(scale):
+    evidence, paper = read_evidence(ROOT / 'outputs' / scale), published_table1()
+    cells, claims = table1_cells(evidence, paper, paper_settings()), paper_claims(paper, e=evidence)
+    assert figure_faults(draw_table1(cells, paper, 'said')) == []
+    assert figure_faults(draw_claims(judge_paper(evidence, paper), claims)) == []
+    plt.close('all')
+
+
+def sums_of_white_box():
+    return recorded_sums(sorted((ROOT / 'outputs/cpu/tables').glob('white_box-*-s?.csv')))
+
+
+def accuracies_by_seed():
+    sums = sums_of_white_box()
+    sums['row'] = sums.run.str.extract('_cnn-(.*)-s[0-9]+$')[0]
+    return sums[sums.groupby('row').run.transform('nunique') > 1]
+
+
+def kills():
+    runs = ['digits-small_cnn-at_pgd-s0', 'digits-small_cnn-adt_exp-s0', 'digits-small_cnn-alp-s0']
+    return pd.DataFrame(np.arange(15).reshape(3, 5), runs, ['fgsm', 'pgd20', 'mim', 'cw', 'pgd100'])
+
+
+def curves_of(n):
+    "Accuracy against queries of so many runs"
+    curve = pd.DataFrame(
+        dict(queries=[1, 10, 500], accuracy=[0.9, 0.5, 0.2], lo=[0.8, 0.4, 0.1], hi=[1, 0.6, 0.3])
+    )
+    return {
+        (f'digits-small_cnn-row{k}-s0', attack): curve for k in range(n) for attack in ('spsa64', 'square')
+    }
+
+
+def spsa_sums():
+    sums = recorded_sums(sorted((ROOT / 'outputs/cpu/tables').glob('spsa-*.csv')))
+    more = sums[sums.attack == 'spsa256'].assign(attack='spsa512')
+    return pd.concat([sums, more])
+
+
+def overheads():
+    rows = pd.read_csv(ROOT / 'outputs/benchmark/two_cores.csv')
+    return rows[rows.measure == 'step / bare passes']
+
+
+def clouds_of(*runs):
+    random = np.random.default_rng(0)
+    keys = list(itertools.product(runs, ('distribution', 'restarts')))
+    pictures = {key: random.uniform(-1, 1, (8, 5, 5)) for key in keys}
+    widths = {key: picture.std(0) for key, picture in pictures.items()}
+    return pictures, dict.fromkeys(keys, ['airplane', 'automobile'] * 4), widths, 'airplane', 'said'
+
+
+def of_scale(scale, name):
+    return pd.read_csv(ROOT / 'outputs' / scale / 'frames' / f'{name}.csv')
+
+
+def planes(scale):
+    points = of_scale(scale, 'landscape_plane')
+    line = np.linspace(-1.4, 1.4, 31)
+    ground = line, np.add.outer(line, 0.1 * line)
+    return points, dict.fromkeys(points.run.unique(), ground), 'said'
+
+
+def shares_of(points):
+    return dict.fromkeys(points.run.unique(), dict(distribution=0.2, restarts=100.0))
+
+
+FIGURES = dict(  # of the notebooks, drawn without running one
+    white_box=lambda: draw_accuracies(sums_of_white_box(), 'said'),
+    kills=lambda: draw_unique_kills(kills(), kills() + 5, 100),
+    kills_none=lambda: draw_unique_kills(0 * kills(), kills(), 100),
+    transfer=lambda: draw_transfer(
+        transfer_grids(recorded_sums([ROOT / 'outputs/cpu/tables/transfer.csv']), ['pgd20', 'mim']), 'said'
+    ),
+    samples=lambda: draw_spsa_samples(spsa_sums(), [256, 512], 100, 'said'),
+    seeds=lambda: draw_seeds(accuracies_by_seed(), 'said', ['natural', 'pgd20', 'cw', 'rob']),
+    power=lambda: draw_power(of_scale('cpu', 'power'), 0.8, 1.1, 'points', 'said'),
+    power_unknown=lambda: draw_power(of_scale('cpu', 'power'), 0.8, np.nan, 'points', 'said'),
+    overheads=lambda: draw_overheads(overheads(), 'said'),
+    speeds=lambda: draw_speeds(pd.DataFrame(dict(adt_repro=[9.0, 10, 8], foolbox=[5.0, 6, 7])), 'said'),
+    pictures=lambda: draw_samples(
+        *clouds_of('digits-small_cnn-adt_exp-s0', 'digits-small_cnn-adt_imp_am-s0')
+    ),
+    landscape_along=lambda: draw_landscape(
+        of_scale('cpu', 'landscape'), 'said', 8 / 255, of_scale('cpu', 'landscape_along')
+    ),
+)
+FIGURES |= {
+    f'queries of {n}': partial(lambda n: draw_queries(curves_of(n), RATES, 'said'), n) for n in range(1, 7)
+}
+FIGURES |= {f'plane, {s}': partial(lambda s: draw_plane(*planes(s)), s) for s in ('cpu', 'digits')}
+FIGURES |= {
+    f'map, {s}': partial(lambda p: draw_map(p, shares_of(p), 'said'), of_scale(s, 'diversity_map'))
+    for s in ('cpu', 'digits')
+}
+RATES = {f'digits-small_cnn-row{k}-s0': 0.3 for k in range(6)}
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_a_figure_of_a_notebook_can_be_read(name):
+    assert figure_faults(FIGURES[name]()) == []
+    plt.close('all')
+
+
+def test_figures_of_notebooks_are_drawn_by_the_library():
+    "No experiment draws on its own, so that the tests above see every figure"
+    pages = [p for p in (ROOT / 'nbs').glob('*.ipynb') if p.stem not in ('index', 'train', 'paper')]
+    assert len(pages) >= 10
+    for page in pages:
+        for place, code in cells_of(page):
+            assert 'pyplot' not in code and 'subplot_grid' not in code, place
+
+
+# What `figure_faults` finds
+
+
+def good_figure():
+    "Two kinds of mark with a legend, and an image with a colour bar"
+    figure, (left, right) = subplot_grid(1, 2, (7, 3))
+    left.plot([1, 2], [1, 2], 'o', color='black', label='ours')
+    left.errorbar([1, 2], [2, 1], [0.1, 0.1], fmt='s', color='red', capsize=2, label='theirs')
+    left.axhline(0, color='0.5')
+    left.set(xlabel='epoch', ylabel='loss, nats')
+    left.legend()
+    right.set(xticks=[], yticks=[])
+    image = right.imshow([[0, 1], [2, 3]])
+    figure.colorbar(image, label='loss, nats')
+    return figure, left, right, image
+
+
+def test_a_good_figure_has_no_faults():
+    figure, *_ = good_figure()
+    assert figure_faults(figure) == []
+    assert figure_faults(figure, width=3) != []  # shown smaller, its texts are
+    plt.close('all')
+
+
+def small_text(figure, left, right, image):
+    left.set_title('small', fontsize=7)
+
+
+def wide(figure, left, right, image):
+    figure.set_size_inches(14, 3)
+
+
+def text_outside(figure, left, right, image):
+    figure.text(0.95, 0.5, 'a text that goes on and on').set_in_layout(False)
+
+
+def two_texts(figure, left, right, image):
+    for words in 'one', 'other':
+        left.text(1.5, 1.5, words)
+
+
+def no_legend(figure, left, right, image):
+    left.get_legend().remove()
+
+
+def unnamed_mark(figure, left, right, image):
+    left.plot([1, 2], [1, 1], '^', color='blue')
+
+
+def unnamed_line(figure, left, right, image):
+    left.axvline(1.5, color='green', marker='')
+
+
+def unnamed_span(figure, left, right, image):
+    left.axvspan(1.2, 1.4, color='green')
+
+
+def hollow_mark(figure, left, right, image):
+    left.plot([1, 2], [1, 1], 'o', color='black', mfc='none')
+
+
+def same_look(figure, left, right, image):
+    left.plot([1, 2], [1, 1], 'o', color='black', label='a third')
+    left.legend()
+
+
+def no_x_name(figure, left, right, image):
+    left.set_xlabel('')
+
+
+def no_y_name(figure, left, right, image):
+    left.set_ylabel('')
+
+
+def no_unit(figure, left, right, image):
+    left.set_ylabel('loss')
+
+
+def empty_panel(figure, left, right, image):
+    figure.add_subplot().set(xticks=[], yticks=[])
+
+
+def hidden_panel(figure, left, right, image):
+    figure.add_subplot().set_axis_off()
+
+
+def no_colour_bar(figure, left, right, image):
+    right.imshow([[0, 1], [2, 3]], cmap='Greys')
+
+
+FAULTS = {
+    small_text: 'text of 7.0 points',
+    wide: 'text of',
+    text_outside: 'outside of the figure',
+    two_texts: 'over each other',
+    no_legend: 'no legend',
+    unnamed_mark: 'no legend',
+    unnamed_line: 'no legend',
+    unnamed_span: 'no legend',
+    hollow_mark: 'no legend',
+    same_look: 'names for',
+    no_x_name: 'x axis has no name',
+    no_y_name: 'y axis has no name',
+    no_unit: 'no unit',
+    empty_panel: 'is empty',
+    hidden_panel: 'is empty',
+    no_colour_bar: 'without a colour bar',
+}
+
+
+@pytest.mark.parametrize('spoil', FAULTS, ids=lambda spoil: spoil.__name__)
+def test_a_spoilt_figure_fails_its_rule(spoil):
+    figure, *parts = good_figure()
+    spoil(figure, *parts)
+    assert any(FAULTS[spoil] in line for line in figure_faults(figure)), figure_faults(figure)
     plt.close('all')
 
 

@@ -1,4 +1,4 @@
-"What a contributor reads: a workflow that runs what the README says, a change log, a citation, a guide"
+"What a contributor reads: a workflow that runs README's command, a change log, a citation, a guide"
 
 import configparser
 import importlib

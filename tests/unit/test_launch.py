@@ -74,7 +74,7 @@ def test_a_signal_whose_handler_returns(status, said, monkeypatch):
 @pytest.mark.parametrize(
     'args, words',
     [
-        ('', 'processes=3: expected 1, as many as were started'),
+        ('', 'processes=3: expected 1, the number of started processes'),
         ('-p processes 1 -p epoch 3', "epoch=3: there is no such parameter, did you mean 'epochs'?"),
         ('-p processes 1 -p lr [1', '-p lr: cannot be read (ParserError in line 1), expected YAML'),
     ],

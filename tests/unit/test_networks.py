@@ -452,7 +452,7 @@ def test_a_module_without_a_hash():
     line = refusal(pgd, EqualOnly().eval(), X, Y, eps=0.1)
     assert line.startswith('model=')
     assert line.endswith(
-        'expected modules that can be hashed: beside __eq__ put __hash__ = torch.nn.Module.__hash__'
+        'expected modules that can be hashed: next to __eq__ define __hash__ = torch.nn.Module.__hash__'
     )
 
 
@@ -503,7 +503,7 @@ def test_an_error_of_the_compiler_has_its_own_line(monkeypatch):
 
 
 def test_a_network_without_parameters_is_not_trained():
-    line = 'expected a network with parameters that are trained, here are none'
+    line = 'expected a network with parameters that are trained, this has none'
     assert refusal(history, nn.Flatten(), 'at_pgd') == f'model=Flatten: {line}'
 
 

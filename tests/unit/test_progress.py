@@ -41,7 +41,10 @@ def test_what_is_declared_can_be_decided():
     [
         (dict(rows=['adt_exp', 'alp']), "rows='alp': expected at_pgd, adt_exp"),
         (dict(rows=['adt_exp_am', 'at_pgd']), 'seeds=5: expected at most the 3 of adt_exp_am'),
-        (dict(attacks=['feature']), 'n_test=10000: expected at most the 1000 of adt_exp that meet feature'),
+        (
+            dict(attacks=['feature']),
+            'n_test=10000: expected at most 1000, the test images of adt_exp under feature',
+        ),
         (dict(attacks=['spsa']), 'expected a list of at least 1, each item natural, fgsm'),
         (dict(effect=0), 'effect=0: expected a number in'),
         (dict(margin=1), 'margin=1: there is no such parameter'),

@@ -216,7 +216,7 @@ def test_what_cannot_be_described_is_not_kept(tmp_path, thing):
     thing = thing()
     for _ in range(2):
         (line,) = lines_of(in_parts, make, range(4), batch=2, folder=tmp_path / 'parts', attack=[thing])
-        assert 'neither kept nor looked for' in line
+        assert 'neither saved nor looked up' in line
         assert f'attack > [0] ({type(thing).__name__})' in line and '\n' not in line
     assert calls == [2, 2, 2, 2]
     assert list(tmp_path.iterdir()) == []

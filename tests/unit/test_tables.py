@@ -87,7 +87,7 @@ def test_a_list_that_is_damaged(tmp_path):
     sums = tmp_path / 'SHA256SUMS'
     sums.write_text(sums.read_text() + '\x1b[2Jnonsense\n')
     line = refusal(read_table, file)
-    assert 'SHA256SUMS: line 2 is no line of sha256sum' in line and '\x1b' not in line and '\n' not in line
+    assert 'SHA256SUMS: line 2 is not a line of sha256sum' in line and '\x1b' not in line and '\n' not in line
     sums.unlink()
     assert len(read_table(file)) == 1
 
@@ -98,7 +98,7 @@ def test_a_change_by_hand(tmp_path):
     write_text(file, 'a\n1\n')
     file.write_text('a\n2\n')
     line = refusal(read_table, file)
-    said, command = line.split('or note a change of your own by python -m adt_repro.base.tables ')
+    said, command = line.split('or note a change of your own with python -m adt_repro.base.tables ')
     assert said and main(shlex.split(command)) == 0
     assert read_table(file).a.item() == 2
 
@@ -176,7 +176,7 @@ def test_what_is_no_file(tmp_path):
     code = f'import sys; sys.path.insert(0, {str(ROOT / "tests")!r})\n' + FILE_READERS
     lines = ended(sys.executable, '-W', 'ignore', '-c', code, *files).splitlines()
     assert len(lines) == 6 * len(files), lines
-    wrong = [line for line in lines if 'no regular file' not in line or 'expected' not in line]
+    wrong = [line for line in lines if 'not a regular file' not in line or 'expected' not in line]
     assert not wrong, wrong
 
 
@@ -265,7 +265,7 @@ def test_a_table_of_too_many_columns(tmp_path, monkeypatch, names, lines):
         ('a' * 100_001, 'the names of its columns have more than 100,000 characters'),
         ('"a\n' * 40_000 + '"', 'cannot be read as CSV'),
         ('"' + 'a\n' * 60_000 + '"', 'cannot be read as CSV'),
-        ('a,a', 'two of its columns have one name'),
+        ('a,a', 'two of its columns have the same name'),
     ],
     ids=['long', 'quotes', 'lines', 'twice'],
 )
@@ -307,7 +307,7 @@ def test_the_digest_of_content(tmp_path, other):
     assert read_parquet(tmp_path / 'b.parquet', needs_digest=True)[0].a.tolist()[:2] == ['ab', 'c']
     changed = pa.table([pa.array(other, table.schema.types[0])], schema=table.schema)
     pq.write_table(changed, tmp_path / 'b.parquet')
-    assert 'the digest of its content is another' in refusal(read_parquet, tmp_path / 'b.parquet')
+    assert 'its content does not match its digest' in refusal(read_parquet, tmp_path / 'b.parquet')
 
 
 PLAIN_READER = """

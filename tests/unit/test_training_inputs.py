@@ -70,7 +70,7 @@ def test_a_generator_that_nobody_reads_says_so(train):
         warnings.simplefilter('always')
         train(*arguments)
     assert [str(w.message) for w in said] == [
-        f'{train.__name__}(...) was called and has trained nothing, it trains while its results are read:'
+        f'{train.__name__}(...) was called but has trained nothing, it trains while its results are read:'
         f' for result in {train.__name__}(...)'
     ]
 
@@ -211,7 +211,7 @@ def test_the_first_checkpoint_is_checked_before_it_is_written(digits, tmp_path):
     assert line.startswith("checkpoint='c.pt': cannot be read as a state of training (it asks for numpy")
     assert file.read_bytes() == before
     line = refusal(one_epoch, text_in_history)
-    assert line == "checkpoint='c.pt': training could not go on from it: history is of another form"
+    assert line == "checkpoint='c.pt': training could not resume from it: history has another form"
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
     assert refusal(one_epoch) == 'gave 2'
 
@@ -293,7 +293,7 @@ def test_a_batch_of_one_image(digits):
 
     net = Dense()
     before = numbers(net)
-    words = 'batch=1: expected at least 2, a single image cannot be trained on ('
+    words = 'batch=1: expected at least 2, since a step on a single image fails ('
     line = refusal(train, net, 1)
     assert line.startswith(words) and 'Expected more than 1 value per channel' in line and '\n' not in line
     assert torch.equal(numbers(net), before)

@@ -110,7 +110,7 @@ def test_batch_normalisation_on_a_cpu(two):
     for found in two:
         assert found['refused'] == (
             'processes=2: expected 1 on a cpu for networks with batch normalisation,'
-            ' whose statistics are shared on CUDA alone'
+            ' whose statistics are shared on CUDA only'
         )
 
 
@@ -180,7 +180,7 @@ def test_notebook_and_shell(project):
     checkpoint = folder / 'checkpoint.pt'
 
     train_notebook('-p', 'max_minutes', '1e-6')
-    assert 'after step 1 of epoch 1, which is kept' in (project / 'out.ipynb').read_text()
+    assert 'after step 1 of epoch 1; the state is saved' in (project / 'out.ipynb').read_text()
 
     torchrun_command = ('torch.distributed.run', '--nproc-per-node', '1', '-m', 'adt_repro.runs.distributed')
     done = run(sys.executable, '-m', *torchrun_command, 'c.yaml', cwd=project)

@@ -96,12 +96,12 @@ def test_killed_and_stopped(project):
     victim.wait()
     wait_for_lock(run)
     assert train(project)[0] == 0
-    assert 'going on after' in (project / 'out.ipynb').read_text()  # not from the start, with the same bits
+    assert 'resumed after' in (project / 'out.ipynb').read_text()  # not from the start, with the same bits
     assert results(run) == want
 
     stamp = (run / 'weights.safetensors').stat().st_mtime_ns
     assert train(project)[0] == 0
-    assert 'finished already' in (project / 'out.ipynb').read_text()
+    assert 'already finished' in (project / 'out.ipynb').read_text()
     assert (run / 'weights.safetensors').stat().st_mtime_ns == stamp
 
 
@@ -135,7 +135,7 @@ def test_a_signal_in_the_first_epoch(sent, project, tmp_path_factory):
     assert (kept['epoch'], kept['step']) == (0, 3)
 
     assert train(project, **more)[0] == 0
-    assert 'going on after step 3 of epoch 1' in (project / 'out.ipynb').read_text()
+    assert 'resumed after step 3 of epoch 1' in (project / 'out.ipynb').read_text()
     assert results(project / run) == results(whole / run)
 
 
@@ -146,7 +146,7 @@ def test_a_full_disk(project):
     done = warm.run_fork(warm.papermill_with_small_files, 100_000, *args, cwd=project)
     assert done.returncode != 0
     assert (
-        'checkpoint.pt: cannot be written, expected a folder with room that can be written to (File too large)'
+        'checkpoint.pt: cannot be written, expected a writable folder on a disk with free space (File too large)'
         in done.stderr
     ), done.stderr[-500:]
     assert not list(project.rglob('*.part'))

@@ -5,6 +5,7 @@ ADT_PYTHONS=python3.11,python3.12,python3.13 pytest -m slow tests/workflow/test_
 """
 
 import os
+import re
 import subprocess
 import sys
 
@@ -67,6 +68,26 @@ def test_in_an_empty_environment(python, tmp_path):
     (sdist,) = (tmp_path / 'dist').glob('*.tar.gz')
     run(build, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', tmp_path / 'dist', sdist)
     (wheel,) = (tmp_path / 'dist').glob('*.whl')
+    assert wheel.stat().st_size < 4_000_000
     run(empty, '-m', 'pip', 'install', '-q', wheel)
     assert 'No broken requirements found' in run(empty, '-m', 'pip', 'check')
     assert ' modules' in run(empty, '-c', USE, cwd=tmp_path)
+    adt = empty.with_name('adt')
+    folder = tmp_path / 'a project of its own'
+    folder.mkdir()
+    (folder / 'settings.ini').write_text('[DEFAULT]\nlib_name = another\n')
+    check_command(adt, folder)
+
+
+def check_command(adt, folder):
+    "The command in an empty folder: notebooks and scales come from the package, results go to this folder"
+    trained = run(adt, 'train', 'at_pgd', '-p', 'epochs', '2', cwd=folder)
+    assert 'next      adt evaluate digits-small_cnn-at_pgd-s0' in trained
+    assert re.search(r'^  digits-small_cnn-at_pgd-s0 +trained .+ no$', run(adt, 'runs', cwd=folder), re.M)
+    few = ['-p', 'n_test', '50', '-y', 'attacks: [fgsm, pgd20]']
+    judged = run(adt, 'evaluate', 'digits-small_cnn-at_pgd-s0', *few, cwd=folder)
+    assert re.search(r'^pgd20 +[0-9.]+ \[.+\] %, n=50$', judged, re.M), judged
+    assert re.search(r'^  digits-small_cnn-at_pgd-s0 +trained .+ yes$', run(adt, 'runs', cwd=folder), re.M)
+    assert 'Costs of scale paper' in run(adt, 'plan', 'paper', cwd=folder)
+    assert 'report.html' in run(adt, 'report', 'demo', cwd=folder)
+    assert sorted(file.name for file in folder.iterdir()) == ['outputs', 'settings.ini']

@@ -248,7 +248,7 @@ def test_outputs_may_be_on_another_disk(link, tmp_path):
 def cells_of(tmp_path, *sources):
     "A small project whose train.ipynb has these cells, the first one its parameters"
     (tmp_path / 'nbs').mkdir()
-    (tmp_path / 'settings.ini').touch()
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\nlib_name = adt_repro\n')
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     nb.cells[0].metadata.tags = ['parameters']
     nb.metadata.kernelspec = dict(name='python3', language='python', display_name='python3')
@@ -338,4 +338,4 @@ def test_a_stopped_notebook_is_one_line(tmp_path):
         going.send_signal(signal.SIGINT)
         said = going.communicate()[1]
     assert (root / 'begun').exists() and going.returncode == 130
-    assert said == 'train: stopped; started again it goes on\n'
+    assert said == 'train: stopped; the same command resumes it\n'
