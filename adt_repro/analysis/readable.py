@@ -19,7 +19,7 @@ def _hidden_texts(axis):
     "Texts of an axis that are not drawn: all of a hidden one, else those of ticks outside of what it shows"
     from matplotlib.text import Text
 
-    if not axis.axes.axison:
+    if not (axis.axes.axison and axis.get_visible()):
         return axis.findobj(Text)
     low, high = sorted(axis.get_view_interval())
     room = 1e-6 * (high - low)
