@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +136,22 @@ def _followed_engine():
     papermill_engines.register('adt_repro', FollowedEngine)
     return 'adt_repro'
 
+# %% ../../nbs/library/runs/notebook.ipynb #kernel-environment
+@contextmanager
+def _environment(output):
+    "Environment variables for the kernel; afterwards they are as before"
+    variables = {name: os.environ.get(name, '1') for name in _ENVIRONMENT}
+    variables[EXECUTED] = os.path.abspath(output)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
 # %% ../../nbs/library/runs/notebook.ipynb #run-notebook-call
 def run_notebook(
     notebook: str,  # its name, such as train
@@ -144,19 +161,18 @@ def run_notebook(
 ):
     "Execute a notebook of the project; raises a `ParameterError` or a `NotebookError` if that fails"
     parameters = checked_parameters(notebook, given)
-    os.environ[EXECUTED] = os.path.abspath(output)
+    environment = _environment(output)
     source, output = _places(notebook, output)
     from nbclient.exceptions import DeadKernelError  # slow imports, and optional
     from papermill import PapermillExecutionError, execute_notebook
 
     _LOG.setLevel(logging.CRITICAL)  # its errors are reported below
-    for name in _ENVIRONMENT:
-        os.environ.setdefault(name, '1')
     options = dict(progress_bar=sys.stderr.isatty(), extra_arguments=_KERNEL)
     if follow is not None:
         options |= dict(progress_bar=False, engine_name=_followed_engine(), follow=follow)
     try:
-        execute_notebook(source, output, parameters, **options)
+        with environment:
+            execute_notebook(source, output, parameters, **options)
     except PapermillExecutionError as error:
         raise NotebookError(_one_line(f'{error.ename}: {error.evalue}')) from None
     except DeadKernelError:
