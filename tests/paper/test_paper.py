@@ -76,6 +76,18 @@ def test_the_notebook_makes_what_is_committed(made, scale):
     assert without_pictures(found) == without_pictures(committed)
 
 
+def test_a_run_that_was_added_under_a_label_is_not_on_the_page(made):
+    runs = made / 'outputs' / SCALE / 'runs'
+    added = shutil.copytree(runs / 'cifar10-small_cnn-at_pgd-s0', runs / 'cifar10-small_cnn-mine-s0')
+    config = (added / 'config.yaml').read_text('utf-8')
+    (added / 'config.yaml').write_text(re.sub('^label:.*$', 'label: mine', config, flags=re.M))
+    done = papermill(made, 'paper', scale=SCALE)
+    shutil.rmtree(added)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, committed = ((out / 'outputs' / SCALE / 'report.html').read_text('utf-8') for out in (made, ROOT))
+    assert without_pictures(found) == without_pictures(committed)
+
+
 @pytest.mark.parametrize('scale', [SCALE, *OTHERS])
 def test_committed_tables_follow_from_committed_records(scale):
     "Table 1 and the claims, computed again from the records, number by number and word by word"
