@@ -59,12 +59,6 @@ def _legend_names(runs):
     names = {run: name if one_seed else name.rpartition('-s')[0] or name for run, name in short.items()}
     return {run: name if run in first else None for run, name in names.items()}
 
-
-def _number(values):
-    "A number, or the least and the largest of several, such as 100 to 1,000"
-    least, most = min(values), max(values)
-    return f'{least:,}' if least == most else f'{least:,} to {most:,}'
-
 # %% ../../nbs/library/analysis/result_plots.ipynb #accuracies-parts
 def _attack_names(sums, attacks):
     "Attacks as names of ticks; with the number of images where it is not that of most"

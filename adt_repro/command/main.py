@@ -203,7 +203,7 @@ def _split_folder(asked):
     if os.sep not in asked and not (folder / 'run.json').exists():
         return None, asked
     place = folder.resolve()
-    if place.parent.name != 'runs' or place.parents[2] != outputs:
+    if place.parent.name != 'runs' or place.parents[2] != outputs.resolve():  # outputs/ may be a link
         refuse('RUN', asked, f'the folder of a run in {_here(outputs)}/<scale>/runs/')
     return place.parents[1].name, place.name
 
@@ -287,6 +287,7 @@ def _plan(options):
 def _report(options):
     "The tables, figures and page of a scale by `paper.ipynb`"
     given = _given(options, 'paper', scale=options.scale)
+    runs_there(scales=[options.scale])  # is it there? Else a folder would be made
     with follower(sys.stderr) as follow:
         output = _execute('paper', given, '', options, follow)
     folder = find_root() / 'outputs' / options.scale
@@ -328,6 +329,15 @@ def _export_run(options):
 
 _EXPORT_RULES = dict(name=maybe(word()), sub_block1=flag())  # others are entries of RobustBench's model_info
 
+# %% ../../nbs/library/command/main.ipynb #say
+def _say(text):
+    "Print, with ? for a sign that the terminal cannot show; a reader that has ended, such as head, is no error"
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    try:
+        print(text.encode(encoding, 'replace').decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+
 # %% ../../nbs/library/command/main.ipynb #main
 _COMMANDS = {
     'train': _train,
@@ -347,13 +357,16 @@ def main(
     "The command `adt`"
     try:
         options = make_parser().parse_args(args)
-        print(_COMMANDS[options.command](options))
+        _say(_COMMANDS[options.command](options))
     except (ParameterError, NotebookError) as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:  # such as a folder of another user
+        print(f'{error.filename or "adt"}: {error.strerror}', file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         again = f'{_program()} {shlex.join(args)}'
-        print(f'stopped; the same command goes on where this one was: {again}', file=sys.stderr)
+        print(f'stopped; the same command resumes it: {again}', file=sys.stderr)
         return 130
     return 0
 

@@ -170,4 +170,5 @@ def follower(
     stream: TextIO,  # where to, such as standard error
 ):  # a context, to be called with each `Step`
     "What shows the steps of a notebook on this stream"
-    return StatusLine(stream) if stream.isatty() else PlainLines(stream)
+    redraws = stream.isatty() and os.environ.get('TERM') != 'dumb'
+    return StatusLine(stream) if redraws else PlainLines(stream)

@@ -102,7 +102,7 @@ def _shown(msg):
     if msg['msg_type'] not in ('display_data', 'update_display_data'):
         return None
     bar = re.search('<progress value="([0-9.]+)" max="([0-9.]+)"', content['data'].get('text/html', ''))
-    share = float(bar[1]) / float(bar[2]) if bar else None
+    share = float(bar[1]) / (float(bar[2]) or 1) if bar else None  # of no steps: 0 of 0
     return content['data'].get('text/plain', ''), share, False
 
 # %% ../../nbs/library/runs/notebook.ipynb #followed-engine

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.files import find_root
+from ..base.files import find_root, open_regular
 from ..base.parameters import ParameterError, refuse
 from ..base.stats import with_interval
 from ..base.yaml_files import read_json
@@ -45,7 +45,7 @@ class _Numbers(pickle.Unpickler):
 # %% ../../nbs/library/runs/overview.ipynb #checkpoint-2
 def _checkpoint_share(path):
     "The finished share of a run's training, in [0, 1]"
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
         entry = next(info for info in archive.infolist() if info.filename.endswith('/data.pkl'))
         if entry.file_size > _MOST_BYTES:
             raise ValueError('too large')
@@ -64,7 +64,7 @@ class RunThere:
 
     scale: str  # name of its scale, which is its folder in outputs/
     run: str  # its name
-    state: str  # trained, imported, without weights, a share such as 40 %, no checkpoint yet, or damaged
+    state: str  # trained, imported, without weights, a share such as 40 %, no checkpoint yet, not readable, or damaged
     results: dict  # by attack, a dict of n, correct and, as shares, accuracy, lo, hi; empty if not known
     attacked: bool  # does it have records of white_box?
 
@@ -74,13 +74,13 @@ def _unfinished(folder):
     if not (folder / 'checkpoint.pt').exists():
         return 'no checkpoint yet'
     try:
-        return f'{100 * _checkpoint_share(folder / "checkpoint.pt"):.0f} %'
+        return f'{round(100 * _checkpoint_share(folder / "checkpoint.pt"))} %'  # not of nan
     except Exception:  # a damaged file makes pickle raise almost anything
         return 'damaged'
 
 # %% ../../nbs/library/runs/overview.ipynb #state-2
-def _state(folder):
-    "State and results of the run in a folder"
+def _read_state(folder):
+    "State and results of the run in a folder that can be read"
     if not (folder / 'run.json').exists():
         return _unfinished(folder), {}
     try:
@@ -91,6 +91,14 @@ def _state(folder):
     if not (folder / 'weights.safetensors').exists():
         return 'without weights', results
     return 'imported' if facts.get('method') == IMPORTED else 'trained', results
+
+
+def _state(folder):
+    "State and results of the run in a folder"
+    try:
+        return _read_state(folder)
+    except OSError:  # of another user
+        return 'not readable', {}
 
 # %% ../../nbs/library/runs/overview.ipynb #runs-there
 _RUN_NAME = re.compile('[A-Za-z0-9_-]{1,255}')  # see `adt_repro.runs.store.RUN_NAME`
@@ -108,7 +116,7 @@ def runs_there(
 ) -> list:  # a `RunThere` for each run, by scale and name
     "The runs of some scales, finished or not; raises a `ParameterError` if there is no such scale"
     outputs = Path(outputs or find_root() / 'outputs')
-    there = sorted(folder.parent.name for folder in outputs.glob('*/runs'))
+    there = sorted(folder.parent.name for folder in outputs.glob('*/runs') if folder.is_dir())
     for scale in scales or []:
         if scale not in there:
             refuse(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['chosen_runs', 'tiny_run', 'experiment_runs', 'last_finished', 'default_runs', 'transfer_runs_of', 'transfer_sources',
-           'default_pairs', 'label_marks', 'check_kept', 'check_kept_run', 'load_runs', 'load_runs_and_digests',
-           'load_adversary', 'run_label', 'first_images']
+           'default_pairs', 'label_marks', 'check_kept', 'check_kept_run', 'own_runs', 'load_runs',
+           'load_runs_and_digests', 'load_adversary', 'run_label', 'first_images']
 
 # %% ../../nbs/library/runs/select.ipynb #imports
 import fnmatch
@@ -324,6 +324,18 @@ def check_kept_run(
         if parameter not in ('device', 'data_root', 'rows') and value != own[parameter]:
             where = f'nbs/scales/{scale.name}.yaml, whose run {run} is kept'
             refuse(parameter, value, f'{own[parameter]!r}, as in {where}; or -p label NAME')
+
+# %% ../../nbs/library/runs/select.ipynb #own-runs
+def own_runs(
+    folder: Path | str,  # folder of a scale, such as outputs/cpu
+) -> list | None:  # their names; None if the scale keeps no results, or none of its runs is finished
+    "The finished runs of a scale that its file plans, without those that were added to its folder"
+    folder = whole_path(folder)
+    scale = kept_scale(folder.name)
+    if scale is None:
+        return None
+    finished = finished_runs(folder / 'runs')
+    return [run for run in scale_runs(scale) if run in finished] or None
 
 # %% ../../nbs/library/runs/select.ipynb #load
 def load_runs(

@@ -114,6 +114,13 @@ def test_the_first_thing_on_a_page_is_the_main_claim():
         assert of.startswith(', '.join(map(str, main['seeds'])))
 
 
+@pytest.mark.parametrize('name', [*SCALES, 'mid', 'benchmark'])
+def test_no_tag_is_shown_as_text(name):
+    for cell, data in shown(name).items():
+        html = ''.join(''.join(bundle.get('text/html', '')) for bundle in data)
+        assert not re.search('&lt;/?(p|b|table|ul|li|small|span)\\b', html), cell
+
+
 def test_text_with_a_bar_stays_in_its_cell():
     assert frame_markdown(pd.DataFrame(dict(a=['x|y\nz']))).splitlines()[-1] == '| 0 | x\\|y z |'
     judged = pd.read_csv(OUTPUTS / 'gpu' / 'tables' / 'claims.csv', keep_default_na=False)

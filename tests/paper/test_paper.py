@@ -1,5 +1,6 @@
 "The paper's notebook: the committed tables from the committed records, numbers counted otherwise too"
 
+import json
 import re
 import shutil
 from functools import cache
@@ -73,6 +74,20 @@ def test_the_notebook_makes_what_is_committed(made, scale):
     for name in 'table1', 'claims':
         assert (there / 'frames' / f'{name}.csv').exists() and (there / 'figures' / f'{name}.png').exists()
     found, committed = ((out / 'report.html').read_text('utf-8') for out in (there, here))
+    assert without_pictures(found) == without_pictures(committed)
+
+
+def test_a_run_that_was_added_under_a_label_is_not_on_the_page(made):
+    runs = made / 'outputs' / SCALE / 'runs'
+    added = shutil.copytree(runs / 'cifar10-small_cnn-at_pgd-s0', runs / 'cifar10-small_cnn-mine-s0')
+    facts = json.loads((added / 'run.json').read_text('utf-8'))
+    (added / 'run.json').write_text(json.dumps(facts | dict(run=added.name, label='mine')))
+    config = (added / 'config.yaml').read_text('utf-8')
+    (added / 'config.yaml').write_text(re.sub('^label:.*$', 'label: mine', config, flags=re.M))
+    done = papermill(made, 'paper', scale=SCALE)
+    shutil.rmtree(added)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, committed = ((out / 'outputs' / SCALE / 'report.html').read_text('utf-8') for out in (made, ROOT))
     assert without_pictures(found) == without_pictures(committed)
 
 
@@ -182,10 +197,18 @@ def test_the_report_loads_nothing(scale):
         assert said in section or '<table' not in section or 'Not run' in section, section[:200]
 
 
-def test_one_seed_and_fewer_experiments(made):
+def test_one_seed_and_fewer_experiments(tmp_path):
     "What the paper's own scale has; and a scale that was made smaller is judged by what is left of it"
-    runs = [p.name for p in (made / 'outputs' / SCALE / 'runs').iterdir() if p.name.endswith('-s0')]
-    done = papermill(made, 'paper', 'one.ipynb', runs=runs, parts=['white_box', 'ablation'])
+    made = without_results(tmp_path)
+    out = made / 'outputs' / SCALE
+    runs = [folder.name for folder in (out / 'runs').iterdir() if folder.name.endswith('-s0')]
+    for folder in list((out / 'runs').iterdir()):
+        if folder.name not in runs:
+            shutil.rmtree(folder)
+    for name in 'alignment', 'curvature', 'landscape', 'diversity':
+        for file in out.glob(f'frames/{name}*.csv'):  # each has rows of several seeds
+            file.unlink()
+    done = papermill(made, 'paper', 'one.ipynb', scale=SCALE)
     assert done.returncode == 0, done.stderr[-2000:]
     claims = pd.read_csv(made / 'outputs' / SCALE / 'tables' / 'claims.csv').set_index('key')
     assert (claims.verdict[['C6a', 'C7']] == 'not run').all() and claims.seeds['C1b'] == '1, 1'

@@ -1,12 +1,17 @@
 "The command adt without a kernel: its parser, refusals in one line, where things go, and the list of runs"
 
+import io
 import json
+import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, run
@@ -15,6 +20,7 @@ from adt_repro.base.files import find_nbs, find_root, is_clone
 from adt_repro.base.parameters import ParameterError
 from adt_repro.command import main as command
 from adt_repro.command.main import find_runs, main, make_parser
+from adt_repro.command.terminal import PlainLines, StatusLine, follower
 from adt_repro.planning.progress import trained_share
 from adt_repro.runs.overview import runs_there
 
@@ -170,6 +176,15 @@ def test_the_list_of_runs_agrees_with_the_files(capsys):
         assert ('without weights' in row) == (not file.with_name('weights.safetensors').exists())
 
 
+def put_checkpoint(folder, name, protocol=4, **saved):
+    "A run that was begun, as far as its listing goes"
+    place = folder / 'outputs' / 'demo' / 'runs' / name / 'checkpoint.pt'
+    place.parent.mkdir(parents=True)
+    with zipfile.ZipFile(place, 'w') as archive:
+        archive.writestr('x/data.pkl', pickle.dumps(saved, protocol))
+    return place
+
+
 def test_damaged_and_unfinished_runs_are_listed(folder):
     (put_run(folder, 'demo', 'a') / 'run.json').write_text('{')
     begun = folder / 'outputs' / 'demo' / 'runs' / 'b'
@@ -177,11 +192,32 @@ def test_damaged_and_unfinished_runs_are_listed(folder):
     damaged = folder / 'outputs' / 'demo' / 'runs' / 'c'
     damaged.mkdir()
     (damaged / 'checkpoint.pt').write_bytes(b'PK\x03\x04nothing')
+    pipe = folder / 'outputs' / 'demo' / 'runs' / 'd'
+    pipe.mkdir()
+    os.mkfifo(pipe / 'checkpoint.pt')  # to open it as a file waits for a writer
+    put_checkpoint(folder, 'e', facts=dict(epochs=float('nan'), batch=1), epoch=1, step=0)
+    (folder / 'outputs' / 'other').mkdir()
+    (folder / 'outputs' / 'other' / 'runs').touch()
     assert [(run.run, run.state) for run in runs_there()] == [
         ('a', 'damaged'),
         ('b', 'no checkpoint yet'),
         ('c', 'damaged'),
+        ('d', 'damaged'),
+        ('e', 'damaged'),
     ]
+
+
+def test_a_run_of_another_user_is_listed(folder, monkeypatch):
+    put_run(folder, 'demo', 'a')
+    exists = Path.exists
+
+    def forbidden(path):
+        if path.parent.name == 'a':
+            raise PermissionError(13, 'Permission denied', str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, 'exists', forbidden)
+    assert runs_there(scales=['demo'])[0].state == 'not readable'
 
 
 def test_a_checkpoint_is_read_as_pytorch_reads_it(folder):
@@ -196,21 +232,65 @@ def test_a_checkpoint_is_read_as_pytorch_reads_it(folder):
     assert runs_there()[0].state == f'{100 * share:.0f} %' == '44 %'
 
 
-def test_nothing_in_a_checkpoint_is_executed(folder):
-    import pickle
-    import zipfile
+class Hostile:
+    "What pickle calls when it reads this"
 
-    class Hostile:
-        def __reduce__(self):
-            return eval, ('open("ran", "w")',)
+    def __init__(self, *called):
+        self.called = called
 
-    place = folder / 'outputs' / 'demo' / 'runs' / 'a'
-    place.mkdir(parents=True)
-    with zipfile.ZipFile(place / 'checkpoint.pt', 'w') as archive:
-        archive.writestr(
-            'x/data.pkl', pickle.dumps(dict(facts=dict(epochs=2, batch=1), epoch=1, step=0, x=Hostile()))
-        )
+    def __reduce__(self):
+        return self.called
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize('called', [(eval, ('open("ran", "w")',)), (os.system, ('touch ran',))])
+def test_nothing_in_a_checkpoint_is_executed(folder, protocol, called):
+    saved = dict(facts=dict(epochs=2, batch=1), epoch=1, step=0, x=Hostile(*called))
+    place = put_checkpoint(folder, 'a', protocol, **saved)
     assert runs_there()[0].state == '50 %' and not (folder / 'ran').exists()
+    with zipfile.ZipFile(place) as archive:
+        pickle.loads(archive.read('x/data.pkl'))
+    assert (folder / 'ran').exists()  # as pickle itself does
+
+
+def test_signs_that_the_terminal_lacks(folder):
+    put_run(folder, 'demo', 'a')
+    command = [sys.executable, '-m', 'adt_repro.command.main', 'runs']
+    done = run(*command, cwd=folder, env=dict(os.environ, PYTHONIOENCODING='latin-1'))
+    assert done.returncode == 0 and ' a ' in done.stdout and done.stderr == ''
+
+
+def test_a_reader_that_has_ended_is_no_error(folder):
+    command = [sys.executable, '-m', 'adt_repro.command.main', 'plan', 'cpu']
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b'' and process.wait() == 0
+
+
+def test_a_missing_scale_has_no_report_and_no_folder(folder, capfd):
+    put_run(folder, 'demo', 'a')
+    assert main(['report', 'dem']) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("scale='dem': expected ") and not (folder / 'outputs' / 'dem').exists()
+
+
+def test_outputs_may_be_a_link(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp('disk')
+    put_run(elsewhere, 'demo', 'a')
+    (folder / 'outputs').symlink_to(elsewhere / 'outputs')
+    assert find_runs(['outputs/demo/runs/a']) == ('demo', ['a'])
+
+
+def test_a_terminal_that_cannot_redraw_gets_lines(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    kinds = {}
+    for kind in 'xterm', 'dumb':
+        monkeypatch.setenv('TERM', kind)
+        kinds[kind] = type(follower(Terminal()))
+    assert kinds == dict(xterm=StatusLine, dumb=PlainLines)
 
 
 def test_ctrl_c_says_how_to_go_on(folder, monkeypatch, capsys):

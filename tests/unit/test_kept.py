@@ -15,7 +15,7 @@ from adt_repro.runs.scales import (
     scale_runs,
     transfer_runs,
 )
-from adt_repro.runs.select import check_kept, check_kept_run, label_marks
+from adt_repro.runs.select import check_kept, check_kept_run, label_marks, own_runs
 
 KEPT = 'cpu', 'digits', 'gpu', 'mid'
 ONE_BY_ONE = 'white_box', 'all_images', 'spsa'
@@ -174,6 +174,14 @@ def test_a_kept_run_is_not_trained_anew_with_other_parameters():
     assert said.startswith('epochs=1: expected 15, as in nbs/scales/digits.yaml'), said
     check_kept_run(resolve(own | dict(epochs=1, label='short')))
     check_kept_run(resolve(own | dict(epochs=1, seed=77)))
+
+
+def test_a_kept_scale_has_runs_of_its_own(root):
+    "The folder has another run"
+    outputs = root / 'outputs'
+    for name in KEPT:
+        assert own_runs(outputs / name) == list(scale_runs(kept_scale(name)))
+    assert own_runs(outputs / 'demo') is own_runs(outputs / 'paper') is None
 
 
 def test_a_label_is_in_no_name_that_a_scale_has():
