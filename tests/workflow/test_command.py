@@ -101,6 +101,6 @@ def test_on_a_terminal_stopped_and_continued(project):
 
     status, shown = on_terminal(train, project)
     *_, summary = shown.split('\r\x1b[K')
-    assert status == 0 and 'going on' in shown and 'epoch 1 of 8' not in shown
+    assert status == 0 and 'resumed' in shown and 'epoch 1 of 8' not in shown
     names = [line.split()[0] for line in summary.splitlines()]
     assert names == ['digits-small_cnn-adt_exp-s0:', 'natural', 'fgsm', 'pgd20', 'run', 'notebook', 'next']

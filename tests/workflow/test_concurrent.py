@@ -16,13 +16,14 @@ from helpers import ROOT, papermill, papermill_arguments, small_project
 
 from adt_repro.base.files import lock_file
 
-SMALL = dict(n_test=20)
+TINY = dict(scale='tiny')
+SMALL = TINY | dict(n_test=20)
 CALLS = {
     'white_box': SMALL | dict(attacks=['fgsm', 'pgd20'], draws=2, n_sound=10),
     'spsa': SMALL | dict(samples=[4], steps=4, budget=40),
     'transfer': SMALL | dict(attacks=['pgd20']),
-    'landscape': dict(grid=5, n_images=2, n_samples=10, n_targets=1, n_curvature=2, curvature_steps=5),
-    'diversity': dict(n_images=2, n_samples=10),
+    'landscape': TINY | dict(grid=5, n_images=2, n_samples=10, n_targets=1, n_curvature=2, curvature_steps=5),
+    'diversity': TINY | dict(n_images=2, n_samples=10),
     'train': dict(method='standard', epochs=2, n_train=128, n_test=20, scale='tiny', seed=7),
     'ablation': dict(train='true', scale='tiny', lbd=[0], n_mc=[], inner_steps=[], inner_momentum=[], rho=[])
     | dict(u_max=[], seeds=2, epochs=1, n_train=64, n_test=20, draws=2),
@@ -36,7 +37,11 @@ def project_with_scale(folder):
     root = small_project(folder, *CALLS_OF_ALL)
     (root / 'nbs' / 'scales').mkdir()
     text = (ROOT / 'nbs/scales/digits.yaml').read_text()
-    (root / 'nbs' / 'scales' / 'tiny.yaml').write_text(text.replace('scale: digits', 'scale: tiny'))
+    (root / 'nbs' / 'scales' / 'tiny.yaml').write_text(
+        text.replace('scale: digits', 'scale: tiny').replace(
+            'experiments:\n', 'experiments:\n  kept: false\n'
+        )
+    )
     return root
 
 
