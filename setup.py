@@ -12,6 +12,13 @@ ini.read(here / 'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 
 
+def files_of_the_wheel(nbs):
+    "The experiments' notebooks, the scales and the published tables in the folder nbs; no hidden files, no folders"
+    found = [*nbs.glob('*.ipynb'), *nbs.glob('scales/*'), *nbs.glob('published/*')]
+    shown = [file for file in found if file.is_file() and not file.name.startswith('.')]
+    return sorted(file for file in shown if file.name != 'index.ipynb')  # the site's home is no experiment
+
+
 class BuildWithNotebooks(build_py):
     "Puts the experiments' notebooks, the scales and the published tables into the wheel, as adt_repro/_nbs/"
 
@@ -20,11 +27,10 @@ class BuildWithNotebooks(build_py):
         if self.editable_mode:  # a clone has them in nbs/
             return
         nbs, package = here / 'nbs', Path(self.build_lib) / cfg['lib_path']
-        for file in sorted([*nbs.glob('*.ipynb'), *nbs.glob('scales/*'), *nbs.glob('published/*')]):
-            if file.name != 'index.ipynb':  # the site's home is no experiment
-                target = package / '_nbs' / file.relative_to(nbs)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self.copy_file(str(file), str(target))
+        for file in files_of_the_wheel(nbs):
+            target = package / '_nbs' / file.relative_to(nbs)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(file), str(target))
 
 
 setup(

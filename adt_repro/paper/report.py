@@ -6,7 +6,7 @@
 __all__ = ['CIFAR10_TEST', 'REAL', 'VERDICTS', 'MEANINGS', 'CELL_MEANINGS', 'CONDITIONS', 'paper_settings', 'same_setting',
            'latest_scale', 'table1_cells', 'setting_line', 'scale_line', 'lost_to_attacks', 'weakest_table', 'fill',
            'Look', 'legend_html', 'table1_html', 'claims_html', 'table1_markdown', 'claims_table', 'frame_markdown',
-           'claims_markdown', 'inline', 'page']
+           'inline', 'page']
 
 # %% ../../nbs/library/paper/report.ipynb #imports
 import base64
@@ -482,15 +482,6 @@ def frame_markdown(
     lines = [[table.index.name or '', *table.columns], ['---'] * (1 + len(table.columns))]
     lines += [[index, *values] for index, values in zip(table.index, table.values, strict=True)]
     return '\n'.join(f'| {" | ".join(map(_markdown_cell, line))} |' for line in lines)
-
-
-def claims_markdown(
-    judged: pd.DataFrame,  # as returned by `judge`
-) -> str:  # Markdown: a table of the claims that have records, and a line that lists the others
-    "The outcome of the claims, in Markdown"
-    missing = judged.key[judged.verdict == 'not run']
-    text = frame_markdown(claims_table(judged))
-    return f'{text}\n\nNot run here: {", ".join(missing)}.' if len(missing) else text
 
 # %% ../../nbs/library/paper/report.ipynb #saved-picture
 _MOST_PIXELS = 5 * 10**7  # in a figure; at 110 dots per inch, a square of 64 inches

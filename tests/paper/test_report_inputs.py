@@ -32,7 +32,8 @@ from adt_repro.paper.drawings import rows_run
 from adt_repro.paper.evidence import PARTS, read_evidence, run_table
 from adt_repro.paper.report import (
     claims_html,
-    claims_markdown,
+    claims_table,
+    frame_markdown,
     inline,
     legend_html,
     lost_to_attacks,
@@ -184,7 +185,7 @@ def page_of(root, scale='digits'):
         report.add('Plane', inline(folder / 'figures' / 'landscape_plane.png', 'The plane'))
     write_report(report, folder / 'report.html')
     page = (folder / 'report.html').read_text()
-    return page + table1_markdown(cells, said) + claims_markdown(judged)
+    return page + table1_markdown(cells, said) + frame_markdown(claims_table(judged))
 
 
 def test_the_small_project_is_read(project):

@@ -371,7 +371,7 @@ def test_end_of_entropy(ends, word):
 
 
 def test_weakest_column_is_a_description():
-    "PGD-100 fells what C&W leaves: the worst case is the weaker of the two"
+    "PGD-100 misclassifies images that C&W leaves: the worst case is the weaker of the two"
     e = scale(3, standard=dict.fromkeys(USUAL, 0.01), adt_exp={})
     e = replace(e, found=outcomes(e.rows, e.runs))
     gaps = weakest_columns(e, PAPER).set_index('row')
@@ -433,7 +433,7 @@ def test_black_boxes(key, attack, sources, points, seeds, word):
 
 
 def test_only_transferred_attacks_that_all_targets_met():
-    "at_pgd met one more, which fells everything: it does not count"
+    "at_pgd met one more, which misclassifies every image: it does not count"
     e = scale(3, 50, adt_exp={})
     rows = black_box(e, 0, 'mim', ['standard-s0'], np.random.default_rng(5))
     more = rows[rows.run.str.startswith('at_pgd')].assign(source='trades-s0', pred=0)

@@ -3,10 +3,12 @@
 import configparser
 import json
 import re
+import runpy
 from importlib.metadata import requires, version
 
 import nbformat
 import pytest
+import setuptools
 from helpers import ROOT, copy_files, files_of_git, tool
 from mutations import FAULTS, notebook_of
 from packaging.requirements import Requirement
@@ -102,6 +104,21 @@ def test_settings_ini_is_the_single_source():
         + (ROOT / 'setup.py').read_text()
     )
     assert not [r for r, _ in declared if re.search(rf'\b{r}\b\s*[<>=~]=', others)]
+
+
+def test_the_wheel_takes_no_folders_and_no_hidden_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(setuptools, 'setup', lambda **_: None)  # nothing is built
+    files_of_the_wheel = runpy.run_path(str(ROOT / 'setup.py'))['files_of_the_wheel']
+    wanted = ['paper.ipynb', 'published/table1.csv', 'scales/cpu.yaml', 'scales/schema.json']
+    hidden = ['.ipynb', '.a.ipynb', 'scales/.b.yaml', 'published/.c']
+    for name in [*wanted, *hidden, 'index.ipynb']:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for folder in 'x.ipynb', 'scales/.ipynb_checkpoints', 'scales/old', 'published/.ipynb_checkpoints':
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'cpu.yaml').touch()
+    found = [file.relative_to(tmp_path).as_posix() for file in files_of_the_wheel(tmp_path)]
+    assert found == wanted
 
 
 def test_torch_and_torchvision_belong_together():

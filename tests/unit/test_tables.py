@@ -181,7 +181,7 @@ def test_what_is_no_file(tmp_path):
 
 
 def ended(*command):
-    "What a command says within a minute; a command that hangs or asks for all memory has nothing to say"
+    "What a command prints within a minute, or another text if it hangs or asks for too much memory"
 
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
