@@ -350,7 +350,7 @@ _COMMANDS = {
     'export': _export_run,
 }
 
-
+# %% ../../nbs/library/command/main.ipynb #main-call
 def main(
     args: list,  # of the command line, without the program's name
 ) -> int:  # exit status: 0; 1 where a line says what is wrong; 130 after Ctrl-C
