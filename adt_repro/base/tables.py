@@ -97,6 +97,8 @@ def _place_of(path):
     "The list that names a file, and the file's name there; None if there is no such list"
     path = Path(os.path.abspath(path))
     parents = [*path.parents]
+    if '.' in path.stem:  # a label
+        return None
     if path.parent.name in _SCALE_FOLDERS:
         scale = parents[1]
     elif len(parents) > 2 and parents[1].name == 'runs' and _is_of_run(path.name):

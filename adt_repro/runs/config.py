@@ -661,7 +661,9 @@ _PAPER = dict(
         maybe(word()), None, 'scale whose records are used; default the latest real scale that has any'
     ),
     runs=Parameter(
-        maybe(several(word(), most=10_000)), None, 'names of the runs to include; default all finished ones of its plan'
+        maybe(several(word(), most=10_000)),
+        None,
+        'names of the runs to include; default all finished ones of its plan',
     ),
     parts=Parameter(
         maybe(several(one_of(*EXPERIMENTS))),

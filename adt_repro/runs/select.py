@@ -314,8 +314,11 @@ def check_kept_run(
     "Raise a `ParameterError` if training would replace a run of a scale that keeps its results"
     scale = kept_scale(config['scale'])
     run = run_name(config)
-    if scale is None or run not in scale_runs(scale):
+    if scale is None or (run not in scale_runs(scale) and config['label']):
         return
+    if run not in scale_runs(scale):
+        planned = f'a run of its plan, by -f nbs/scales/{scale.name}.yaml'
+        refuse('scale', scale.name, f'{planned}, because its results are kept; or -p label NAME')
     defaults = {name: PARAMETERS['train'][name].default for name in RULES}
     given = {k: v for k, v in json.loads(call_parameters(scale, 'train', run)).items() if k in RULES}
     device = pick_device(config['device'])
@@ -328,14 +331,14 @@ def check_kept_run(
 # %% ../../nbs/library/runs/select.ipynb #own-runs
 def own_runs(
     folder: Path | str,  # folder of a scale, such as outputs/cpu
-) -> list | None:  # their names; None if the scale keeps no results, or none of its runs is finished
+) -> list | None:  # their names; None if the scale keeps no results
     "The finished runs of a scale that its file plans, without those that were added to its folder"
     folder = whole_path(folder)
     scale = kept_scale(folder.name)
     if scale is None:
         return None
     finished = finished_runs(folder / 'runs')
-    return [run for run in scale_runs(scale) if run in finished] or None
+    return [run for run in scale_runs(scale) if run in finished]
 
 # %% ../../nbs/library/runs/select.ipynb #load
 def load_runs(
