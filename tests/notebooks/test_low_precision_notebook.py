@@ -60,7 +60,7 @@ def test_white_box_sets_them_side_by_side(project):
         assert r.n == 20 and r.bf16 == pytest.approx(a.mean()) and r.fp32 == pytest.approx(b.mean())
         assert r.gap == pytest.approx(100 * (a.mean() - b.mean())) and r.lo <= r.gap <= r.hi
         assert (r._9, r._10) == ((~a & b).sum(), (a & ~b).sum())
-    assert 'felled by fp32 only' in outputs_of(project[0] / 'b.ipynb')
+    assert 'misclassified under fp32 only' in outputs_of(project[0] / 'b.ipynb')
     assert (pd.read_csv(out / 'tables' / 'white_box_bf16.low.csv').precision == 'bf16').all()
 
 

@@ -107,7 +107,7 @@ def test_many_seeds_are_measured_and_one_of_each_row_is_pictured(project, give_t
     'notebook, params, line',
     [
         ('landscape', dict(grid=4), 'grid=4: expected an odd whole number'),
-        ('diversity', dict(runs=['nothing-*']), "runs='nothing-*': expected"),
+        ('diversity', dict(scale='tiny', runs=['nothing-*']), "runs='nothing-*': expected"),
         ('ablation', dict(train=True, rho=[-30]), 'rho=[-30]: expected'),
         (
             'ablation',

@@ -155,9 +155,9 @@ def digits(tmp_path_factory):
 
 
 def test_claims_of_the_paper_with_a_declared_one(digits):
-    done = papermill(digits, 'power', scale='digits', repeats=20)
+    done = papermill(digits, 'power', scale='digits', repeats=20, label='few')
     assert done.returncode == 0, done.stderr
-    table = pd.read_csv(digits / 'outputs' / 'digits' / 'tables' / 'power.csv').set_index('key')
+    table = pd.read_csv(digits / 'outputs' / 'digits' / 'tables' / 'power.few.csv').set_index('key')
     assert table.loc['C1', ['effect', 'effect_source']].tolist() == [3, 'declared']
     assert table.alpha['C1'] == 0.025 and (table.alpha.drop('C1') < 0.025).all()
     assert (

@@ -2,9 +2,11 @@
 
 import json
 
+import pandas as pd
 import pytest
 from helpers import ROOT, cells_of, refusal
 
+from adt_repro.base.tables import SUMS, read_sums, write_table
 from adt_repro.runs.config import PARAMETERS
 from adt_repro.runs.scales import (
     all_files,
@@ -173,7 +175,26 @@ def test_a_kept_run_is_not_trained_anew_with_other_parameters():
     said = refusal(check_kept_run, resolve(own | dict(epochs=1)))
     assert said.startswith('epochs=1: expected 15, as in nbs/scales/digits.yaml'), said
     check_kept_run(resolve(own | dict(epochs=1, label='short')))
-    check_kept_run(resolve(own | dict(epochs=1, seed=77)))
+
+
+@pytest.mark.parametrize('change', [dict(seed=77), dict(method='noise', rows=None)], ids=['seed', 'method'])
+def test_a_run_that_is_not_planned_needs_a_label(change):
+    "With the parameters of the scale, or by a command that names the scale only"
+    from adt_repro.runs.config import RULES
+    from adt_repro.runs.resolve import resolve
+
+    given = {name: PARAMETERS['train'][name].default for name in RULES} | dict(scale='digits') | change
+    said = refusal(check_kept_run, resolve(given))
+    assert said.startswith("scale='digits': expected a run of its plan"), said
+    check_kept_run(resolve(given | dict(label='mine')))
+    check_kept_run(resolve(given | dict(scale='demo')))
+
+
+def test_a_file_with_a_label_is_not_in_the_list_of_a_scale(tmp_path):
+    write_table(pd.DataFrame(dict(a=[1])), tmp_path / 'tables' / 'white_box.csv')
+    write_table(pd.DataFrame(dict(a=[1])), tmp_path / 'tables' / 'white_box.few.csv')
+    assert list(read_sums(tmp_path / SUMS)) == ['tables/white_box.csv']
+    assert len(pd.read_csv(tmp_path / 'tables' / 'white_box.few.csv')) == 1
 
 
 def test_a_kept_scale_has_runs_of_its_own(root):
@@ -181,7 +202,7 @@ def test_a_kept_scale_has_runs_of_its_own(root):
     outputs = root / 'outputs'
     for name in KEPT:
         assert own_runs(outputs / name) == list(scale_runs(kept_scale(name)))
-    assert own_runs(outputs / 'demo') is own_runs(outputs / 'paper') is None
+    assert own_runs(outputs / 'demo') is None and own_runs(outputs / 'paper') == []
 
 
 def test_a_label_is_in_no_name_that_a_scale_has():
