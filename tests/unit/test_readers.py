@@ -26,6 +26,7 @@ EXPECTED = {
     "adt_repro/paper/report.py: Image.open(BytesIO(content), formats=['PNG'])",
     'adt_repro/paper/report.py: Image.open(drawn)',
     "adt_repro/analysis/style.py: Pixels.open(BytesIO(_drawn(fig, 'png', dpi=dpi)))",
+    'adt_repro/command/main.py: os.open(os.devnull, os.O_WRONLY)',
     'adt_repro/runs/overview.py: archive.open(entry)',
     "adt_repro/runs/scales.py: json.loads(call_parameters(scale, notebook, '' if notebook in _FOR_EACH_RUN else None))",
     'adt_repro/runs/scales.py: json.loads(json.dumps(check_table(values, rules_of(bearing))))',
