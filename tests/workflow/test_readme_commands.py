@@ -26,7 +26,7 @@ SHORT = {
     'adt evaluate digits-small_cnn-adt_exp-s0 digits-small_cnn-at_pgd-s0': ATTACKS,
     'adt train adt_exp -p lbd 0.1 -p label adt_exp-lbd01': QUICK,
     'adt train adt_exp -p max_minutes 30': QUICK,
-    'adt notebook landscape -p scale demo': [
+    'adt notebook landscape -p scale demo -y "runs: [digits-small_cnn-adt_exp-s0]"': [
         *'-p n_images 2 -p grid 3 -p n_samples 2 -p n_targets 1 -p n_curvature 2 -p curvature_steps 2'.split()
     ],
     'adt export digits-small_cnn-adt_exp-s0 exported': [],
@@ -40,6 +40,7 @@ ELSEWHERE = {
     'uv run .ci/docs.py && python -m http.server -d _docs': '.github/workflows/ci.yml',
     'uv run snakemake --cores 2 --config scale=demo': 'below',
     'pip install FOLDER_OF_THE_CLONE': 'tests/workflow/test_packaging.py',
+    'uv run python': 'tests/unit/test_readme.py',
 }
 
 
