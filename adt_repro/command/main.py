@@ -213,10 +213,10 @@ def find_runs(
     scale: str = None,  # where they are; None: the only scale that has such runs
 ) -> tuple:  # the scale, and a list of names, each once
     "Finished runs with their weights; a `ParameterError` where there are none, or in several scales"
-    found = []
+    there, found = runs_there(), []
     for text in asked:
         own, pattern = _split_folder(text)
-        fits = [run for run in runs_there() if run.scale in (own or scale or run.scale)]
+        fits = [run for run in there if run.scale in (own or scale or run.scale)]
         ready = [run for run in fits if _is_ready(run, pattern)]
         if not ready:
             _refuse_run(text, pattern, fits)
