@@ -223,7 +223,8 @@ def _same_task(folder, name):
         config = read_config(runs / run)
         return config['dataset'], config['eps']
 
-    return [run for run in _runs_with_weights(folder) if run != name and task(run) == task(name)]
+    own = task(name)
+    return [run for run in _runs_with_weights(folder) if run != name and task(run) == own]
 
 # %% ../../nbs/library/runs/select.ipynb #default-pairs
 def default_pairs(
