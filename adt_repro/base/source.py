@@ -268,6 +268,8 @@ class SourceError(LookupError):
 
 def _statements(module, name, choices):
     "The statements behind a definition or a cell, those of a table by choice"
+    if name == '#*':
+        return [statement for cell in module.cells.values() for statement in cell]
     if name.startswith('#'):
         return module.cells.get(name[1:])
     found, choice = module.definitions.get(name), choices.get(f'{module.name}.{name}')
@@ -287,7 +289,7 @@ def _is_stopped(module, name, stops):
 
 # %% ../../nbs/library/base/source.ipynb #reached
 def reached(
-    *entries: str,  # definitions such as attacks.gradient.pgd, or cells of a notebook such as white_box#suite
+    *entries: str,  # definitions such as attacks.gradient.pgd, or cells such as white_box#suite, white_box#* for all
     choices: dict = None,  # for a table such as methods.table.METHODS, the names of the entries that count
     stops: tuple = (),  # modules or definitions that neither count nor are followed
     root: Path | str = None,  # folder with adt_repro/ and nbs/; None: those of this package
