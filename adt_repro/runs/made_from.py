@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..base.files import find_nbs, open_regular
 from ..base.parameters import check_table
-from ..base.source import reach_digest, reached
+from ..base.source import Reader, reach_digest, reached
 from ..base.yaml_files import read_json, read_yaml
 from .config import ATTACK_NAMES, PARAMETERS, RULES, rules_of
 from .scales import Scale, all_files, call_parameters, runs_of, scale_runs
@@ -121,39 +121,60 @@ _OF_OTHER_RUNS = dict(
 )
 
 # %% ../../nbs/library/runs/made_from.ipynb #units-figures
-def _figures(notebook, common, **cells):
-    "For each name of a figure, the units of its numbers and of its picture; `cells` are those of the numbers"
-    found = {}
-    for name, (numbers, uses) in cells.items():
-        frame, picture = f'frames/{name}.csv', f'figures/{name}.png'
-        code = tuple(f'{notebook}#{cell}' for cell in [*common, *numbers])
-        found[name] = Unit((frame,), (*code, 'base.tables.write_table'), tuple(uses))
-        found[f'{name}-figure'] = Unit(
-            (picture,), (f'{notebook}#{name}-figure',), (), (frame,), networks=False
-        )
-    return found
+def _figure(notebook, name, numbers, picture, uses):
+    "The units of a figure's numbers and of its picture; both are given as names of cells"
+    code = tuple(f'{notebook}#{cell}' for cell in numbers)
+    frame = f'frames/{name}.csv'
+    drawing = tuple(f'{notebook}#{cell}' for cell in picture)
+    return {
+        name: Unit((frame,), (*code, 'base.tables.write_table'), uses),
+        f'{name}-figure': Unit((f'figures/{name}.png',), drawing, (), (frame,), networks=False),
+    }
 
 
+_SURFACE = ('surface', 'surface-frame')
 _OF_FIGURES = dict(
-    landscape=_figures(
+    landscape=_figure(
+        'landscape', 'landscape', _SURFACE, ['surface-figure'], ('image', 'radius', 'grid', 'seed')
+    )
+    | _figure(
         'landscape',
-        ['runs'],
-        landscape=(['surface', 'surface-frame'], ['image', 'radius', 'grid', 'seed']),
-        landscape_plane=(['plane-points', 'plane-frame'], ['image', 'n_samples', 'n_targets', 'seed']),
-        alignment=(['alignment'], ['n_images', 'n_samples', 'n_targets', 'seed']),
-        curvature=(['curvature'], ['n_curvature', 'curvature_steps', 'seed']),
+        'landscape_plane',
+        ['plane-points', 'plane-frame'],
+        ['plane-ground', 'plane'],
+        ('image', 'n_samples', 'n_targets', 'seed'),
+    )
+    | _figure(
+        'landscape',
+        'alignment',
+        ['attacks', 'alignment'],
+        ['alignment-figure'],
+        ('n_images', 'n_samples', 'n_targets', 'seed'),
+    )
+    | _figure(
+        'landscape',
+        'curvature',
+        ['curvature'],
+        ['curvature-figure'],
+        ('n_curvature', 'curvature_steps', 'seed'),
     )
     | dict(
         along=Unit(
             ('frames/landscape_along.csv',), ('landscape#surface-along',), ('radius', 'grid', 'n_curvature')
         )
     ),
-    diversity=_figures(
+    diversity=_figure(
+        'diversity', 'diversity_samples', ['samples', 'colours'], ['look'], ('image', 'n_samples', 'seed')
+    )
+    | _figure(
         'diversity',
-        ['runs'],
-        diversity_samples=(['samples', 'colours'], ['image', 'n_samples', 'seed']),
-        diversity_measures=(['measures'], ['n_images', 'n_samples', 'seed']),
-        diversity_map=(['samples', 'map-points'], ['image', 'n_samples', 'seed']),
+        'diversity_measures',
+        ['measures'],
+        ['measures-figure'],
+        ('n_images', 'n_samples', 'seed'),
+    )
+    | _figure(
+        'diversity', 'diversity_map', ['samples', 'map-points'], ['map'], ('image', 'n_samples', 'seed')
     ),
 )
 
@@ -335,7 +356,7 @@ def planned_units(
     return found
 
 # %% ../../nbs/library/runs/made_from.ipynb #stops
-_STOPS = (
+_STOPS = {
     'base.parameters',
     'base.files',
     'base.tables',
@@ -355,23 +376,25 @@ _STOPS = (
     'models.weights',
     'training.loop.Progress',
     'analysis.style.show_figure',
-)
-_FILES_OF_RUNS = (  # for all but training: what these read is counted by its content
+}
+_FILES_OF_RUNS = {  # for all but training: what these read is counted by its content
     'runs.resolve.resolve',
     'runs.resolve.start_run',
     'runs.resolve.decide',
     'runs.store.read_config',
     'runs.store.read_facts',
     'runs.store.read_history',
-)
-_OF_RUN_FOLDERS = tuple(
+}
+_OF_RUN_FOLDERS = {
     f'runs.store.{name}'
     for name in 'provenance run_folder save_run lock_run open_outputs close_outputs check_file resume'.split()
-)
+}
+_STOPS_OF_TRAINING = frozenset(_STOPS | _OF_RUN_FOLDERS)
+_STOPS_OF_OTHERS = frozenset(_STOPS_OF_TRAINING | _FILES_OF_RUNS)
 
 # %% ../../nbs/library/runs/made_from.ipynb #rows
 _ROW_CODE = dict(
-    white_box=('white_box#suite', 'white_box#evaluate'),
+    white_box=('white_box#suite', 'white_box#distributions', 'white_box#extras', 'white_box#evaluate'),
     all_images=('all_images#evaluate',),
     spsa=('spsa#plan', 'spsa#run'),
     transfer=('transfer#run', 'transfer#run-transfer'),
@@ -443,6 +466,7 @@ class Present:
         self.folder = Path(folder)
         self.root = None if root is None else Path(root)
         self.digests = {}  # by name of a file, its digest
+        self.reader = Reader(root)
         self.code = {}  # by entries and choices, the definitions that are reached
         self.runs = {}  # by run, its parameters and facts
 
@@ -521,7 +545,7 @@ def _reached(present, code, choices, stops):
     "The definitions that some code reaches, and one digest of them"
     key = code, tuple(sorted((table, *sorted(chosen)) for table, chosen in choices.items())), stops
     if key not in present.code:
-        found = reached(*code, choices=choices, stops=stops, root=present.root)
+        found = reached(*code, choices=choices, stops=stops, reader=present.reader)
         present.code[key] = found, reach_digest(found)
     return present.code[key]
 
@@ -551,7 +575,7 @@ def _row_facts(present, unit, given, configs):
     for attack in attacks_of(unit.rows, given):
         choices = _choices(configs, attack)
         code = (*_ROW_CODE[unit.rows], *_LOADING)
-        found, digest = _reached(present, code, choices, (*_STOPS, *_FILES_OF_RUNS, *_OF_RUN_FOLDERS))
+        found, digest = _reached(present, code, choices, _STOPS_OF_OTHERS)
         kind = attack.rstrip('0123456789') if attack.startswith('spsa') else attack
         rows[attack] = _short([digest, _uses(given, ('seed', 'precision', *_ROW_USES.get(kind, ())))])
         definitions |= found
@@ -566,9 +590,7 @@ def made_from(
     "What a unit is made from now, and the digests of the definitions that its code reaches"
     given = read_parameters(unit.notebook, given)
     configs, facts, definitions = _configs_of(present, unit, given), {}, {}
-    stops = (
-        _STOPS + _OF_RUN_FOLDERS if unit.notebook == 'train' else _STOPS + _FILES_OF_RUNS + _OF_RUN_FOLDERS
-    )
+    stops = _STOPS_OF_TRAINING if unit.notebook == 'train' else _STOPS_OF_OTHERS
     if unit.code:
         definitions, facts['code'] = _reached(present, unit.code, _choices(configs), stops)
     if unit.rows:
