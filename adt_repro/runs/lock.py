@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'read_lock', 'note_units', 'why_stale', 'stale_rows', 'stale_units', 'Making', 'begin_units', 'true_rows',
-           'finish_units']
+           'finish_units', 'adopt_units', 'stale_lines', 'main']
 
 # %% ../../nbs/library/runs/lock.ipynb #imports
 import argparse
@@ -14,12 +14,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..base.files import find_nbs, find_root
-from ..base.parameters import ParameterError, refuse, shown
+from ..base.files import find_nbs
+from ..base.parameters import ParameterError, refuse
 from ..base.tables import TableError, read_bytes, write_text
 from adt_repro.runs.made_from import (
     Present,
-    bound_unit,
     content_digest,
     made_from,
     matching_files,
@@ -89,6 +88,7 @@ def note_units(
     folder: Path | str,  # of a scale
     entries: dict,  # by name of a unit, its entry
     definitions: dict,  # by name, the digest of each definition that these units reach
+    replace: bool = False,  # leave out the definitions that were noted before?
 ):
     "Write some entries into the lock of a scale, which other processes may write too"
     folder = Path(folder)
@@ -98,6 +98,7 @@ def note_units(
         with guard:
             lock = read_lock(folder)
             units = lock['units'] | entries
+            lock['definitions'] = {} if replace else lock['definitions']
             _write(folder, dict(definitions=_with_definitions(lock, definitions), units=units))
     except Timeout:
         raise ParameterError(
@@ -116,7 +117,7 @@ def _changed_code(definitions, lock):
 
 _WORDS = dict(
     parameters='other parameters', weights='other weights', config='other parameters of its runs',
-    data='other data', files='other files that it is made from',
+    data='other data', made_of='other files that it is made from',
 )  # fmt: skip
 
 
@@ -184,7 +185,9 @@ def stale_units(
     for unit, given in planned_units(scale):
         entry = lock['units'].get(unit.name)
         facts, definitions = made_from(present, unit, given)
-        reasons = _waits_for(present, unit, stale) + _changed_files(present, unit, entry)
+        reasons = _changed_files(present, unit, entry)
+        if entry is not None:
+            reasons += _waits_for(present, unit, stale)
         if not any(reason.endswith('is missing') for reason in reasons):
             reasons += why_stale(entry, facts, definitions, lock)
         if reasons:
@@ -278,10 +281,90 @@ def finish_units(
     for unit in making.units:
         before, reached = making.facts[unit.name]
         now, _ = made_from(present, unit, making.given)
-        facts = before | {name: now[name] for name in ('files', 'weights', 'config', 'data') if name in now}
+        facts = before | {name: now[name] for name in ('made_of', 'weights', 'config', 'data') if name in now}
         entry = _entry(present, unit, facts)
         if entry['files']:
             entries[unit.name] = entry
             definitions |= reached
     if entries:
         note_units(making.folder, entries, definitions)
+
+# %% ../../nbs/library/runs/lock.ipynb #adopt
+def adopt_units(
+    scale: Scale,  # as returned by `read_scale`
+    folder: Path | str,  # of its files
+    why: str,  # one line, such as "audit of 600 rows: all agree"
+    names: list = None,  # units, by name or by the start of their names; None: all that are stale
+) -> list:  # names of the units that were adopted
+    "Note stale units as if their files had been made now; those with a missing file are left out"
+    if not why.strip() or not why.isprintable():
+        refuse('why', why, 'one line that says how the files were checked')
+    lock, present, entries, definitions = read_lock(folder), Present(folder), {}, {}
+    for unit, given in planned_units(scale):
+        is_chosen = names is None or any(unit.name.startswith(name) for name in names)
+        if not is_chosen or any(content_digest(present, file) is None for file in unit.files):
+            continue
+        facts, reached = made_from(present, unit, given)
+        entry = lock['units'].get(unit.name)
+        if _changed_files(present, unit, entry) or why_stale(entry, facts, reached, lock):
+            entries[unit.name] = _entry(present, unit, facts) | dict(adopted=why)
+        definitions |= reached
+    note_units(folder, entries, definitions, replace=names is None)
+    return list(entries)
+
+# %% ../../nbs/library/runs/lock.ipynb #parser
+def _parser():
+    parser = argparse.ArgumentParser(
+        'python -m adt_repro.runs.lock',
+        description='Say which files of a scale would not come out again from what is there, and why',
+    )
+    parser.add_argument('folder', metavar='FOLDER', help='folder of a scale, such as outputs/cpu')
+    parser.add_argument('--adopt', metavar='WHY', help='note all stale files as if they had been made now')
+    return parser
+
+
+def stale_lines(
+    stale: dict,  # as returned by `stale_units`
+) -> list:  # of texts, one for each group of units that are stale for the same reasons
+    "What is stale and why, in few lines"
+    groups = {}
+    for unit, reasons in stale.values():
+        why = '; '.join(reasons)
+        run = unit.name.split('/')[2:]
+        if run:
+            why = why.replace(run[0], '<run>')
+        groups.setdefault((*unit.name.split('/')[:2], why), []).append(unit)
+    lines = []
+    for (*_, why), units in groups.items():
+        files = [file for unit in units for file in unit.files]
+        more = f' and {len(files) - 1} more files' if len(files) > 1 else ''
+        lines.append(f'{files[0]}{more}: {why}')
+    return lines
+
+# %% ../../nbs/library/runs/lock.ipynb #main
+def main(
+    args: list,  # of the command line: the folder of a scale
+) -> int:  # 0 if nothing is stale, 1 if something is, 2 after a line that says what is wrong
+    "Print what is stale in the folder of a scale"
+    options = _parser().parse_args(args)
+    folder = Path(options.folder)
+    file = find_nbs() / 'scales' / f'{folder.name}.yaml'
+    try:
+        if not folder.is_dir() or not file.exists():
+            refuse('folder', options.folder, 'the folder of a scale that has a file in nbs/scales/')
+        scale = read_scale(file)
+        if options.adopt is not None:
+            print(f'{len(adopt_units(scale, folder, options.adopt))} units adopted')
+        stale = stale_units(scale, folder)
+    except ParameterError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(
+        '\n'.join(stale_lines(stale))
+        or f'{folder.name}: every file is as its code, networks and parameters make it'
+    )
+    return 1 if stale else 0
+
+
+if __name__ == '__main__' and '__file__' in globals():  # not in a notebook
+    sys.exit(main(sys.argv[1:]))

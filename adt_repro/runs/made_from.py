@@ -586,7 +586,7 @@ def made_from(
     present: Present,  # of the scale
     unit: Unit,  # bound, see `bound_unit`
     given: dict,  # parameters of the call
-) -> tuple:  # (plain values by kind: code, parameters, weights, config, data, files, rows; definitions)
+) -> tuple:  # (plain values by kind: code, parameters, weights, config, data, made_of, rows; definitions)
     "What a unit is made from now, and the digests of the definitions that its code reaches"
     given = read_parameters(unit.notebook, given)
     configs, facts, definitions = _configs_of(present, unit, given), {}, {}
@@ -600,7 +600,7 @@ def made_from(
         facts |= _networks_facts(present, unit.runs)
     if unit.made_of:
         names = sorted({name for pattern in unit.made_of for name in matching_files(present, pattern)})
-        facts['files'] = _short(
+        facts['made_of'] = _short(
             {name: content_digest(present, name) for name in names if name not in unit.files}
         )
     return facts, definitions
