@@ -319,14 +319,18 @@ def reached(
     stops: frozenset = frozenset(),  # modules or definitions that neither count nor are followed
     reader: Reader = None,  # what has been read before; None: everything is read now
 ) -> dict:  # by definition (or cell), in order of the names: 12 hexadecimal digits
-    "The digest of every definition that some code reaches; a `SourceError` if an entry does not exist"
+    """The digest of every definition that some code reaches; a `SourceError` if an entry does not exist
+
+    A table of which only some entries count has their names in brackets behind its own."""
     reader, choices = reader or Reader(), choices or {}
     left, found = [_start(entry) for entry in entries], {}
     while left:
         module, name = left.pop()
         label = module[1:] + name if name.startswith('#') else f'{module}.{name}'
-        if label not in found and not _is_stopped(label, stops):
-            found[label], targets = _definition(reader, module, name, label, choices.get(label))
+        choice = choices.get(label)
+        named = label if choice is None else f'{label}[{", ".join(sorted(choice))}]'
+        if named not in found and not _is_stopped(label, stops):
+            found[named], targets = _definition(reader, module, name, label, choice)
             left += targets
     return dict(sorted(found.items()))
 

@@ -109,7 +109,9 @@ def note_units(
 def _changed_code(definitions, lock):
     "The definitions that differ from the lock, as text"
     noted = lock['definitions']
-    changed = [name for name, digest in definitions.items() if noted.get(name) != [digest]]
+    changed = [name for name, digest in definitions.items() if digest not in noted.get(name, [])]
+    if not changed:  # it was noted by another unit, later
+        changed = [name for name, digest in definitions.items() if len(noted[name]) > 1]
     if not changed:
         return 'some code is no longer used'
     return ', '.join(changed[:3]) + (f' and {len(changed) - 3} more' if len(changed) > 3 else '')

@@ -29,23 +29,23 @@ class Unit:
     uses: tuple = ()  # parameters of the notebook
     made_of: tuple = ()  # names of other files that are read; a * stands for any text
     networks: bool = True  # are the runs' networks used?
-    rows: str = ''  # for a record, the kind of its attacks, see `ROW_CODE`
+    rows: str = ''  # for a record, the kind of its attacks: white_box, all_images, spsa, transfer
+    attacks: tuple = ()  # for other files, the attacks and distributions that are used
     name: str = ''  # such as white_box/records/digits-small_cnn-at_pgd-s0
     notebook: str = ''  # the experiment, such as white_box
     runs: tuple = ()  # names of the runs whose networks are used
 
 # %% ../../nbs/library/runs/made_from.ipynb #units-runs
 _TRAIN_USES = tuple(name for name in RULES if name not in ('device', 'data_root', 'scale', 'label'))
+_RUN_FILES = 'weights.safetensors', 'config.yaml', 'history.csv', 'run.json'
 _OF_RUNS = dict(
     train=dict(
         run=Unit(
-            ('runs/{run}/weights.safetensors', 'runs/{run}/config.yaml', 'runs/{run}/history.csv'),
+            tuple(f'runs/{{run}}/{file}' for file in _RUN_FILES),
             (
                 'train#checked',
                 'train#prepare',
                 'train#train',
-                'train#evaluate',
-                'train#save',
                 'runs.resolve.resolve',
             ),
             _TRAIN_USES,
@@ -77,6 +77,7 @@ _OF_RUNS = dict(
             ('white_box#distribution', 'white_box#distribution-table', 'white_box#distributions'),
             ('draws', 'generator', 'seed', 'n_test', 'limits', 'cascade'),
             ('records/white_box{low}-{run}.parquet',),
+            attacks=('distribution', 'generator'),
         ),
     ),
 )
@@ -121,17 +122,18 @@ _OF_OTHER_RUNS = dict(
 )
 
 # %% ../../nbs/library/runs/made_from.ipynb #units-figures
-def _figure(notebook, name, numbers, picture, uses):
+def _figure(notebook, name, numbers, picture, uses, attacks=()):
     "The units of a figure's numbers and of its picture; both are given as names of cells"
     code = tuple(f'{notebook}#{cell}' for cell in numbers)
     frame = f'frames/{name}.csv'
     drawing = tuple(f'{notebook}#{cell}' for cell in picture)
     return {
-        name: Unit((frame,), (*code, 'base.tables.write_table'), uses),
+        name: Unit((frame,), (*code, 'base.tables.write_table'), uses, attacks=attacks),
         f'{name}-figure': Unit((f'figures/{name}.png',), drawing, (), (frame,), networks=False),
     }
 
 
+_SEEN = 'fgsm', 'pgd20', 'mim', 'cw', 'feature'  # attacks in the landscape
 _SURFACE = ('surface', 'surface-frame')
 _OF_FIGURES = dict(
     landscape=_figure(
@@ -143,6 +145,7 @@ _OF_FIGURES = dict(
         ['plane-points', 'plane-frame'],
         ['plane-ground', 'plane'],
         ('image', 'n_samples', 'n_targets', 'seed'),
+        _SEEN,
     )
     | _figure(
         'landscape',
@@ -150,6 +153,7 @@ _OF_FIGURES = dict(
         ['attacks', 'alignment'],
         ['alignment-figure'],
         ('n_images', 'n_samples', 'n_targets', 'seed'),
+        _SEEN,
     )
     | _figure(
         'landscape',
@@ -222,6 +226,7 @@ _EVIDENCE = (
     'nbs/published/*',
     'nbs/scales/{scale}.yaml',
 )
+_OF_TABLE1 = ('records/white_box*', 'records/all_images-*', 'runs/*/config.yaml', *_EVIDENCE[-2:])
 _SHOWN = ('tables/*.csv', 'frames/*.csv', 'figures/landscape_plane.png', 'figures/diversity_samples.png')
 
 
@@ -231,7 +236,7 @@ def _of_paper(files, cells, made_of=_EVIDENCE, uses=('margin',)):
 
 
 _OF_FIGURES['paper'] = {
-    'table1': _of_paper(('tables/table1.csv',), ['evidence', 'table']),
+    'table1': _of_paper(('tables/table1.csv',), ['evidence', 'table'], _OF_TABLE1),
     'table1-figure': _of_paper(
         ('frames/table1.csv', 'figures/table1.png'), ['pattern'], ('tables/table1.csv',)
     ),
@@ -389,8 +394,9 @@ _OF_RUN_FOLDERS = {
     f'runs.store.{name}'
     for name in 'provenance run_folder save_run lock_run open_outputs close_outputs check_file resume'.split()
 }
-_STOPS_OF_TRAINING = frozenset(_STOPS | _OF_RUN_FOLDERS)
-_STOPS_OF_OTHERS = frozenset(_STOPS_OF_TRAINING | _FILES_OF_RUNS)
+_ONLY_WATCHED = {'evaluation.evaluate.watch', 'runs.fit._gain_facts'}  # these do not change the weights
+_STOPS_OF_TRAINING = frozenset(_STOPS | _OF_RUN_FOLDERS | _ONLY_WATCHED)
+_STOPS_OF_OTHERS = frozenset(_STOPS | _OF_RUN_FOLDERS | _FILES_OF_RUNS)
 
 # %% ../../nbs/library/runs/made_from.ipynb #rows
 _ROW_CODE = dict(
@@ -430,7 +436,14 @@ def _family(arch):
     return arch.partition('-')[0]
 
 
-def _choices(configs, attack=None):
+_TABLES_OF_ATTACKS = (
+    'attacks.suite.TABLE1_ATTACKS',
+    'runs.attacks.EXTRA_ATTACKS',
+    'runs.attacks.QUERY_ATTACKS',
+)
+
+
+def _choices(configs, attacks):
     "Which entries of the project's tables are used, for runs with these parameters"
     choices = {
         'methods.table.METHODS': {config['method'] for config in configs},
@@ -438,15 +451,7 @@ def _choices(configs, attack=None):
         'training.state.RECIPES': {config['recipe'] for config in configs},
         'data.DATASETS': {config['dataset'] for config in configs},
     }
-    if attack is not None:
-        key = attack.rstrip('0123456789') if attack.startswith('spsa') else attack
-        for table in (
-            'attacks.suite.TABLE1_ATTACKS',
-            'runs.attacks.EXTRA_ATTACKS',
-            'runs.attacks.QUERY_ATTACKS',
-        ):
-            choices[table] = {key}
-    return choices
+    return choices | dict.fromkeys(_TABLES_OF_ATTACKS, set(attacks))
 
 # %% ../../nbs/library/runs/made_from.ipynb #short
 def _short(value):
@@ -551,16 +556,27 @@ def _reached(present, code, choices, stops):
 
 # %% ../../nbs/library/runs/made_from.ipynb #configs
 _OF_RUNS_CONFIG = 'method', 'arch', 'recipe', 'dataset'
+_SWEPT = 'at_pgd', 'noise', 'adt_exp', 'adt_imp_am'  # the methods of an ablation
+_WITH_GENERATOR = 'adt_exp_am', 'adt_imp_am'  # whose sizes the paper's page counts
+
+
+def _planned_config(given):
+    "The parameters of a run before it is trained"
+    method = given['method']
+    row = (given.get('rows') or {}).get(method) or {}
+    found = {name: row.get(name) or given.get(name) for name in _OF_RUNS_CONFIG}
+    return found | dict(method=row.get('method', method), arch=found['arch'] or '')
 
 
 def _configs_of(present, unit, given):
     "The parameters that choose from the project's tables, for each run that a unit uses"
     if unit.notebook == 'train':
-        row = (given.get('rows') or {}).get(given['method']) or {}
-        return [
-            {k: row.get(k) or given.get(k) for k in _OF_RUNS_CONFIG}
-            | dict(method=row.get('method', given['method']))
-        ]
+        return [_planned_config(given)]
+    if unit.notebook == 'ablation':
+        common = dict(arch=given['arch'] or '', recipe='paper2020', dataset=given['dataset'])
+        return [common | dict(method=method) for method in _SWEPT]
+    if unit.notebook in ('paper', 'power'):
+        return [dict(method=method, arch='', recipe='paper2020', dataset='') for method in _WITH_GENERATOR]
     return [config for config in (_run_now(present, run)[0] for run in unit.runs) if config]
 
 # %% ../../nbs/library/runs/made_from.ipynb #facts
@@ -573,10 +589,10 @@ def _row_facts(present, unit, given, configs):
     "By attack, the digest of its code and settings; and all definitions that are reached"
     rows, definitions = {}, {}
     for attack in attacks_of(unit.rows, given):
-        choices = _choices(configs, attack)
+        kind = attack.rstrip('0123456789') if attack.startswith('spsa') else attack
+        choices = _choices(configs, [kind])
         code = (*_ROW_CODE[unit.rows], *_LOADING)
         found, digest = _reached(present, code, choices, _STOPS_OF_OTHERS)
-        kind = attack.rstrip('0123456789') if attack.startswith('spsa') else attack
         rows[attack] = _short([digest, _uses(given, ('seed', 'precision', *_ROW_USES.get(kind, ())))])
         definitions |= found
     return rows, definitions
@@ -590,9 +606,10 @@ def made_from(
     "What a unit is made from now, and the digests of the definitions that its code reaches"
     given = read_parameters(unit.notebook, given)
     configs, facts, definitions = _configs_of(present, unit, given), {}, {}
-    stops = _STOPS_OF_TRAINING if unit.notebook == 'train' else _STOPS_OF_OTHERS
+    stops = _STOPS_OF_TRAINING if unit.notebook in ('train', 'ablation') else _STOPS_OF_OTHERS
+    attacks = given['attacks'] if unit.name == 'ablation/results' else unit.attacks
     if unit.code:
-        definitions, facts['code'] = _reached(present, unit.code, _choices(configs), stops)
+        definitions, facts['code'] = _reached(present, unit.code, _choices(configs, attacks), stops)
     if unit.rows:
         facts['rows'], definitions = _row_facts(present, unit, given, configs)
     facts['parameters'] = _uses(given, unit.uses)
