@@ -14,6 +14,7 @@ from pathlib import Path
 
 import adt_repro
 from .files import find_nbs
+from .parameters import ParameterError
 
 # %% ../../nbs/library/base/source.ipynb #plain
 _NO_EFFECT = {'ctx', 'kind', 'type_comment', 'annotation', 'returns', 'type_params'}
@@ -173,14 +174,22 @@ def _cells_of(text):
             yield cell.get('id', str(i)), ast.parse(plain).body
 
 
+def _parsed(module, path):
+    "The statements of a file; the cells of a notebook are added to its module"
+    text = path.read_text(encoding='utf-8')
+    if path.suffix != '.ipynb':
+        return ast.parse(text).body
+    module.cells = dict(_cells_of(text))
+    return [node for cell in module.cells.values() for node in cell]
+
+
 def _read_module(name, path):
     "A module or a notebook"
-    module, text = _Module(name), path.read_text(encoding='utf-8')
-    if path.suffix == '.ipynb':
-        module.cells = dict(_cells_of(text))
-        body = [node for cell in module.cells.values() for node in cell]
-    else:
-        body = ast.parse(text).body
+    module = _Module(name)
+    try:
+        body = _parsed(module, path)
+    except (SyntaxError, ValueError) as error:
+        raise SourceError(f'{path}: {error}; expected Python code') from None
     for node in body:
         _add_statement(module, node, is_script=path.suffix == '.ipynb')
     return module
@@ -225,8 +234,8 @@ def _chosen(statements, choice):
     return found
 
 # %% ../../nbs/library/base/source.ipynb #reader
-class SourceError(LookupError):
-    "A definition or a cell that does not exist"
+class SourceError(ParameterError):
+    "A definition or a cell that does not exist, or a file that is not Python"
 
 
 class Reader:
