@@ -395,7 +395,7 @@ _OF_RUN_FOLDERS = {
     for name in 'provenance run_folder save_run lock_run open_outputs close_outputs check_file resume'.split()
 }
 _ONLY_WATCHED = {'evaluation.evaluate.watch', 'runs.fit._gain_facts'}  # these do not change the weights
-_STOPS_OF_TRAINING = frozenset(_STOPS | _OF_RUN_FOLDERS | _ONLY_WATCHED)
+_STOPS_OF_TRAINING = frozenset(_STOPS - {'data.load_data'} | _OF_RUN_FOLDERS | _ONLY_WATCHED)
 _STOPS_OF_OTHERS = frozenset(_STOPS | _OF_RUN_FOLDERS | _FILES_OF_RUNS)
 
 # %% ../../nbs/library/runs/made_from.ipynb #rows
@@ -609,7 +609,8 @@ def made_from(
     stops = _STOPS_OF_TRAINING if unit.notebook in ('train', 'ablation') else _STOPS_OF_OTHERS
     attacks = given['attacks'] if unit.name == 'ablation/results' else unit.attacks
     if unit.code:
-        definitions, facts['code'] = _reached(present, unit.code, _choices(configs, attacks), stops)
+        code = unit.code + (_LOADING if unit.networks else ())
+        definitions, facts['code'] = _reached(present, code, _choices(configs, attacks), stops)
     if unit.rows:
         facts['rows'], definitions = _row_facts(present, unit, given, configs)
     facts['parameters'] = _uses(given, unit.uses)
