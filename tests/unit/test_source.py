@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def facts_of(run, notebook, unit, **change):
 
 
 OWN = dict(
-    natural='evaluation.evaluate.attack_and_judge',
+    natural='evaluation.evaluate._judge',
     fgsm='attacks.gradient.fgsm',
     pgd20='attacks.gradient.pgd',
     mim='attacks.gradient.mim',
@@ -269,7 +270,11 @@ H = 'def h():\n    return 1\n\n'  # what may be reached
         ('f = 1\nf += h()', True),
         ('f = {}\nf["a"] = h', True),
         ('f = {}\nf.a = h', True),
-        ('f = {}\nfor x in (1, 2):\n    f[x] = h', True),
+        ('f = {}\nf["a"]["b"] = h', True),
+        ('f = {}\nf.update(a=h)', True),
+        ('f = {}\nprint(f, h)', True),
+        ('f = {}\ng = f["a"], h', False),
+        ('f = {}\nwhile not f:\n    f[1] = h', True),
         ('f = 1\nif f:\n    f = h()', True),
         ('f, g = h(), 1', True),
         ('try:\n    f = h()\nexcept ValueError:\n    f = None', True),
@@ -337,12 +342,13 @@ def test_circles_end(tmp_path):
         'T = {"a": a, "b": b}',
         'T = dict(a=a) | dict(b=b)',
         'T = {"a": a} | dict(b=b) | {}',
-        'T = {}\nT["a"] = a\nT["b"] = b',
     ],
 )
 def test_a_choice_from_a_table(table, tmp_path):
-    "Only the chosen entries count, also if the table is filled or joined piece by piece"
-    text = f'def a():\n    return 1\n\ndef b():\n    return 2\n\n{table}\n\ndef f(name):\n    return T[name]()'
+    "Only the chosen entries count, also if the table is joined of several"
+    text = (
+        f'def a():\n    return 1\n\ndef b():\n    return 2\n\n{table}\n\ndef f(name):\n    return T[name]()'
+    )
     reader = package(tmp_path, m=text)
     assert set(reached('m.f', reader=reader)) == {'m.f', 'm.T', 'm.a', 'm.b'}
     assert set(reached('m.f', choices={'m.T': ['a']}, reader=reader)) == {'m.f', 'm.T[a]', 'm.a'}
@@ -369,7 +375,12 @@ def test_cells_of_notebooks(tmp_path):
 
 def test_stops_neither_count_nor_are_followed(tmp_path):
     text = 'from .k import h\ndef g():\n    return h()\n\ndef f():\n    return g()'
-    for stop, found in {'m.g': {'m.f'}, 'k': {'m.f', 'm.g'}, 'm.f': set(), 'm.gg': {'m.f', 'm.g', 'k.h'}}.items():
+    for stop, found in {
+        'm.g': {'m.f'},
+        'k': {'m.f', 'm.g'},
+        'm.f': set(),
+        'm.gg': {'m.f', 'm.g', 'k.h'},
+    }.items():
         assert set(reached('m.f', stops=frozenset([stop]), reader=package(tmp_path, m=text, k=H))) == found
 
 
@@ -407,24 +418,82 @@ def test_what_does_not_exist(tmp_path):
         reached('m.h', 'm.g', reader=reader)
 
 
-OTHERS = [
-    found for version in ('3.11', '3.12', '3.13', '3.14') if (found := shutil.which(f'python{version}'))
-]
+def other_pythons():
+    "Other versions of Python that are installed here"
+    places = [shutil.which(f'python3.{minor}') for minor in (11, 12, 13, 14)]
+    places += sorted(Path.home().glob('.pyenv/versions/3.1*/bin/python'))
+    found = {}
+    for place in filter(None, places):
+        ask = [place, '-c', 'import sys; print(*sys.version_info[:2])']
+        said = subprocess.run(ask, capture_output=True, text=True).stdout.split()
+        version = tuple(map(int, said))
+        if version >= (3, 11) and version != sys.version_info[:2]:
+            found[version] = place
+    return list(found.values())
 
 
-@pytest.mark.parametrize('other', OTHERS or [pytest.param('', marks=pytest.mark.skip('no other Python'))])
-def test_digests_of_another_python(other, tmp_path):
-    "The same digests from another version of Python, which needs no package for it"
-    for name in ('__init__', 'base/__init__', 'base/source', 'base/files', 'base/parameters'):
+def test_digests_of_another_python(tmp_path):
+    "The same digests from other versions of Python, which need no package for it"
+    pythons = other_pythons()
+    if not pythons:
+        pytest.skip('no other Python here')
+    for name in ('base/__init__', 'base/source', 'base/parameters'):
         target = tmp_path / 'adt_repro' / f'{name}.py'
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / 'adt_repro' / f'{name}.py', target)
+        shutil.copy(PACKAGE / f'{name}.py', target)
+    (tmp_path / 'adt_repro' / '__init__.py').touch()
+    (tmp_path / 'adt_repro' / 'base' / 'files.py').write_text(
+        'find_nbs = None'
+    )  # the real one needs filelock
     script = (
-        'import json, sys\n'
+        'import json\n'
         'from adt_repro.base.source import Reader, reached\n'
         f'print(json.dumps(reached("white_box#*", "train#*", reader=Reader({str(ROOT)!r}))))'
     )
-    done = subprocess.run([other, '-c', script], cwd=tmp_path, capture_output=True, text=True)
-    if 'ModuleNotFoundError' in done.stderr:
-        pytest.skip(done.stderr.splitlines()[-1])
-    assert json.loads(done.stdout) == reached('white_box#*', 'train#*', reader=Reader(ROOT)), done.stderr
+    here = reached('white_box#*', 'train#*', reader=Reader(ROOT))
+    assert len(here) > 300
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    for python in pythons:
+        ask = [python, '-c', script]
+        done = subprocess.run(ask, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == here, python
+
+
+# What it cannot see
+
+
+def modules_of_project():
+    "Each module and each experiment, as (file, syntax tree, name of its package)"
+    for file in [*sorted(PACKAGE.rglob('*.py')), *sorted((ROOT / 'nbs').glob('*.ipynb'))]:
+        if file.suffix == '.ipynb':
+            cells = [cell for cell in json.loads(file.read_text())['cells'] if cell['cell_type'] == 'code']
+            lines = [line for cell in cells for line in ''.join(cell['source']).splitlines()]
+            text, package = '\n'.join(line for line in lines if not line.startswith(('%', '!'))), ''
+        else:
+            text, package = file.read_text(), '.'.join(['adt_repro', *file.relative_to(PACKAGE).parts[:-1]])
+        yield file, ast.parse(text), package
+
+
+def test_every_import_of_the_project_can_be_followed():
+    "Each imported name is a module, or stands at the top of its module; none is made while the program runs"
+    problems, followed = [], 0
+    for file, tree, package in modules_of_project():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import) and any(a.name.startswith('adt_repro.') for a in node.names):
+                problems.append((file.name, 'import adt_repro.…'))
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            parents = package.split('.')[: len(package.split('.')) - node.level + 1] if node.level else []
+            home = '.'.join([*parents, *filter(None, [node.module])])
+            if home.partition('.')[0] != 'adt_repro':
+                continue
+            place = PACKAGE.joinpath(*home.split('.')[1:])
+            source = place.with_suffix('.py') if place.with_suffix('.py').exists() else place / '__init__.py'
+            known = {name.rpartition('.')[2] for _, _, names in labels_of(source) for name in names}
+            for alias in node.names:
+                is_module = (place / f'{alias.name}.py').exists() or (place / alias.name).is_dir()
+                followed += 1
+                if alias.name not in known and not is_module:
+                    problems.append((file.name, f'from {home} import {alias.name}'))
+    assert followed > 500 and problems == []
