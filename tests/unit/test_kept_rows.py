@@ -388,14 +388,15 @@ def test_a_transfer_of_kept_rows_does_nothing():
         transfer(kept=whole.assign(source='b'))
 
 
-def test_kept_rows_of_a_transfer_come_through_as_they_are():
-    "Those of one target, of images that are attacked again for another target"
+@pytest.mark.parametrize('every', [1, 2])
+def test_kept_rows_of_a_transfer_come_through_as_they_are(every):
+    "Those of one target, of images that are attacked again for another target; all of them, or every second"
     whole = transferred()
-    odd = whole[whole.run == 'b'].assign(pred=3, margin=-2.5, queries=11)
+    is_odd = (whole.run == 'b') & (whole.i % every == 0)
+    odd = whole[is_odd].assign(pred=3, margin=-2.5, queries=11)
     rows = make_transfer(FEW, kept=odd)
-    pd.testing.assert_frame_equal(rows[rows.run == 'b'], odd, check_exact=True)
-    others = rows.run != 'b'
-    pd.testing.assert_frame_equal(rows[others], whole[others], check_exact=True)
+    pd.testing.assert_frame_equal(rows[is_odd], odd, check_exact=True)
+    pd.testing.assert_frame_equal(rows[~is_odd], whole[~is_odd], check_exact=True)
 
 
 WEIGHTS = dict(a='aa', b='bb', c='cc')
