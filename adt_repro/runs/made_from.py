@@ -38,6 +38,15 @@ class Unit:
 # %% ../../nbs/library/runs/made_from.ipynb #units-runs
 _TRAIN_USES = tuple(name for name in RULES if name not in ('device', 'data_root', 'scale', 'label'))
 _RUN_FILES = 'weights.safetensors', 'config.yaml', 'history.csv', 'run.json'
+_LOADING = 'runs.select.load_runs_and_digests', 'runs.select.first_images'  # networks and images
+_ATTACKED = 'attacks', 'n_test', 'cascade', 'limits', 'autoattack', 'draws', 'generator'
+
+
+def _of_white_box(*cells):
+    return tuple(f'white_box#{cell}' for cell in cells)
+
+
+_ATTACKING = _of_white_box('suite', 'extras', 'distributions', 'evaluate')
 _OF_RUNS = dict(
     train=dict(
         run=Unit(
@@ -56,28 +65,35 @@ _OF_RUNS = dict(
         records=Unit(
             ('records/white_box{low}-{run}.parquet',),
             (),
-            ('attacks', 'n_test', 'cascade', 'limits', 'autoattack', 'draws', 'generator', 'precision'),
+            (*_ATTACKED, 'precision'),
             rows='white_box',
         ),
         tables=Unit(
-            ('tables/white_box{low}-{run}.csv', 'tables/white_box{low}_vs_fp32-{run}.csv'),
-            ('white_box#sums', 'white_box#table', 'white_box#precision'),
-            ('attacks', 'n_targets', 'draws', 'generator', 'cascade', 'autoattack', 'precision', 'n_beside'),
+            ('tables/white_box{low}-{run}.csv',),
+            _of_white_box('suite', 'extras', 'records', 'sums', 'table'),
+            ('attacks', 'n_targets', 'draws', 'generator', 'cascade', 'autoattack', 'precision'),
             ('records/white_box{low}-{run}.parquet',),
             networks=False,
+        ),
+        precision=Unit(
+            ('tables/white_box{low}_vs_fp32-{run}.csv',),
+            (*_LOADING, *_ATTACKING, *_of_white_box('records', 'precision-records', 'precision')),
+            (*_ATTACKED, 'n_targets', 'seed', 'precision', 'n_beside'),
+            ('records/white_box{low}-{run}.parquet',),
+            attacks=(*ATTACK_NAMES, 'distribution', 'generator'),
         ),
         gain=Unit(('frames/gain-{run}.csv',), ('white_box#gain',), ('n_test',)),
         soundness=Unit(
             ('frames/soundness{low}-{run}.csv',),
-            ('white_box#sound', 'white_box#sound-table'),
-            ('n_sound', 'seed', 'sound'),
+            (*_LOADING, *_of_white_box('sound', 'sound-table')),
+            ('n_test', 'n_sound', 'seed', 'sound'),
         ),
+        # The loss of pgd20 is that of the record; its code counts here, and not that of the other attacks
         distribution=Unit(
             ('frames/distribution{low}-{run}.csv',),
-            ('white_box#distribution', 'white_box#distribution-table', 'white_box#distributions'),
-            ('draws', 'generator', 'seed', 'n_test', 'limits', 'cascade'),
-            ('records/white_box{low}-{run}.parquet',),
-            attacks=('distribution', 'generator'),
+            (*_LOADING, *_ATTACKING, *_of_white_box('records', 'distribution', 'distribution-table')),
+            ('attacks', 'draws', 'generator', 'seed', 'n_test', 'limits', 'cascade', 'precision'),
+            attacks=('pgd20', 'distribution', 'generator'),
         ),
     ),
 )
@@ -90,7 +106,7 @@ _OF_OTHER_RUNS = dict(
         ),
         tables=Unit(
             ('tables/all_images-{run}.csv',),
-            ('all_images#table',),
+            ('all_images#suite', 'all_images#records', 'all_images#table'),
             ('attacks',),
             ('records/all_images-{run}.parquet',),
             networks=False,
@@ -102,7 +118,7 @@ _OF_OTHER_RUNS = dict(
         ),
         tables=Unit(
             ('tables/spsa-{run}.csv', 'frames/soundness_spsa-{run}.csv'),
-            ('spsa#sums', 'spsa#sound'),
+            ('spsa#records', 'spsa#sums', 'spsa#sound'),
             ('samples', 'steps', 'seed'),
             ('records/spsa-{run}.parquet',),
             networks=False,
@@ -113,7 +129,7 @@ _OF_OTHER_RUNS = dict(
         source=Unit(('records/transfer-from-{run}.parquet',), (), ('attacks', 'n_test'), rows='transfer'),
         tables=Unit(
             ('tables/transfer.csv', 'frames/soundness_transfer.csv'),
-            ('transfer#sums', 'transfer#sound'),
+            ('transfer#records', 'transfer#sums', 'transfer#sound'),
             ('attacks',),
             ('records/transfer-*.parquet',),
             networks=False,
@@ -400,12 +416,11 @@ _STOPS_OF_OTHERS = frozenset(_STOPS | _OF_RUN_FOLDERS | _FILES_OF_RUNS)
 
 # %% ../../nbs/library/runs/made_from.ipynb #rows
 _ROW_CODE = dict(
-    white_box=('white_box#suite', 'white_box#distributions', 'white_box#extras', 'white_box#evaluate'),
-    all_images=('all_images#evaluate',),
+    white_box=_ATTACKING,
+    all_images=('all_images#suite', 'all_images#evaluate'),
     spsa=('spsa#plan', 'spsa#run'),
     transfer=('transfer#run', 'transfer#run-transfer'),
 )
-_LOADING = 'runs.select.load_runs_and_digests', 'runs.select.first_images'
 _ROW_USES = dict(
     feature=('n_targets',),
     distribution=('draws',),
