@@ -38,6 +38,15 @@ class Unit:
 # %% ../../nbs/library/runs/made_from.ipynb #units-runs
 _TRAIN_USES = tuple(name for name in RULES if name not in ('device', 'data_root', 'scale', 'label'))
 _RUN_FILES = 'weights.safetensors', 'config.yaml', 'history.csv', 'run.json'
+_LOADING = 'runs.select.load_runs_and_digests', 'runs.select.first_images'  # networks and images
+_ATTACKED = 'attacks', 'n_test', 'cascade', 'limits', 'autoattack', 'draws', 'generator'
+
+
+def _of_white_box(*cells):
+    return tuple(f'white_box#{cell}' for cell in cells)
+
+
+_ATTACKING = _of_white_box('suite', 'extras', 'distributions', 'evaluate')
 _OF_RUNS = dict(
     train=dict(
         run=Unit(
@@ -56,28 +65,35 @@ _OF_RUNS = dict(
         records=Unit(
             ('records/white_box{low}-{run}.parquet',),
             (),
-            ('attacks', 'n_test', 'cascade', 'limits', 'autoattack', 'draws', 'generator', 'precision'),
+            (*_ATTACKED, 'precision'),
             rows='white_box',
         ),
         tables=Unit(
-            ('tables/white_box{low}-{run}.csv', 'tables/white_box{low}_vs_fp32-{run}.csv'),
-            ('white_box#sums', 'white_box#table', 'white_box#precision'),
-            ('attacks', 'n_targets', 'draws', 'generator', 'cascade', 'autoattack', 'precision', 'n_beside'),
+            ('tables/white_box{low}-{run}.csv',),
+            _of_white_box('suite', 'extras', 'records', 'sums', 'table'),
+            ('attacks', 'n_targets', 'draws', 'generator', 'cascade', 'autoattack', 'precision'),
             ('records/white_box{low}-{run}.parquet',),
             networks=False,
+        ),
+        precision=Unit(
+            ('tables/white_box{low}_vs_fp32-{run}.csv',),
+            (*_LOADING, *_ATTACKING, *_of_white_box('records', 'precision-records', 'precision')),
+            (*_ATTACKED, 'n_targets', 'seed', 'precision', 'n_beside'),
+            ('records/white_box{low}-{run}.parquet',),
+            attacks=(*ATTACK_NAMES, 'distribution', 'generator'),
         ),
         gain=Unit(('frames/gain-{run}.csv',), ('white_box#gain',), ('n_test',)),
         soundness=Unit(
             ('frames/soundness{low}-{run}.csv',),
-            ('white_box#sound', 'white_box#sound-table'),
-            ('n_sound', 'seed', 'sound'),
+            (*_LOADING, *_of_white_box('sound', 'sound-table')),
+            ('n_test', 'n_sound', 'seed', 'sound'),
         ),
+        # The loss of pgd20 is that of the record; its code counts here, and not that of the other attacks
         distribution=Unit(
             ('frames/distribution{low}-{run}.csv',),
-            ('white_box#distribution', 'white_box#distribution-table', 'white_box#distributions'),
-            ('draws', 'generator', 'seed', 'n_test', 'limits', 'cascade'),
-            ('records/white_box{low}-{run}.parquet',),
-            attacks=('distribution', 'generator'),
+            (*_LOADING, *_ATTACKING, *_of_white_box('records', 'distribution', 'distribution-table')),
+            ('attacks', 'draws', 'generator', 'seed', 'n_test', 'limits', 'cascade', 'precision'),
+            attacks=('pgd20', 'distribution', 'generator'),
         ),
     ),
 )
@@ -90,7 +106,7 @@ _OF_OTHER_RUNS = dict(
         ),
         tables=Unit(
             ('tables/all_images-{run}.csv',),
-            ('all_images#table',),
+            ('all_images#suite', 'all_images#records', 'all_images#table'),
             ('attacks',),
             ('records/all_images-{run}.parquet',),
             networks=False,
@@ -102,7 +118,7 @@ _OF_OTHER_RUNS = dict(
         ),
         tables=Unit(
             ('tables/spsa-{run}.csv', 'frames/soundness_spsa-{run}.csv'),
-            ('spsa#sums', 'spsa#sound'),
+            ('spsa#records', 'spsa#sums', 'spsa#sound'),
             ('samples', 'steps', 'seed'),
             ('records/spsa-{run}.parquet',),
             networks=False,
@@ -113,7 +129,7 @@ _OF_OTHER_RUNS = dict(
         source=Unit(('records/transfer-from-{run}.parquet',), (), ('attacks', 'n_test'), rows='transfer'),
         tables=Unit(
             ('tables/transfer.csv', 'frames/soundness_transfer.csv'),
-            ('transfer#sums', 'transfer#sound'),
+            ('transfer#records', 'transfer#sums', 'transfer#sound'),
             ('attacks',),
             ('records/transfer-*.parquet',),
             networks=False,
@@ -122,65 +138,70 @@ _OF_OTHER_RUNS = dict(
 )
 
 # %% ../../nbs/library/runs/made_from.ipynb #units-figures
-def _figure(notebook, name, numbers, picture, uses, attacks=()):
-    "The units of a figure's numbers and of its picture; both are given as names of cells"
-    code = tuple(f'{notebook}#{cell}' for cell in numbers)
-    frame = f'frames/{name}.csv'
-    drawing = tuple(f'{notebook}#{cell}' for cell in picture)
+def _cells(notebook, names):
+    "Cells of a notebook, by their names in one text"
+    return tuple(f'{notebook}#{cell}' for cell in names.split())
+
+
+def _numbers(notebook, name, cells, uses, attacks=()):
+    "The unit of a figure's numbers"
     return {
-        name: Unit((frame,), (*code, 'base.tables.write_table'), uses, attacks=attacks),
-        f'{name}-figure': Unit((f'figures/{name}.png',), drawing, (), (frame,), networks=False),
+        name: Unit((f'frames/{name}.csv',), _cells(notebook, cells), tuple(uses.split()), attacks=attacks)
     }
 
 
+def _picture(notebook, name, cells, uses='', more=(), networks=False):
+    "The unit of a figure; `more` are further frames, and `networks` those that it shows beside its frames"
+    made_of = tuple(f'frames/{frame}.csv' for frame in (name, *more))
+    code, used = _cells(notebook, cells), tuple(uses.split())
+    return {f'{name}-figure': Unit((f'figures/{name}.png',), code, used, made_of, networks=networks)}
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-landscape
 _SEEN = 'fgsm', 'pgd20', 'mim', 'cw', 'feature'  # attacks in the landscape
-_SURFACE = ('surface', 'surface-frame')
-_OF_FIGURES = dict(
-    landscape=_figure(
-        'landscape', 'landscape', _SURFACE, ['surface-figure'], ('image', 'radius', 'grid', 'seed')
-    )
-    | _figure(
+_SEEN_IMAGES = 'networks images'
+_ON_PLANE = f'{_SEEN_IMAGES} axes'
+_OF_LANDSCAPE = (
+    _numbers('landscape', 'landscape', f'{_ON_PLANE} surface', 'image radius grid seed')
+    | _numbers('landscape', 'landscape_along', f'{_SEEN_IMAGES} surface-along', 'radius grid n_curvature')
+    | _picture('landscape', 'landscape', 'images surface-figure', 'seed', ['landscape_along'])
+    | _numbers(
         'landscape',
         'landscape_plane',
-        ['plane-points', 'plane-frame'],
-        ['plane-ground', 'plane'],
-        ('image', 'n_samples', 'n_targets', 'seed'),
+        f'{_ON_PLANE} adversaries draws attacks plane-points',
+        'image n_samples n_targets seed',
         _SEEN,
     )
-    | _figure(
+    | _picture('landscape', 'landscape_plane', f'{_ON_PLANE} plane-ground plane', 'image seed', networks=True)
+    | _numbers(
         'landscape',
         'alignment',
-        ['attacks', 'alignment'],
-        ['alignment-figure'],
-        ('n_images', 'n_samples', 'n_targets', 'seed'),
+        f'{_SEEN_IMAGES} adversaries draws attacks alignment',
+        'n_images n_samples n_targets seed',
         _SEEN,
     )
-    | _figure(
-        'landscape',
-        'curvature',
-        ['curvature'],
-        ['curvature-figure'],
-        ('n_curvature', 'curvature_steps', 'seed'),
-    )
-    | dict(
-        along=Unit(
-            ('frames/landscape_along.csv',), ('landscape#surface-along',), ('radius', 'grid', 'n_curvature')
-        )
-    ),
-    diversity=_figure(
-        'diversity', 'diversity_samples', ['samples', 'colours'], ['look'], ('image', 'n_samples', 'seed')
-    )
-    | _figure(
+    | _picture('landscape', 'alignment', 'images draws alignment-figure', 'n_samples')
+    | _numbers('landscape', 'curvature', f'{_SEEN_IMAGES} curvature', 'n_curvature curvature_steps seed')
+    | _picture('landscape', 'curvature', 'images curvature-figure')
+)
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-diversity
+_SAMPLES = f'{_SEEN_IMAGES} adversaries samples'
+_OF_DIVERSITY = (
+    _numbers('diversity', 'diversity_samples', f'{_SAMPLES} sample-frame', 'image n_samples seed')
+    | _picture('diversity', 'diversity_samples', f'{_SAMPLES} look', 'image n_samples seed', networks=True)
+    | _numbers(
         'diversity',
         'diversity_measures',
-        ['measures'],
-        ['measures-figure'],
-        ('n_images', 'n_samples', 'seed'),
+        f'{_SEEN_IMAGES} adversaries measures',
+        'n_images n_samples seed',
     )
-    | _figure(
-        'diversity', 'diversity_map', ['samples', 'map-points'], ['map'], ('image', 'n_samples', 'seed')
-    ),
+    | _picture('diversity', 'diversity_measures', 'images measures-figure', 'n_samples')
+    | _numbers('diversity', 'diversity_map', f'{_SAMPLES} map-points', 'image n_samples seed')
+    | _picture(
+        'diversity', 'diversity_map', f'{_SAMPLES} map-points map', 'image n_samples seed', networks=True
+    )
 )
+_OF_FIGURES = dict(landscape=_OF_LANDSCAPE, diversity=_OF_DIVERSITY)
 
 # %% ../../nbs/library/runs/made_from.ipynb #units-ablation
 _ABLATION_USES = tuple(
@@ -197,14 +218,15 @@ def _ablation_figures():
         frame, picture = f'frames/ablation_{name}.csv', f'figures/ablation_{name}.png'
         files = (picture,) if name == 'hinge' else (frame, picture)
         made_of = tuple(f'frames/{source}.csv' for source in ('ablation', 'ablation_hinge'))
-        found[f'{name}-figure'] = Unit(files, (f'ablation#{name}',), (), made_of, networks=False)
+        code = _cells('ablation', f'results {name}')
+        found[f'{name}-figure'] = Unit(files, code, (), made_of, networks=False)
     return found
 
 
 _OF_FIGURES['ablation'] = dict(
     results=Unit(
         ('frames/ablation.csv', 'frames/ablation_hinge.csv', 'records/ablation.parquet'),
-        ('ablation#plan', 'ablation#train', 'ablation#evaluate', 'ablation#frames'),
+        _cells('ablation', 'plan data train evaluate frames'),
         _ABLATION_USES,
         networks=False,
     ),
@@ -247,10 +269,31 @@ _OF_FIGURES['paper'] = {
     'code_claims': _of_paper(('tables/code_claims.csv',), ['evidence', 'released']),
     'report': _of_paper(('report.html',), ['*'], (*_EVIDENCE, *_SHOWN)),
 }
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-power
+_CLAIMED = 'grids-rows grids-of-rows grids effect'
+_COMPARED = 'rows', 'attacks', 'runs', 'effect'
 _OF_FIGURES['power'] = dict(
-    power=_of_paper(('tables/power.csv',), ['grids-rows', 'grids', 'effect', 'cost', 'found'], _EVIDENCE, ()),
-    figure=_of_paper(
-        ('frames/power.csv', 'figures/power.png'), ['grids', 'curves', 'figure'], _EVIDENCE, ('margin',)
+    power=Unit(
+        ('tables/power.csv',),
+        _cells('power', f'{_CLAIMED} cost found'),
+        (*_COMPARED, 'power', 'images'),
+        _EVIDENCE,
+        networks=False,
+    ),
+    curves=Unit(
+        ('frames/power.csv',),
+        _cells('power', f'{_CLAIMED} main curves'),
+        (*_COMPARED, 'power', 'seeds', 'images'),
+        _EVIDENCE,
+        networks=False,
+    ),
+    figure=Unit(
+        ('figures/power.png',),
+        _cells('power', f'{_CLAIMED} main figure'),
+        (*_COMPARED, 'power'),
+        ('frames/power.csv', *_EVIDENCE),
+        networks=False,
     ),
 )
 UNITS = _OF_RUNS | _OF_OTHER_RUNS | _OF_FIGURES  # by experiment, the units by name
@@ -400,12 +443,11 @@ _STOPS_OF_OTHERS = frozenset(_STOPS | _OF_RUN_FOLDERS | _FILES_OF_RUNS)
 
 # %% ../../nbs/library/runs/made_from.ipynb #rows
 _ROW_CODE = dict(
-    white_box=('white_box#suite', 'white_box#distributions', 'white_box#extras', 'white_box#evaluate'),
-    all_images=('all_images#evaluate',),
+    white_box=_ATTACKING,
+    all_images=('all_images#suite', 'all_images#evaluate'),
     spsa=('spsa#plan', 'spsa#run'),
     transfer=('transfer#run', 'transfer#run-transfer'),
 )
-_LOADING = 'runs.select.load_runs_and_digests', 'runs.select.first_images'
 _ROW_USES = dict(
     feature=('n_targets',),
     distribution=('draws',),
