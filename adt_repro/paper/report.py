@@ -328,7 +328,7 @@ def _interval_line(cells):
         return 'intervals over seeds and images'
     return 'intervals over seeds and images, or over images only in rows with one network'
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-table1-2
 def table1_html(
     cells: pd.DataFrame,  # as returned by `table1_cells`
     said: str,  # what it is about, see `scale_line`
@@ -412,7 +412,7 @@ _CLAIMS = """\
 _ALONE = 'The main claim, tested alone at the full level'
 _TOGETHER = 'The other claims, tested together (Holm’s correction over those that can be tested)'
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-claims-2
 def claims_html(
     judged: pd.DataFrame,  # as returned by `judge`
     said: str,  # what the networks are, see `setting_line`; each claim has its own seeds and images
