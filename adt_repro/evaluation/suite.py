@@ -24,6 +24,9 @@ from .evaluate import SEED, attack_and_judge, warn_of_answers, warn_of_gradients
 from .records import SCHEMA, RecordError, join_records, read_record
 
 # %% ../../nbs/library/evaluation/suite.ipynb #kept-counting
+_COLUMNS = f'a frame with the columns {", ".join(SCHEMA)}; these are missing, or are not expected'
+
+
 def _checked_kept(kept, x):
     "Rows to keep, none if it is None; a `ParameterError` if they are not a frame of rows"
     if kept is None or (isinstance(kept, pd.DataFrame) and kept.empty):
@@ -31,7 +34,7 @@ def _checked_kept(kept, x):
     if not isinstance(kept, pd.DataFrame):
         refuse('kept', kept, 'a frame with the columns of a record, or None')
     if set(kept.columns) != set(SCHEMA):
-        refuse('kept', list(map(str, kept.columns)), f'a frame with the columns {", ".join(SCHEMA)}')
+        refuse('kept', sorted(map(str, set(kept.columns) ^ set(SCHEMA))), _COLUMNS)
     check_images(x)
     return kept
 
@@ -121,7 +124,8 @@ def run_suite(
     kept: pd.DataFrame = None,  # rows of an earlier record that are still valid, see above; None: no rows
 ) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for `natural` and each attack, fewer where `limits` says so
     "Evaluate a network, with warnings as by `evaluate`; a `ParameterError` for rows that cannot be kept"
-    facts, check, kept = _start([model], x, y, eps, seed, kept, run=[run], source=[run])
+    names = dict(run=[run], source=[run], attack=['natural', *attacks])
+    facts, check, kept = _start([model], x, y, eps, seed, kept, **names)
     how = dict(model=model, seen=seen, x=x, y=y, batch=batch, parts=parts, check=check)
     judge = partial(_judge_in_parts, **how, **facts)
     if isinstance(cascade, bool):
@@ -146,7 +150,8 @@ def run_transfer(
 ) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for each target and attack
     "Attack one network and evaluate the images on several; a `ParameterError` for rows that cannot be kept"
     networks = [model, *targets.values()]
-    facts, check, kept = _start(networks, x, y, eps, seed, kept, run=list(targets), source=[source])
+    names = dict(run=list(targets), source=[source], attack=list(attacks))
+    facts, check, kept = _start(networks, x, y, eps, seed, kept, **names)
     judge = partial(_judge_on, check=check, model=model, x=x, y=y, batch=batch, parts=parts, **facts)
     done = [_on_targets(judge, kept, targets, name, attack, len(x)) for name, attack in attacks.items()]
     rows = _in_batches(pd.concat(done, ignore_index=True), [*attacks], [*targets], batch)
@@ -193,7 +198,7 @@ def kept_rows(
     record: Path | str,  # a file written by `save_records`; it may be absent
     weights: dict,  # by run, the SHA-256 of its weights as they are now; rows of other runs are left out
     attacks: list,  # names of the attacks whose rows are still valid; `natural` for the clean images
-    listed: dict = None,  # by run, a SHA-256 for a record that has none, see `listed_weights`; None: not known
+    listed: dict = None,  # by run, the SHA-256 if the record has none, see `listed_weights`; None: not known
 ) -> pd.DataFrame:  # columns of `SCHEMA`, to be passed as `kept`; None if there are no such rows
     "A record's rows that were made with these weights; a `KeptWarning`, no error, if its file cannot be used"
     if not os.path.lexists(record):

@@ -138,65 +138,70 @@ _OF_OTHER_RUNS = dict(
 )
 
 # %% ../../nbs/library/runs/made_from.ipynb #units-figures
-def _figure(notebook, name, numbers, picture, uses, attacks=()):
-    "The units of a figure's numbers and of its picture; both are given as names of cells"
-    code = tuple(f'{notebook}#{cell}' for cell in numbers)
-    frame = f'frames/{name}.csv'
-    drawing = tuple(f'{notebook}#{cell}' for cell in picture)
+def _cells(notebook, names):
+    "Cells of a notebook, by their names in one text"
+    return tuple(f'{notebook}#{cell}' for cell in names.split())
+
+
+def _numbers(notebook, name, cells, uses, attacks=()):
+    "The unit of a figure's numbers"
     return {
-        name: Unit((frame,), (*code, 'base.tables.write_table'), uses, attacks=attacks),
-        f'{name}-figure': Unit((f'figures/{name}.png',), drawing, (), (frame,), networks=False),
+        name: Unit((f'frames/{name}.csv',), _cells(notebook, cells), tuple(uses.split()), attacks=attacks)
     }
 
 
+def _picture(notebook, name, cells, uses='', more=(), networks=False):
+    "The unit of a figure; `more` are further frames, and `networks` those that it shows beside its frames"
+    made_of = tuple(f'frames/{frame}.csv' for frame in (name, *more))
+    code, used = _cells(notebook, cells), tuple(uses.split())
+    return {f'{name}-figure': Unit((f'figures/{name}.png',), code, used, made_of, networks=networks)}
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-landscape
 _SEEN = 'fgsm', 'pgd20', 'mim', 'cw', 'feature'  # attacks in the landscape
-_SURFACE = ('surface', 'surface-frame')
-_OF_FIGURES = dict(
-    landscape=_figure(
-        'landscape', 'landscape', _SURFACE, ['surface-figure'], ('image', 'radius', 'grid', 'seed')
-    )
-    | _figure(
+_SEEN_IMAGES = 'networks images'
+_ON_PLANE = f'{_SEEN_IMAGES} axes'
+_OF_LANDSCAPE = (
+    _numbers('landscape', 'landscape', f'{_ON_PLANE} surface', 'image radius grid seed')
+    | _numbers('landscape', 'landscape_along', f'{_SEEN_IMAGES} surface-along', 'radius grid n_curvature')
+    | _picture('landscape', 'landscape', 'images surface-figure', 'seed', ['landscape_along'])
+    | _numbers(
         'landscape',
         'landscape_plane',
-        ['plane-points', 'plane-frame'],
-        ['plane-ground', 'plane'],
-        ('image', 'n_samples', 'n_targets', 'seed'),
+        f'{_ON_PLANE} adversaries draws attacks plane-points',
+        'image n_samples n_targets seed',
         _SEEN,
     )
-    | _figure(
+    | _picture('landscape', 'landscape_plane', f'{_ON_PLANE} plane-ground plane', 'image seed', networks=True)
+    | _numbers(
         'landscape',
         'alignment',
-        ['attacks', 'alignment'],
-        ['alignment-figure'],
-        ('n_images', 'n_samples', 'n_targets', 'seed'),
+        f'{_SEEN_IMAGES} adversaries draws attacks alignment',
+        'n_images n_samples n_targets seed',
         _SEEN,
     )
-    | _figure(
-        'landscape',
-        'curvature',
-        ['curvature'],
-        ['curvature-figure'],
-        ('n_curvature', 'curvature_steps', 'seed'),
-    )
-    | dict(
-        along=Unit(
-            ('frames/landscape_along.csv',), ('landscape#surface-along',), ('radius', 'grid', 'n_curvature')
-        )
-    ),
-    diversity=_figure(
-        'diversity', 'diversity_samples', ['samples', 'colours'], ['look'], ('image', 'n_samples', 'seed')
-    )
-    | _figure(
+    | _picture('landscape', 'alignment', 'images draws alignment-figure', 'n_samples')
+    | _numbers('landscape', 'curvature', f'{_SEEN_IMAGES} curvature', 'n_curvature curvature_steps seed')
+    | _picture('landscape', 'curvature', 'images curvature-figure')
+)
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-diversity
+_SAMPLES = f'{_SEEN_IMAGES} adversaries samples'
+_OF_DIVERSITY = (
+    _numbers('diversity', 'diversity_samples', f'{_SAMPLES} sample-frame', 'image n_samples seed')
+    | _picture('diversity', 'diversity_samples', f'{_SAMPLES} look', 'image n_samples seed', networks=True)
+    | _numbers(
         'diversity',
         'diversity_measures',
-        ['measures'],
-        ['measures-figure'],
-        ('n_images', 'n_samples', 'seed'),
+        f'{_SEEN_IMAGES} adversaries measures',
+        'n_images n_samples seed',
     )
-    | _figure(
-        'diversity', 'diversity_map', ['samples', 'map-points'], ['map'], ('image', 'n_samples', 'seed')
-    ),
+    | _picture('diversity', 'diversity_measures', 'images measures-figure', 'n_samples')
+    | _numbers('diversity', 'diversity_map', f'{_SAMPLES} map-points', 'image n_samples seed')
+    | _picture(
+        'diversity', 'diversity_map', f'{_SAMPLES} map-points map', 'image n_samples seed', networks=True
+    )
 )
+_OF_FIGURES = dict(landscape=_OF_LANDSCAPE, diversity=_OF_DIVERSITY)
 
 # %% ../../nbs/library/runs/made_from.ipynb #units-ablation
 _ABLATION_USES = tuple(
@@ -213,14 +218,15 @@ def _ablation_figures():
         frame, picture = f'frames/ablation_{name}.csv', f'figures/ablation_{name}.png'
         files = (picture,) if name == 'hinge' else (frame, picture)
         made_of = tuple(f'frames/{source}.csv' for source in ('ablation', 'ablation_hinge'))
-        found[f'{name}-figure'] = Unit(files, (f'ablation#{name}',), (), made_of, networks=False)
+        code = _cells('ablation', f'results {name}')
+        found[f'{name}-figure'] = Unit(files, code, (), made_of, networks=False)
     return found
 
 
 _OF_FIGURES['ablation'] = dict(
     results=Unit(
         ('frames/ablation.csv', 'frames/ablation_hinge.csv', 'records/ablation.parquet'),
-        ('ablation#plan', 'ablation#train', 'ablation#evaluate', 'ablation#frames'),
+        _cells('ablation', 'plan data train evaluate frames'),
         _ABLATION_USES,
         networks=False,
     ),
@@ -263,10 +269,31 @@ _OF_FIGURES['paper'] = {
     'code_claims': _of_paper(('tables/code_claims.csv',), ['evidence', 'released']),
     'report': _of_paper(('report.html',), ['*'], (*_EVIDENCE, *_SHOWN)),
 }
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-power
+_CLAIMED = 'grids-rows grids-of-rows grids effect'
+_COMPARED = 'rows', 'attacks', 'runs', 'effect'
 _OF_FIGURES['power'] = dict(
-    power=_of_paper(('tables/power.csv',), ['grids-rows', 'grids', 'effect', 'cost', 'found'], _EVIDENCE, ()),
-    figure=_of_paper(
-        ('frames/power.csv', 'figures/power.png'), ['grids', 'curves', 'figure'], _EVIDENCE, ('margin',)
+    power=Unit(
+        ('tables/power.csv',),
+        _cells('power', f'{_CLAIMED} cost found'),
+        (*_COMPARED, 'power', 'images'),
+        _EVIDENCE,
+        networks=False,
+    ),
+    curves=Unit(
+        ('frames/power.csv',),
+        _cells('power', f'{_CLAIMED} main curves'),
+        (*_COMPARED, 'power', 'seeds', 'images'),
+        _EVIDENCE,
+        networks=False,
+    ),
+    figure=Unit(
+        ('figures/power.png',),
+        _cells('power', f'{_CLAIMED} main figure'),
+        (*_COMPARED, 'power'),
+        ('frames/power.csv', *_EVIDENCE),
+        networks=False,
     ),
 )
 UNITS = _OF_RUNS | _OF_OTHER_RUNS | _OF_FIGURES  # by experiment, the units by name
