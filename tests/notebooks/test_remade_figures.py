@@ -157,7 +157,7 @@ def test_a_frame_that_is_true_is_what_is_shown(planned):
     assert changed == {f'figures/{name}.png' for name in places if name != 'landscape_along'}
 
     # a cell that measures is edited: what it makes, and no more
-    edit(notebook, 'near = np.linspace(-1.4, 1.4, 31)', 'near = np.linspace(-1.4, 1.4, 33)')
+    edit(notebook, 'near = np.linspace(-1.4, 1.4, 31)', 'near = np.linspace(-1.5, 1.5, 31)')
     edit(notebook, 'medians.append(pd.DataFrame(columns))', 'medians += [pd.DataFrame(columns)]')
     before = results_of(mini)
     call(project, 'landscape', **given)
