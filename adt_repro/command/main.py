@@ -11,6 +11,7 @@ import fnmatch
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 from ..base.files import find_nbs, find_root, is_clone
@@ -74,6 +75,20 @@ def _add_run_commands(commands):
     exported.add_argument('folder', metavar='FOLDER', help='where the files go')
     add_parameter_options(exported)
 
+# %% ../../nbs/library/command/main.ipynb #parser-audit
+def _add_audit(commands):
+    "The subcommand that checks records"
+    does = 'Attack a random sample of recorded rows again, and compute tables and claims again'
+    audit = _add(commands, 'audit', does, '  adt audit digits --rows 300')
+    audit.add_argument('scale', metavar='SCALE', help='a folder of outputs/ with records and weights')
+    audit.add_argument('--rows', metavar='N', help='how many rows; default 300')
+    audit.add_argument('--seed', metavar='N', help='of the random sample; default 0')
+    audit.add_argument('--runs', metavar='PATTERN', nargs='+', help='only these runs, such as "*-s0"')
+    audit.add_argument('--attacks', metavar='NAME', nargs='+', help='only these attacks, such as pgd20')
+    add_parameter_options(audit)
+    where = 'file for the executed notebook; default none is kept'
+    audit.add_argument('-o', metavar='OUTPUT', help=where)
+
 # %% ../../nbs/library/command/main.ipynb #parser-scales
 def _add_scale_commands(commands):
     "The subcommands about all runs of a scale"
@@ -86,6 +101,7 @@ def _add_scale_commands(commands):
     report = _add(commands, 'report', 'Make the tables, figures and report of a scale', '  adt report digits')
     report.add_argument('scale', metavar='SCALE', help='a folder of outputs/ that has records')
     _add_notebook_options(report)
+    _add_audit(commands)
     example = '  adt notebook landscape -p scale demo -p n_images 10'
     notebook = _add(commands, 'notebook', 'Execute any other notebook of the project', example)
     notebook.add_argument('notebook', metavar='NAME', help='such as landscape, diversity or spsa')
@@ -301,6 +317,46 @@ def _any_notebook(options):
         output = _execute(options.notebook, given, given.get('label'), options, follow)
     return _lines(notebook=output)
 
+# %% ../../nbs/library/command/main.ipynb #audit
+class _Refused(ParameterError):
+    "An audit that cannot be made; one line says why"
+
+
+def _printed(notebook):
+    "All that an executed notebook printed"
+    import nbformat
+
+    outputs = [out for cell in nbformat.read(notebook, 4).cells for out in cell.get('outputs', [])]
+    return ''.join(
+        out.text for out in outputs if out.output_type == 'stream' and out.name == 'stdout'
+    ).strip()
+
+
+def _executed_audit(given, output, follow):
+    "Execute audit.ipynb; what it printed, and the exit status"
+    try:
+        run_notebook('audit', output, given, follow)
+    except NotebookError as error:
+        name, _, line = str(error).partition(': ')
+        if name in (*_REFUSALS, 'RecordError'):
+            raise _Refused(line) from None
+        if name != 'AuditError':
+            raise
+        return _printed(output), 1
+    return _printed(output), 0
+
+# %% ../../nbs/library/command/main.ipynb #audit-2
+def _audit(options):
+    "Check a sample of records by `audit.ipynb`: what it prints, and the exit status"
+    own = {name: getattr(options, name) for name in ('rows', 'seed', 'runs', 'attacks')}
+    own = {name: value for name, value in own.items() if value is not None}
+    try:
+        given = _given(options, 'audit', scale=options.scale, **own)
+        with tempfile.TemporaryDirectory() as folder, follower(sys.stderr) as follow:
+            return _executed_audit(given, options.o or Path(folder) / 'audit.ipynb', follow)
+    except ParameterError as error:
+        raise _Refused(str(error)) from None
+
 # %% ../../nbs/library/command/main.ipynb #exchange
 def _import_file(options):
     "A run of a file of weights from elsewhere"
@@ -345,6 +401,7 @@ _COMMANDS = {
     'runs': _list_runs,
     'plan': _plan,
     'report': _report,
+    'audit': _audit,
     'notebook': _any_notebook,
     'import': _import_file,
     'export': _export_run,
@@ -353,14 +410,16 @@ _COMMANDS = {
 # %% ../../nbs/library/command/main.ipynb #main-call
 def main(
     args: list,  # of the command line, without the program's name
-) -> int:  # exit status: 0; 1 where a line says what is wrong; 130 after Ctrl-C
+) -> int:  # exit status: 0; 1 where a line says what is wrong; 2: an audit is refused; 130 after Ctrl-C
     "The command `adt`"
     try:
         options = make_parser().parse_args(args)
-        _say(_COMMANDS[options.command](options))
+        said = _COMMANDS[options.command](options)
+        text, status = said if isinstance(said, tuple) else (said, 0)
+        _say(text)
     except (ParameterError, NotebookError) as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, _Refused) else 1
     except OSError as error:  # such as a folder of another user
         print(f'{error.filename or "adt"}: {error.strerror}', file=sys.stderr)
         return 1
@@ -368,7 +427,7 @@ def main(
         again = f'{_program()} {shlex.join(args)}'
         print(f'stopped; the same command resumes it: {again}', file=sys.stderr)
         return 130
-    return 0
+    return status
 
 # %% ../../nbs/library/command/main.ipynb #main-2
 def run_command() -> int:  # exit status, as of `main`

@@ -120,7 +120,9 @@ def page_tables(
     scale: Scale,  # as returned by `read_scale`
 ) -> list:  # of `MadeTable`: table1, claims and code_claims, those whose files are there
     "Table 1 and the claims, made from records; a `ParameterError` if a record or frame cannot be used"
-    folder = Path(folder)
+    folder, names = Path(folder), ('table1', 'claims', 'code_claims')
+    if not any((folder / 'tables' / f'{name}.csv').exists() for name in names):
+        return []
     own = json.loads(call_parameters(scale, 'paper'))
     margin = own.get('margin', PARAMETERS['paper']['margin'].default)
     evidence = read_evidence(folder, own['runs'], own['parts'], own['precision'])
@@ -150,21 +152,25 @@ def _where(key):
     return ', '.join(part for part in key if part)
 
 # %% ../../nbs/library/paper/recompute.ipynb #differences
-def table_differences(
-    folder: Path | str,  # of a scale, such as outputs/digits
-    table: MadeTable,  # made again
-) -> pd.DataFrame:  # file, row, column, recorded, recomputed: one row for each cell that differs
-    "Compare a file with the table that was made again; raises a `TableError` if the file cannot be read"
-    text = read_bytes(Path(folder) / table.name).decode()
+def _table_differences(folder, table):
+    "Differences between a file and the table that was made again: file, row, column, and both texts"
+    text = read_bytes(folder / table.name).decode()
     recorded, made = _rows_by_key(text, table.key), table.cells()
-    found = []
     for key in dict.fromkeys([*recorded, *made]):
         if key not in recorded or key not in made:
             there = ['a row' if key in rows else 'no row' for rows in (recorded, made)]
-            found.append((table.name, _where(key), 'all', *there))
+            yield table.name, _where(key), 'all', *there
             continue
         for column, value in made[key].items():
-            written = recorded[key].get(column)
-            if written is None or not _is_same(written, value):
-                found.append((table.name, _where(key), column, 'no column' if written is None else written, value))
+            written = recorded[key].get(column, 'no column')
+            if not _is_same(written, value):
+                yield table.name, _where(key), column, written, value
+
+
+def table_differences(
+    folder: Path | str,  # of a scale, such as outputs/digits
+    tables: list,  # of `MadeTable`
+) -> pd.DataFrame:  # file, row, column, recorded, recomputed: one row for each cell that differs
+    "Compare files with tables that were made again; raises a `TableError` if a file cannot be read"
+    found = [difference for table in tables for difference in _table_differences(Path(folder), table)]
     return pd.DataFrame(found, columns=['file', 'row', 'column', 'recorded', 'recomputed'])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARGIN', 'DISTANCE', 'VERDICTS', 'wrong_bound', 'sample_rows', 'check_listed', 'Population', 'find_population',
-           'choose_rows', 'audited_data', 'attack_again', 'compare_rows', 'is_wrong', 'audit_rows']
+           'choose_rows', 'audited_data', 'attack_again', 'compare_rows', 'is_wrong', 'audit_rows', 'AuditError',
+           'disagreement_lines', 'audit_line']
 
 # %% ../../nbs/library/runs/audit.ipynb #imports
 import fnmatch
@@ -201,7 +202,7 @@ def find_population(
         found.append(taken)
         left_out += lost
     if not found:
-        refuse('scale', scale.name, f'one with records, there are none in {folder / "records"}')
+        refuse('scale', scale.name, f'one with records, outputs/{scale.name}/records has none')
     return Population(pd.concat(found, ignore_index=True), left_out)
 
 # %% ../../nbs/library/runs/audit.ipynb #choose
@@ -212,7 +213,7 @@ def choose_rows(
 ) -> pd.DataFrame:  # some of the rows, at least one
     "The rows of some runs and attacks; raises a `ParameterError` if a name or a pattern fits none"
     if not len(rows):
-        refuse('scale', 'this one', 'one with weights in its runs/, whose rows can be attacked again')
+        refuse('rows', 0, 'rows of networks whose weights are here; none can be attacked again')
     names = dict(run=rows.run.unique(), attack=rows.attack.unique())
     for column, patterns in dict(run=runs, attack=attacks).items():
         if patterns is None:
@@ -394,3 +395,42 @@ def audit_rows(
     data = audited_data(folder, scale, rows) if data is None else data
     sample = sample_rows(rows, n, seed)
     return compare_rows(sample, attack_again(sample, folder, scale, data, **options))
+
+# %% ../../nbs/library/runs/audit.ipynb #words
+class AuditError(RuntimeError):
+    "Something disagrees: the line that sums up an audit"
+
+
+def disagreement_lines(
+    compared: pd.DataFrame,  # as returned by `compare_rows`
+) -> list:  # one line for each row that does not agree
+    "The rows that disagree, and ties, each with both values"
+    found = []
+    for row in compared[compared.verdict != 'agrees'].itertuples():
+        made_on = '' if row.source == row.run else f', made on {row.source}'
+        values = [
+            f'class {pred} of {y}, margin {margin:.6g}, moved {linf:.6g}'
+            for pred, y, margin, linf in (
+                (row.pred, row.y, row.margin, row.linf),
+                (row.pred_again, row.y_again, row.margin_again, row.linf_again),
+            )
+        ]
+        place = f'{row.record}, {row.run}{made_on}, {row.attack}, image {row.i}'
+        found.append(f'{row.verdict}: {place}: recorded {values[0]}; now {values[1]}')
+    return found
+
+# %% ../../nbs/library/runs/audit.ipynb #words-2
+def audit_line(
+    name: str,  # of the scale
+    n_rows: int,  # rows of the population, at least 1
+    compared: pd.DataFrame,  # as returned by `compare_rows`
+    tables: str,  # what was found about tables and claims
+    seconds: float,  # that the audit took, at least 0
+) -> str:  # one line
+    "What an audit found"
+    wrong, ties = int(is_wrong(compared).sum()), int((compared.verdict == 'tie').sum())
+    n = len(compared)
+    counts = f'{n - wrong - ties} agree, ' + (f'{ties} tied, ' if ties else '') + f'{wrong} wrong'
+    share = 100 * wrong_bound(wrong, n)
+    bound = f'with 95 % confidence at most {share:.2g} % of the rows are wrong (exact binomial)'
+    return f'{name}: {n:,} of {n_rows:,} rows attacked again: {counts}; {bound}; {tables}; {seconds:.0f} s'
