@@ -159,6 +159,7 @@ def _reasons(rows, experiment, given, weights):
     return {
         'not attacked, because the image was misclassified before (a cascade)': ~rows.attacked,
         'the weights of their networks are not here': ~here,
+        'a generator is fitted first, which makes rounding grow': rows.attack == 'generator',
         'the scale has no such attack, or its package is not installed': ~known,
     }
 

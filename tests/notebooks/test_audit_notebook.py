@@ -69,8 +69,10 @@ def test_every_row_of_every_experiment_comes_out_again(made):
     assert (status, error) == (0, ''), error
     assert files_of(made / 'outputs') == before  # nothing is written
     records = [read_record(file)[0] for file in (made / 'outputs/mini/records').glob('*.parquet')]
-    n, total = sum(int(rows.attacked.sum()) for rows in records), sum(map(len, records))
-    assert {'generator', 'feature', 'spsa8', 'square'} < set(pd.concat(records).attack)
+    rows = pd.concat(records)
+    n, total = int((rows.attacked & (rows.attack != 'generator')).sum()), len(rows)
+    assert {'generator', 'distribution', 'feature', 'spsa8', 'square'} < set(rows.attack)
+    assert any('left out: 40 rows of 2 records' in line and 'generator' in line for line in lines)
     assert lines[0] == f'mini: {n:,} of {total:,} recorded rows can be attacked again' and n < total
     for name in SETTINGS:
         assert any(line.startswith(f'  {name}: ') for line in lines)
@@ -85,8 +87,9 @@ def test_every_row_of_every_experiment_comes_out_again(made):
 
 def test_another_number_of_threads_agrees(made):
     said = [audited(made, rows=60, seed=4, threads=threads) for threads in (1, 2)]
-    for status, lines, _ in said:
-        assert status == 0 and '60 agree, 0 wrong' in lines[-1]
+    for status, lines, error in said:
+        assert status == 0, error
+        assert '60 agree, 0 wrong' in lines[-1]
 
 
 def altered_record(root, change):
