@@ -389,6 +389,12 @@ def improve_search(site):
 WAY_BACK = '<nav aria-label="Site"><a href="../index.html">{}</a> › <a href="../{}">{}</a></nav>'
 
 
+def without_files(text, scale):
+    "A report whose links to files of a clone, which the site does not have, are the files' names for whoever asks"
+    link = r'<a href="(?![#.])([^":]+)">(.*?)</a>'
+    return re.sub(link, rf'<span title="outputs/{scale}/\1">\2</span>', text)
+
+
 def copy_reports(site):
     "The reports that are committed, as reports/<scale>.html, with a way back that a clone's own have no use for"
     (site / 'reports').mkdir()
@@ -397,7 +403,7 @@ def copy_reports(site):
     for report in map(Path, tracked):
         scale = report.parent.name
         page = next(p for p in (f'results/{scale}.html', 'paper.html') if (site / p).exists())
-        text = with_description(report.read_text(encoding='utf-8'))
+        text = without_files(with_description(report.read_text(encoding='utf-8')), scale)
         text = text.replace('<body>', '<body>' + WAY_BACK.format(TITLE, page, f'Results, {scale}'), 1)
         (site / 'reports' / f'{scale}.html').write_text(text, encoding='utf-8')
 

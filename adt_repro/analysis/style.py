@@ -159,16 +159,21 @@ def save_figure(
     fig,  # a Figure, drawn in `house_style`
     folder: Path | str,  # of a scale, such as outputs/demo
     name: str,  # name of the files
-    frame: pd.DataFrame,  # the numbers in the figure; written with six significant digits
-) -> list:  # the three paths: figures/<name>.svg, figures/<name>.png, frames/<name>.csv
+    frame: pd.DataFrame = None,  # the numbers in the figure, written to six digits; None: they are written
+    keep: bool = False,  # leave the PNG, which is still true, as it is?
+) -> list:  # paths: figures/<name>.svg, figures/<name>.png; with a frame also frames/<name>.csv
     "Write a figure twice, and what it shows as a table"
-    figures, frames = Path(folder) / 'figures', Path(folder) / 'frames'
-    svg, png, csv = figures / f'{name}.svg', figures / f'{name}.png', frames / f'{name}.csv'
+    figures, csv = Path(folder) / 'figures', Path(folder) / 'frames' / f'{name}.csv'
+    svg, png = figures / f'{name}.svg', figures / f'{name}.png'
     with house_style():
         for_page = _numbered_clips(_drawn(fig, 'svg', metadata=dict(Date=None, Creator=None)))
-        write_bytes(png, _drawn(fig, 'png', dpi=150, metadata=dict(Software=None)))
+        for_slide = _drawn(fig, 'png', dpi=150, metadata=dict(Software=None))
+    if not keep:
+        write_bytes(png, for_slide)
     with replacing(svg) as file:  # its digest is not recorded
         file.write(for_page)
+    if frame is None:
+        return [svg, png]
     write_table(frame, csv)
     return [svg, png, csv]
 

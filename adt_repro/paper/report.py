@@ -288,18 +288,20 @@ _CELLS = """\
 {% for row, networks, cells in rows %}\
 <tr><th scope="row">{{ row }}{% if networks %}<br><small>{{ networks }}</small>{% endif %}</th>\
 {% for c in cells %}\
-<td title="{{ c.title }}"{% if c.css %} style="{{ c.css }}"{% endif %}>{{ c.ours }}\
+<td title="{{ c.title }}"{% if c.css %} style="{{ c.css }}"{% endif %}>\
+{% if c.link %}<a href="{{ c.link }}">{{ c.ours }}</a>{% else %}{{ c.ours }}{% endif %}\
 {% if c.published %}<br><small>({{ c.published }})</small>{% endif %}\
 {% if c.word %}<br><small>{{ c.word }}</small>{% endif %}</td>\
 {% endfor %}</tr>{% endfor %}</tbody></table>"""
 
 
-def _table1_cell(c):
+def _table1_cell(c, link=''):
     "A cell: ours with its interval, the published number, and the word; a missing one is an empty text"
     word = _with_sign(c.verdict) if VERDICTS[c.verdict].tint else ''
     images_only = '; the interval covers image sampling only' if c.seeds == 1 else ''
     return dict(
         ours='–' if c.verdict == 'not run' else with_interval(c.lo, c.accuracy, c.hi),
+        link='' if c.verdict == 'not run' else link,
         published='' if pd.isna(c.published) else f'{c.published:.2f}',
         title=f'{c.verdict}: {c.why}{images_only}',
         word=word,
@@ -326,10 +328,11 @@ def _interval_line(cells):
         return 'intervals over seeds and images'
     return 'intervals over seeds and images, or over images only in rows with one network'
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-table1-2
 def table1_html(
     cells: pd.DataFrame,  # as returned by `table1_cells`
     said: str,  # what it is about, see `scale_line`
+    links: dict = None,  # by row: the address to which its numbers link; None: no links
 ) -> Markup:  # HTML of a table, with its caption and legend
     "Table 1, ours with its interval (published)"
     compared = 'Not the paper’s setting: nothing here is compared with the published numbers.'
@@ -341,7 +344,8 @@ def table1_html(
     )
     rows = []
     for row, group in cells.groupby('row', sort=False):
-        rows.append((row, _networks(group), [_table1_cell(c) for c in group.itertuples()]))
+        link = (links or {}).get(row, '')
+        rows.append((row, _networks(group), [_table1_cell(c, link) for c in group.itertuples()]))
     table = fill(_CELLS, caption=caption, heads=['', *COLUMNS], rows=rows)
     return table + legend_html(cells.verdict, CELL_MEANINGS)
 
@@ -380,12 +384,13 @@ def _tested(c):
     return '–' if c.seeds == '0' else c.seeds
 
 
-def _claim_row(c):
+def _claim_row(c, link=''):
     "A claim's cells"
-    texts = [c.key, c.claim, c.source, c.statistic, _size(c), _published_size(c), _tested(c)]
+    texts = [c.claim, c.source, c.statistic, _size(c), _published_size(c), _tested(c)]
     conditions = c.conditions.split('; ') if c.conditions else ['–']
     word = _with_sign(c.verdict)
-    return dict(texts=texts, conditions=conditions, word=word, why=c.why, css=_color_css(c.verdict))
+    cells = dict(key=c.key, link=link, texts=texts, conditions=conditions)
+    return cells | dict(word=word, why=c.why, css=_color_css(c.verdict))
 
 # %% ../../nbs/library/paper/report.ipynb #html-claims
 _CLAIM_HEADS = (
@@ -398,24 +403,30 @@ _CLAIMS = """\
 <thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>\
 {% for title, claims in groups %}<tbody>\
 {% if title %}<tr><th scope="rowgroup" colspan="{{ heads | length }}">{{ title }}</th></tr>{% endif %}\
-{% for c in claims %}<tr>{% for text in c.texts %}<td>{{ text }}</td>{% endfor %}\
+{% for c in claims %}<tr>\
+<td>{% if c.link %}<a href="{{ c.link }}">{{ c.key }}</a>{% else %}{{ c.key }}{% endif %}</td>\
+{% for text in c.texts %}<td>{{ text }}</td>{% endfor %}\
 <td>{% for text in c.conditions %}{{ text }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td>\
 <td{% if c.css %} style="{{ c.css }}"{% endif %}><b>{{ c.word }}</b><br><small>{{ c.why }}</small></td></tr>\
 {% endfor %}</tbody>{% endfor %}</table>"""
 _ALONE = 'The main claim, tested alone at the full level'
 _TOGETHER = 'The other claims, tested together (Holm’s correction over those that can be tested)'
 
-
+# %% ../../nbs/library/paper/report.ipynb #html-claims-2
 def claims_html(
     judged: pd.DataFrame,  # as returned by `judge`
     said: str,  # what the networks are, see `setting_line`; each claim has its own seeds and images
     primary=(),  # keys of claims that were tested alone: they come first, separately
+    links: dict = None,  # by key: the address to which a claim links; None: no links
 ) -> Markup:  # HTML of a table, with its caption
     "The claims, each with statistic, published size, gate, premise and word"
     alone = judged.key.isin(list(primary))
     groups = [(_ALONE, judged[alone]), (_TOGETHER if alone.any() else '', judged[~alone])]
-    groups = [(title, [_claim_row(c) for c in rows.itertuples()]) for title, rows in groups if len(rows)]
-    return fill(_CLAIMS, said=said, heads=_CLAIM_HEADS, groups=groups)
+    shown = []
+    for title, rows in groups:
+        if len(rows):
+            shown.append((title, [_claim_row(c, (links or {}).get(c.key, '')) for c in rows.itertuples()]))
+    return fill(_CLAIMS, said=said, heads=_CLAIM_HEADS, groups=shown)
 
 # %% ../../nbs/library/paper/report.ipynb #readme-table
 def _markdown_row(row, cells):
@@ -531,7 +542,9 @@ _STYLE = (
     'body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem}\n'
     'table{border-collapse:collapse;border:0;font-size:.85rem;display:block;overflow-x:auto}'
     'td,th{padding:.25rem .5rem;border:1px solid #8886;text-align:left;vertical-align:top}'
-    'table.cells td{white-space:nowrap}\n'
+    'table.cells td{white-space:nowrap}table.cells a{color:inherit}\n'
+    'table.sources td{min-width:8rem}table.sources code{overflow-wrap:anywhere}'
+    ':target{outline:3px solid #e69f00}\n'
     'caption{display:block;position:sticky;left:0;text-align:left;padding:.4rem 0}'
     'pre{overflow-x:auto;font-size:.8rem}small{opacity:.85}\n'
     'img{max-width:100%;background:#fff;border-radius:4px}'

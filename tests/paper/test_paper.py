@@ -48,8 +48,10 @@ def without_results(root):
                 )
         shutil.copy(src / SUMS, dst / SUMS)
         (dst / 'tables').mkdir()
-        for f in src.glob('tables/white_box*.csv'):
-            shutil.copy(f, dst / 'tables' / f.name)  # they know how many targets FeaAttack had
+        for f in src.glob('tables/*-*.csv'):
+            shutil.copy(f, dst / 'tables' / f.name)  # those of white_box know how many targets FeaAttack had
+        for f in src.glob('tables/transfer.csv'):
+            shutil.copy(f, dst / 'tables' / f.name)
     return root
 
 

@@ -286,16 +286,65 @@ def test_a_description_is_plain():
     assert len(facts['description']) <= 200 and facts['description'].endswith('more…')
 
 
+def of_body(report):
+    "What a report refers to and the ids it has, without the icon in its head"
+    body = BeautifulSoup(report.read_bytes(), 'html.parser').body
+    assert not body.select('[srcset], [data], [src]:not([src^="data:"])')
+    return [a['href'] for a in body.select('a[href]')], [tag['id'] for tag in body.select('[id]')]
+
+
+def dead(links, ids, folder):
+    "The links that lead neither to an entry of their page nor to a file"
+    return [link for link in links if not (link[1:] in ids if link[0] == '#' else (folder / link).is_file())]
+
+
 def test_reports_lead_back(site):
-    "On the site a report has a way back; the committed one, which may lie alone, has no link that could be dead"
-    sent = [*(site / 'reports').glob('*.html')]
+    "On the site a report has a way back, and names files that it has no link to; the committed one has the links"
+    sent, files = [*(site / 'reports').glob('*.html')], 0
     assert sent
     for report in sent:
-        links = [a['href'] for a in BeautifulSoup(report.read_bytes(), 'html.parser').body.select('a[href]')]
-        assert '../index.html' in links and len(links) > 1
-        assert all((site / 'reports' / link).is_file() for link in links), links
-        committed = (ROOT / 'outputs' / report.stem / 'report.html').read_text(encoding='utf-8')
-        assert not re.search('href="(?!data:)', committed)
+        links, ids = of_body(report)
+        outside = [link for link in links if link[0] != '#']
+        assert '../index.html' in outside and len(outside) > 1 and all(link[:3] == '../' for link in outside)
+        assert len(set(ids)) == len(ids) and not dead(links, ids, site / 'reports')
+        committed = ROOT / 'outputs' / report.stem / 'report.html'
+        links, ids = of_body(committed)
+        assert len(set(ids)) == len(ids) and not dead(links, ids, committed.parent)
+        titles = [
+            tag['title'] for tag in BeautifulSoup(report.read_bytes(), 'html.parser').select('span[title]')
+        ]
+        assert titles == [f'outputs/{report.stem}/{link}' for link in links if link[0] != '#']
+        files += len(titles)
+    assert files > 100
+
+
+def test_dead_links_of_a_report_are_found(tmp_path):
+    (tmp_path / 'a.csv').touch()
+    (tmp_path / 'report.html').write_text(
+        '<body><p id="p"><a href="#p"><a href="#q"><a href="a.csv"><a href="b.csv">'
+    )
+    assert dead(*of_body(tmp_path / 'report.html'), tmp_path) == ['#q', 'b.csv']
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+def test_a_report_shows_what_stands_behind_a_cell(width, browser, prefers):
+    "A link of a cell leads to an entry that is seen, without a script, in the dark and on a phone"
+    resize(browser, width)
+    prefers('dark')
+    for report in ROOT.glob('outputs/*/report.html'):
+        if 'href="#row-' not in report.read_text(encoding='utf-8'):
+            continue
+        with served(report.parent) as base:
+            assert not list(complaints(browser, base, 'report.html')), report
+            assert not list(faint(browser, 'body table.adt *')), report
+            for css in 'table.cells a', 'a[href^="#claim-"]':
+                link = browser.find_element(By.CSS_SELECTOR, css)
+                address = link.get_dom_attribute('href')
+                browser.get(base + 'report.html' + address)
+                top = browser.execute_script(
+                    'return document.getElementById(arguments[0]).getBoundingClientRect().top', address[1:]
+                )
+                assert browser.find_element(By.ID, address[1:]).is_displayed() and -1 < top < 844
 
 
 # The browser
