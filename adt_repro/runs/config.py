@@ -712,6 +712,20 @@ _POWER = _POWER_RECORDS | dict(
     scale=Parameter(word(), 'cpu', 'scale whose records are used; its file, if any, has the costs'),
 )
 
+# %% ../../nbs/library/runs/config.ipynb #audit
+_AUDIT = dict(
+    rows=Parameter(_COUNT, 300, 'rows to attack again, drawn at random'),
+    runs=Parameter(_RUN_PATTERNS, None, "names of judged runs, or patterns such as '*-s0'; default all"),
+    attacks=Parameter(
+        maybe(several(word(), most=100)), None, 'names of attacks in the records, or natural; default all'
+    ),
+    seed=Parameter(_SEED, 0, 'seed of the draws'),
+    threads=Parameter(_WORKERS, 1, 'CPU threads; few images at a time are seldom faster with more'),
+    data_root=_DATA['data_root'],
+    device=Parameter(text(), 'cpu', 'auto, cpu, cuda, cuda:<n> or mps; records say how they were made'),
+    scale=Parameter(word(), 'digits', 'scale whose records are checked; it needs a file in nbs/scales/'),
+)
+
 # %% ../../nbs/library/runs/config.ipynb #parameters
 PARAMETERS = dict(
     train=_TRAIN,
@@ -726,6 +740,7 @@ PARAMETERS = dict(
     benchmark=_BENCHMARK,
     paper=_PAPER,
     power=_POWER,
+    audit=_AUDIT,
 )
 
 # %% ../../nbs/library/runs/config.ipynb #check-notebook
