@@ -295,7 +295,10 @@ def test_an_edited_attack_makes_its_records_and_what_follows_again(clone):
 
 def test_other_edits_make_again_what_they_change(clone):
     for change, again in [
-        (('adt_repro/paper/claims.py', 'bounds=(-np.inf, np.log10(0.5))', 'bounds=(-np.inf, np.log10(0.6))'), ['paper']),
+        (
+            ('adt_repro/paper/claims.py', 'bounds=(-np.inf, np.log10(0.5))', 'bounds=(-np.inf, np.log10(0.6))'),
+            ['paper'],
+        ),
         (('adt_repro/attacks/gradient.py', 'def cw(', 'def cw(  # Carlini and Wagner'), []),
         (('adt_repro/base/parameters.py', 'import reprlib', 'import reprlib  # short texts'), []),
     ]:  # fmt: skip
