@@ -619,7 +619,8 @@ def _configs_of(present, unit, given):
         return [common | dict(method=method) for method in _SWEPT]
     if unit.notebook in ('paper', 'power'):
         return [dict(method=method, arch='', recipe='paper2020', dataset='') for method in _WITH_GENERATOR]
-    return [config for config in (_run_now(present, run)[0] for run in unit.runs) if config]
+    found = [_run_now(present, run)[0] for run in unit.runs]
+    return [{name: str(config.get(name)) for name in _OF_RUNS_CONFIG} for config in found if config]
 
 # %% ../../nbs/library/runs/made_from.ipynb #facts
 def _uses(given, names):

@@ -497,3 +497,60 @@ def test_every_import_of_the_project_can_be_followed():
                 if alias.name not in known and not is_module:
                     problems.append((file.name, f'from {home} import {alias.name}'))
     assert followed > 500 and problems == []
+
+
+# Variables of cells are not followed: each unit names the cells that make its values
+
+GIVEN = set(
+    # what was asked for, places, and which files are still true
+    'given fresh sound train cascade autoattack aa_version scale runs parts parts_chosen names judged '
+    'from_source itself sources low tail mark dev folder records files scale_file '
+    'making true_frames true_figures earlier needed unused again used_parts of_fp32 of_checks of_draws '
+    # networks, images and parameters of runs: counted by their content
+    'models data x y first digests eps config '
+    # the paper's page: evidence is read from files that count
+    'frames dataset_and_network page paper cells evidence setting sources '.split()
+)
+
+
+def cell_names(cells, ctx):
+    "The names that cells store or load, for a context of ast"
+    nodes = [node for cell in cells for node in ast.walk(cell) if isinstance(node, ast.Name)]
+    return {node.id for node in nodes if isinstance(node.ctx, ctx)}
+
+
+def not_named(notebook, code, uses):
+    "Values from other cells of a notebook, and parameters, that some of its cells need and that do not count"
+    file = ROOT / 'nbs' / f'{notebook}.ipynb'
+    cells = {
+        cell['id']: ast.parse(''.join(cell['source']))
+        for cell in json.loads(file.read_text())['cells']
+        if cell['cell_type'] == 'code' and not ''.join(cell['source']).startswith('%')
+    }
+    own = [cells[name] for name in code]
+    others = [cell for name, cell in cells.items() if name not in (*code, 'parameters')]
+    made_there = cell_names(others, ast.Store) & cell_names(own, ast.Load) - cell_names(own, ast.Store)
+    return made_there - GIVEN - set(uses)
+
+
+def cells_of_units():
+    for notebook, units in made.UNITS.items():
+        for name, unit in units.items():
+            code = made._ROW_CODE[unit.rows] if unit.rows else unit.code
+            cells = [cell.partition('#')[2] for cell in code if '#' in cell]
+            if cells and '*' not in cells:
+                yield pytest.param(notebook, cells, unit.uses, id=f'{notebook}-{name}')
+
+
+@pytest.mark.parametrize('notebook, cells, uses', cells_of_units())
+def test_a_unit_names_the_cells_that_make_its_values(notebook, cells, uses):
+    assert not_named(notebook, cells, uses) == set()
+
+
+def test_a_cell_that_is_not_named_is_found():
+    "Without the cell in which the attacks of the landscape are chosen"
+    unit = made.UNITS['landscape']['landscape_plane']
+    cells = [cell.partition('#')[2] for cell in unit.code if '#' in cell]
+    assert 'attacks' in cells
+    cells.remove('attacks')
+    assert not_named('landscape', cells, unit.uses) == {'attacks'}
