@@ -8,6 +8,7 @@ sys.path.insert(0, workflow.basedir)   # this project's package, however Snakema
 from adt_repro.base.files import lock_file, replacing, try_folder
 from adt_repro.base.parameters import ParameterError
 from adt_repro.runs import scales   # no PyTorch: every job reads this file again
+from snakemake.settings.enums import RerunTrigger
 
 # Jobs find this environment's Python
 os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
@@ -51,6 +52,28 @@ def files_of_runs(runs):
     "What an experiment needs of its runs"
     return [f'{OUT}/runs/{run}/{file}' for run in runs for file in ('run.json', 'weights.safetensors')]
 
+# What is made again is decided by outputs/<scale>/lock.json (adt_repro.runs.lock), which knows the code, the
+# parameters and the files that each file was made from. Times of files decide nothing: git does not keep them.
+STALE = set()   # calls to be made again: pairs of a rule and a run; found below, by the main process only
+if workflow.dag_settings:   # not for commands that only print rules
+    workflow.dag_settings.rerun_triggers = {RerunTrigger.MTIME}   # and all input files are ancient, see `needs`
+
+def needs(rule, *files):
+    "The input of a rule; a stale job is forced when Snakemake asks for its input, so only if it is in the plan"
+    def input_files(wildcards):
+        run = wildcards.get('run', '')
+        wanted = [file.format(run=run) for file in files]
+        if (rule, run) not in STALE:
+            return ancient(wanted)
+        workflow.dag.forcefiles.add(outputs_of(rule)[0].format(run=run))
+        return wanted   # it waits for other jobs, whichever reason they have
+    return input_files
+
+def outputs_of(rule):
+    "The files that a rule makes, with {run} for those of one run"
+    tables = ['table1.csv', 'claims.csv', 'code_claims.csv']
+    return made.get(rule) or [f'{OUT}/report.html', *(f'{OUT}/tables/{name}' for name in tables)]
+
 wildcard_constraints: run='|'.join(scales.scale_runs(scale))
 localrules: all, paper
 
@@ -58,8 +81,11 @@ localrules: all, paper
 rule all:
     input: f'{OUT}/report.html', everything
 
+# Before a run is trained again, Snakemake deletes its files, and so it begins anew. The other experiments keep
+# what is still true of their files: `update` leaves them there.
 rule train:
-    output: made['train']
+    input: needs('train')
+    output: outputs_of('train')
     params: given=given('train')
     threads: THREADS
     log: f'{OUT}/logs/train-{{run}}.log'
@@ -67,8 +93,8 @@ rule train:
 
 if 'white_box' in made:
     rule white_box:
-        input: f'{OUT}/runs/{{run}}/weights.safetensors'
-        output: made['white_box']
+        input: needs('white_box', f'{OUT}/runs/{{run}}/weights.safetensors')
+        output: update(outputs_of('white_box'))
         params: given=given('white_box')
         threads: THREADS
         log: f'{OUT}/logs/white_box-{{run}}.log'
@@ -76,8 +102,8 @@ if 'white_box' in made:
 
 if 'all_images' in made:
     rule all_images:
-        input: f'{OUT}/runs/{{run}}/weights.safetensors'
-        output: made['all_images']
+        input: needs('all_images', f'{OUT}/runs/{{run}}/weights.safetensors')
+        output: update(outputs_of('all_images'))
         params: given=given('all_images')
         threads: THREADS
         log: f'{OUT}/logs/all_images-{{run}}.log'
@@ -85,8 +111,8 @@ if 'all_images' in made:
 
 if 'spsa' in made:
     rule spsa:
-        input: f'{OUT}/runs/{{run}}/weights.safetensors'
-        output: made['spsa']
+        input: needs('spsa', f'{OUT}/runs/{{run}}/weights.safetensors')
+        output: update(outputs_of('spsa'))
         params: given=given('spsa')
         threads: THREADS
         log: f'{OUT}/logs/spsa-{{run}}.log'
@@ -96,8 +122,8 @@ if 'transfer' in made:
     targets, sources = scales.transfer_runs(scale)
 
     rule transfer:
-        input: files_of_runs(dict.fromkeys(targets + sources))
-        output: made['transfer']
+        input: needs('transfer', *files_of_runs(dict.fromkeys(targets + sources)))
+        output: update(outputs_of('transfer'))
         params: given=given('transfer')
         threads: THREADS
         log: f'{OUT}/logs/transfer.log'
@@ -105,8 +131,8 @@ if 'transfer' in made:
 
 if 'landscape' in made:
     rule landscape:
-        input: files_of_runs(scales.runs_of(scale, 'landscape'))
-        output: made['landscape']
+        input: needs('landscape', *files_of_runs(scales.runs_of(scale, 'landscape')))
+        output: update(outputs_of('landscape'))
         params: given=given('landscape')
         threads: THREADS
         log: f'{OUT}/logs/landscape.log'
@@ -114,8 +140,8 @@ if 'landscape' in made:
 
 if 'diversity' in made:
     rule diversity:
-        input: files_of_runs(scales.runs_of(scale, 'diversity'))
-        output: made['diversity']
+        input: needs('diversity', *files_of_runs(scales.runs_of(scale, 'diversity')))
+        output: update(outputs_of('diversity'))
         params: given=given('diversity')
         threads: THREADS
         log: f'{OUT}/logs/diversity.log'
@@ -123,18 +149,16 @@ if 'diversity' in made:
 
 if 'ablation' in made:
     rule ablation:
-        output: made['ablation']
+        input: needs('ablation')
+        output: update(outputs_of('ablation'))
         params: given=given('ablation')
         threads: scale.asked['ablation']['jobs']*THREADS
         log: f'{OUT}/logs/ablation.log'
         shell: call('ablation')
 
 rule paper:
-    input:
-        [file for file in everything if not file.endswith(('.safetensors', '.svg'))],
-        'nbs/paper.ipynb',
-        [str(path) for path in sorted(Path('nbs/published').glob('*'))]
-    output: f'{OUT}/report.html', f'{OUT}/tables/table1.csv', f'{OUT}/tables/claims.csv', f'{OUT}/tables/code_claims.csv'
+    input: needs('paper', *(file for file in everything if not file.endswith('.safetensors')))
+    output: update(outputs_of('paper'))
     params: given=given('paper')
     threads: 1
     log: f'{OUT}/logs/paper.log'
@@ -160,6 +184,18 @@ if workflow.is_main_process and not only_prints:
         LOCK = lock_file(Path(OUT)/'.snakemake.lock', f'scale={scale.name!r}', 'making it')
     except ParameterError as error:
         raise WorkflowError(str(error))
+
+# What is stale, and why
+if workflow.is_main_process:
+    from adt_repro.runs.lock import plan_lines, stale_jobs, stale_units
+
+    try:
+        stale = stale_units(scale, OUT, workflow.basedir)
+    except ParameterError as error:
+        raise WorkflowError(str(error))
+    STALE |= stale_jobs(stale)
+    for line in plan_lines(OUT, stale):
+        print(line, file=sys.stderr)
 
 # The costs, before anything starts. A plan is used again only if its first line says that it belongs to this
 # file and this code.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import adt_repro
 from .files import find_nbs
+from .parameters import ParameterError
 
 # %% ../../nbs/library/base/source.ipynb #plain
 _NO_EFFECT = {'ctx', 'kind', 'type_comment', 'annotation', 'returns', 'type_params'}
@@ -34,6 +35,8 @@ def _plain(value):
         return [_plain(item) for item in value if not _is_docstring(item)]
     if not isinstance(value, ast.AST):
         return repr(value)
+    if isinstance(value, ast.JoinedStr):  # Python 3.12 adds empty texts to an f-string
+        return ['JoinedStr', [_plain(part) for part in value.values if getattr(part, 'value', None) != '']]
     fields = [(name, part) for name, part in ast.iter_fields(value) if part is not None and part != []]
     skipped = _NO_EFFECT - {'annotation'} if isinstance(value, ast.AnnAssign) else _NO_EFFECT
     return [type(value).__name__, [[name, _plain(part)] for name, part in fields if name not in skipped]]
@@ -65,6 +68,10 @@ def _stored(nodes):
             yield node.name
         elif isinstance(node, ast.Import | ast.ImportFrom):
             yield from [(alias.asname or alias.name).partition('.')[0] for alias in node.names]
+        elif isinstance(node, ast.MatchAs | ast.MatchStar) and node.name:
+            yield node.name
+        elif isinstance(node, _COMPREHENSIONS):  # x in (x := y) is a name of the function around it
+            yield from [part.target.id for part in ast.walk(node) if isinstance(part, ast.NamedExpr)]
 
 
 def _own_names(function):
@@ -85,6 +92,15 @@ def _in_function(function, hidden):
     return _used([node for node in outside if node], hidden) + _used(body, own)
 
 
+def _in_comprehension(node, hidden):
+    "The names that a comprehension uses from outside; what it goes through first is evaluated there"
+    first, *rest = node.generators
+    targets = set(_stored(part for one in node.generators for part in ast.walk(one.target)))
+    values = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+    inside = [*values, first.target, *first.ifs, *rest]
+    return _used([first.iter], hidden) + _used(inside, hidden | targets)
+
+
 def _used(nodes, hidden=frozenset()):
     "The names that some nodes use, each as a path: a name and the attributes behind it"
     found = []
@@ -92,8 +108,7 @@ def _used(nodes, hidden=frozenset()):
         if isinstance(node, _FUNCTIONS):
             found += _in_function(node, hidden)
         elif isinstance(node, _COMPREHENSIONS):
-            targets = set(_stored(n for part in node.generators for n in ast.walk(part.target)))
-            found += _used(ast.iter_child_nodes(node), hidden | targets)
+            found += _in_comprehension(node, hidden)
         elif isinstance(node, ast.Attribute | ast.Name):
             found += _path(node, hidden)
         elif isinstance(node, ast.ImportFrom):
@@ -135,6 +150,13 @@ def _imported_from(node, name):
 
 
 def _add_import(module, node):
+    "Note where imported names come from: (module, name), or for a module ('', its name)"
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            package, _, rest = alias.name.partition('.')
+            if package == 'adt_repro':
+                module.imports[alias.asname or package] = '', rest if alias.asname else ''
+        return
     source = _imported_from(node, module.name)
     if source is not None:
         for alias in node.names:
@@ -148,19 +170,32 @@ def _changed(node):
     return set(_stored([node, *_inside(node)]))
 
 
+def _root(node):
+    "The name at the beginning of a path, as TABLE in TABLE['a'].b; None if there is none"
+    while isinstance(node, ast.Subscript | ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
 def _mutated(node):
-    "The names whose values a statement changes, such as TABLE['a'] = f"
-    parts = [part.value for part in ast.walk(node) if isinstance(part, ast.Subscript | ast.Attribute)]
-    return {part.id for part in parts if isinstance(part, ast.Name)}
+    "The names whose values a statement may change, as TABLE['a'] = f does, and add(TABLE, f) may"
+    if isinstance(node, _FUNCTIONS | ast.ClassDef):
+        return set()
+    found = set()
+    for part in [node, *_inside(node)]:
+        if isinstance(part, ast.Subscript | ast.Attribute) and not isinstance(part.ctx, ast.Load):
+            found.add(_root(part))
+        elif isinstance(part, ast.Expr):
+            found |= {name.id for name in ast.walk(part) if isinstance(name, ast.Name)}
+    return found
 
 # %% ../../nbs/library/base/source.ipynb #read-module
 def _add_statement(module, node, is_script):
     "Add a statement at the top of a module to its definitions"
-    if isinstance(node, ast.ImportFrom):
+    if isinstance(node, ast.Import | ast.ImportFrom):
         _add_import(module, node)
-    elif not isinstance(node, ast.Import) and not (is_script and not isinstance(node, ast.FunctionDef)):
-        names = _changed(node) or _mutated(node) & set(module.definitions)
-        for name in names:
+    elif isinstance(node, ast.FunctionDef) or not is_script:
+        for name in _changed(node) | _mutated(node) & set(module.definitions):
             module.definitions.setdefault(name, []).append(node)
 
 
@@ -173,14 +208,22 @@ def _cells_of(text):
             yield cell.get('id', str(i)), ast.parse(plain).body
 
 
+def _parsed(module, path):
+    "The statements of a file; the cells of a notebook are added to its module"
+    text = path.read_text(encoding='utf-8')
+    if path.suffix != '.ipynb':
+        return ast.parse(text).body
+    module.cells = dict(_cells_of(text))
+    return [node for cell in module.cells.values() for node in cell]
+
+
 def _read_module(name, path):
     "A module or a notebook"
-    module, text = _Module(name), path.read_text(encoding='utf-8')
-    if path.suffix == '.ipynb':
-        module.cells = dict(_cells_of(text))
-        body = [node for cell in module.cells.values() for node in cell]
-    else:
-        body = ast.parse(text).body
+    module = _Module(name)
+    try:
+        body = _parsed(module, path)
+    except (SyntaxError, ValueError) as error:
+        raise SourceError(f'{path}: {error}; expected Python code') from None
     for node in body:
         _add_statement(module, node, is_script=path.suffix == '.ipynb')
     return module
@@ -225,8 +268,8 @@ def _chosen(statements, choice):
     return found
 
 # %% ../../nbs/library/base/source.ipynb #reader
-class SourceError(LookupError):
-    "A definition or a cell that does not exist"
+class SourceError(ParameterError):
+    "A definition or a cell that does not exist, or a file that is not Python"
 
 
 class Reader:
@@ -265,17 +308,26 @@ def _targets(reader, module, path):
     return []
 
 
+def _of_module(reader, module, path):
+    "The definitions that an attribute of a module stands for; without one, all of the module"
+    if not path:
+        return [(module.name, name) for name in module.definitions]
+    name, *rest = path
+    if name in module.definitions:
+        return [(module.name, name)]
+    if name in module.imports:
+        return _resolved(reader, *module.imports[name], rest)
+    inner = reader.module(f'{module.name}.{name}'.strip('.'))
+    return [] if inner is None else _of_module(reader, inner, rest)
+
+
 def _resolved(reader, source, name, rest):
     "The definitions that an imported name stands for"
-    inner = reader.module(f'{source}.{name}' if source else name)
-    if inner is not None:  # a module; without an attribute all of it
-        return [(inner.name, name) for name in (rest[:1] or inner.definitions) if name in inner.definitions]
+    inner = reader.module(f'{source}.{name}'.strip('.'))
+    if inner is not None:
+        return _of_module(reader, inner, rest)
     module = reader.module(source)
-    if module is None:
-        return []
-    if name in module.definitions:
-        return [(source, name)]
-    return _resolved(reader, *module.imports[name], rest) if name in module.imports else []
+    return [] if module is None else _of_module(reader, module, [name, *rest])
 
 # %% ../../nbs/library/base/source.ipynb #definition
 def _statements(module, name, choice):

@@ -78,7 +78,7 @@ def lacking_attacks(
         still_right &= ~(met & np.isin(np.arange(n), fallen))
     return lacking
 
-
+# %% ../../nbs/library/runs/earlier.ipynb #not-needed
 def not_needed(
     model,  # any
     x,  # any

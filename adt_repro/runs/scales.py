@@ -492,8 +492,8 @@ def _transfer_files(scale):
 
 # %% ../../nbs/library/runs/scales.ipynb #figure-files
 def _figure_files(scale, stems):
-    "A figure's numbers, and the figure in two formats"
-    places = ('frames', 'csv'), ('figures', 'svg'), ('figures', 'png')
+    "A figure's numbers, and the figure; its copy as SVG is not committed, so no plan needs it"
+    places = ('frames', 'csv'), ('figures', 'png')
     return [f'{_folder(scale)}/{folder}/{stem}.{ending}' for stem in stems for folder, ending in places]
 
 

@@ -44,6 +44,11 @@ def made_again(before, folder):
     return written, {name for name in after if after[name][0] != before[name][0]}
 
 
+def parts_of(folder):
+    "What was written by a measurement of alignment, curvature or spread"
+    return [*folder.glob('records/parts/*/*.parquet')]
+
+
 def edit(file, old, new):
     "Another text in a file, where it stands once"
     text = file.read_text()
@@ -100,13 +105,11 @@ def test_an_edited_plot_costs_no_measurement(planned):
     seen = call(project, 'landscape', **given)
     first = results_of(mini)
     assert len(first) == 5 + 4
-    # parts are written by whatever measures alignment or curvature
-    parts = mini / 'records' / 'parts'
-    assert [*parts.glob('landscape/*')]
-    shutil.rmtree(parts)
+    assert parts_of(mini)
+    shutil.rmtree(mini / 'records' / 'parts')
 
     assert call(project, 'landscape', **given) == seen
-    assert made_again(first, mini) == (set(), set()) and not parts.exists()
+    assert made_again(first, mini) == (set(), set()) and not parts_of(mini)
 
     plots = project / 'adt_repro' / 'analysis' / 'plots.py'
     edit(plots, "ylabel='share of images, %'", "ylabel='images, %'")
@@ -114,7 +117,7 @@ def test_an_edited_plot_costs_no_measurement(planned):
     (mini / 'figures' / 'landscape_plane.svg').unlink()
     call_own_code(project, 'landscape', **given)
     drawn = {'figures/curvature.png', 'figures/landscape.png'}
-    assert made_again(first, mini) == (drawn, drawn) and not parts.exists()
+    assert made_again(first, mini) == (drawn, drawn) and not parts_of(mini)
     assert (mini / 'figures' / 'landscape_plane.svg').exists()  # which a clone lacks
 
     before = results_of(mini)
@@ -124,7 +127,7 @@ def test_an_edited_plot_costs_no_measurement(planned):
     ours = {'frames/curvature.csv', 'figures/curvature.png'}
     assert made_again(before, mini) == (ours, ours)
     assert not pd.read_csv(mini / 'frames' / 'curvature.csv').converged.any()
-    assert len([*parts.glob('landscape/*')]) == 2  # a part for each run: nothing else was measured
+    assert len(parts_of(mini)) == 2  # a part for each run: nothing else was measured
 
     call(project, 'landscape', fresh=True, **given)  # with the code as it was
     assert made_again(first, mini) == (set(first), set())
@@ -154,7 +157,7 @@ def test_a_frame_that_is_true_is_what_is_shown(planned):
     assert changed == {f'figures/{name}.png' for name in places if name != 'landscape_along'}
 
     # a cell that measures is edited: what it makes, and no more
-    edit(notebook, 'near = np.linspace(-1.4, 1.4, 31)', 'near = np.linspace(-1.4, 1.4, 33)')
+    edit(notebook, 'near = np.linspace(-1.4, 1.4, 31)', 'near = np.linspace(-1.5, 1.5, 31)')
     edit(notebook, 'medians.append(pd.DataFrame(columns))', 'medians += [pd.DataFrame(columns)]')
     before = results_of(mini)
     call(project, 'landscape', **given)
@@ -186,17 +189,17 @@ def test_diversity_reads_what_is_true(planned):
     project, mini, given = planned('diversity')
     seen = call(project, 'diversity', **given)
     first = results_of(mini)
-    assert len(first) == 4
-    parts = mini / 'records' / 'parts'
-    shutil.rmtree(parts)
+    assert len(first) == 6
+    assert parts_of(mini)
+    shutil.rmtree(mini / 'records' / 'parts')
     assert call(project, 'diversity', **given) == seen
-    assert made_again(first, mini) == (set(), set()) and not parts.exists()
+    assert made_again(first, mini) == (set(), set()) and not parts_of(mini)
 
     notebook = project / 'nbs' / 'diversity.ipynb'
     edit(notebook, 'samples each', 'of each kind')
     call(project, 'diversity', **given)
     drawn = {'figures/diversity_measures.png'}
-    assert made_again(first, mini) == (drawn, drawn) and not parts.exists()
+    assert made_again(first, mini) == (drawn, drawn) and not parts_of(mini)
 
     plant(mini, 'frames/diversity_measures.csv', 'cosine', 0.99875)
     plant(mini, 'frames/diversity_map.csv', 'first', 0.0125)

@@ -87,7 +87,7 @@ def markdown_of(notebook):
 
 
 def test_its_report_begins_with_what_it_is_about(project, run):
-    title = markdown_of(project / 'adt_exp.ipynb')['checked'].splitlines()[0]
+    title = markdown_of(project / 'adt_exp.ipynb')['run-title'].splitlines()[0]
     assert all(word in title for word in ('adt_exp', 'digits', 'small_cnn'))
 
 

@@ -41,6 +41,7 @@ ELSEWHERE = {
     'uv run snakemake --cores 2 --config scale=demo': 'below',
     'pip install FOLDER_OF_THE_CLONE': 'tests/workflow/test_packaging.py',
     'uv run python': 'tests/unit/test_readme.py',
+    'adt audit digits --rows 300': 'tests/notebooks/test_audit_notebook.py',
 }
 
 

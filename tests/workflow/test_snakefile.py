@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -43,19 +44,23 @@ def refusal(root, scale, *settings):
     return said
 
 
-def dry_run(root, *args, scale='mini'):
+def dry_run(root, *args, scale='mini', targets=()):
     "What Snakemake says it would do; what that costs is not asked"
     plan = root / 'outputs' / scale / 'plan.txt'
     plan.parent.mkdir(parents=True, exist_ok=True)
     plan.write_text(plan_digest(root / 'nbs' / 'scales' / f'{scale}.yaml') + '\n')
-    done = snakemake(root, '--cores', '2', '--config', f'scale={scale}', '-n', *args)
+    done = snakemake(root, '--cores', '2', '--config', f'scale={scale}', '-n', *args, '--', *targets)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def planned(root, scale='mini'):
+def planned(root, scale='mini', targets=()):
     "The jobs of a dry run: {rule: set of runs, or {''}}"
-    said = dry_run(root, scale=scale)
+    return jobs_in(dry_run(root, scale=scale, targets=targets))
+
+
+def jobs_in(said):
+    "The jobs in what a dry run says"
     jobs = {}
     for rule, body in re.findall(r'^(?:local)?rule (\w+):\n(.*?)(?=^\S|\Z)', said, re.M | re.S):
         found = re.search(r'wildcards: run=(\S+)', body)
@@ -139,13 +144,19 @@ def test_unknown_scale_and_setting(tmp_path):
     assert '--config sclae: there is no such setting, expected scale' in said
 
 
+def make(root):
+    "Make the whole scale with the code of this project, as a user does; what Snakemake says"
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = run(sys.executable, '-m', 'snakemake', *SCALE, cwd=root, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     "A whole scale as a user makes it, and what Snakemake says: every process is a real one"
     root = project(tmp_path_factory.mktemp('whole'))
-    done = run(sys.executable, '-m', 'snakemake', *SCALE, cwd=root)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return root, done.stderr
+    return root, make(root)
 
 
 def results(root):
@@ -227,25 +238,161 @@ def test_a_changed_parameter_makes_again_what_it_changes(made):
     assert planned(made[0]) == {}
 
 
+AT_PGD, STANDARD = 'digits-small_cnn-at_pgd-s0', 'digits-small_cnn-standard-s0'
+REASONS = 'are missing or would come out differently'
+
+
+@pytest.fixture
+def clone(made, tmp_path):
+    "The made scale as git would give it: its files without Snakemake's notes, and with times in any order"
+    (tmp_path / 'clone').mkdir()
+    root = project(tmp_path / 'clone')
+    shutil.copytree(made[0] / 'outputs', root / 'outputs')
+    shutil.rmtree(root / 'outputs' / 'mini' / '.locks', ignore_errors=True)
+    order = random.Random(0)
+    for file in root.rglob('*'):
+        if file.is_file():
+            seconds = order.randrange(10**9, 17 * 10**8)
+            os.utime(file, (seconds, seconds))
+    return root
+
+
+def edit(root, file, old, new):
+    "Replace a text that stands once in a file of a project"
+    text = (root / file).read_text()
+    assert text.count(old) == 1, (file, old)
+    (root / file).write_text(text.replace(old, new))
+
+
+CW = (
+    'adt_repro/attacks/gradient.py',
+    '    steps: int = 30,  # gradient steps, at least 1\n    **options,  # further arguments of `pgd`',
+    '    steps: int = 2,  # gradient steps, at least 1\n    **options,  # further arguments of `pgd`',
+)
+
+
+SQUARE = '_next_patch(images, first, t / budget)', '_next_patch(images, first, 1.01 * t / budget)'
+PGD_STEPS = (
+    '(from_attack(pgd, eps=eps, steps=inner_steps, step_size=step_size, clip_start=True))',
+    ('(from_attack(pgd, eps=eps, steps=1 + inner_steps, step_size=step_size, clip_start=True))'),
+)
+
+
+def test_nothing_is_to_be_done_in_a_fresh_clone(clone):
+    said = dry_run(clone)
+    assert jobs_in(said) == {} and 'Nothing to be done' in said
+    assert REASONS not in said and '--adopt' not in said
+
+
+def test_an_edited_attack_makes_its_records_and_what_follows_again(clone):
+    edit(clone, *CW)
+    said = dry_run(clone)
+    assert jobs_in(said) == dict(white_box=MINI_RUNS, paper={''})
+    reason = f'records/white_box-{STANDARD}.parquet and 1 more: rows of cw: attacks.gradient.cw'
+    assert said.count(REASONS) == said.count(reason) == 1
+    assert 'rows of fgsm' not in said and f'  records/spsa-{AT_PGD}' not in said
+    one = f'outputs/mini/records/white_box-{AT_PGD}.parquet'
+    assert planned(clone, targets=[one]) == dict(white_box={AT_PGD})
+    assert planned(clone, targets=[f'outputs/mini/records/spsa-{AT_PGD}.parquet']) == {}
+
+
+def test_other_edits_make_again_what_they_change(clone):
+    bound = 'adt_repro/paper/claims.py', 'bounds=(-np.inf, np.log10(0.5))', 'bounds=(-np.inf, np.log10(0.6))'
+    comment = 'adt_repro/attacks/gradient.py', 'def cw(', 'def cw(  # Carlini and Wagner'
+    rules = 'adt_repro/base/parameters.py', 'import reprlib', 'import reprlib, sys'
+    for change, again in [(bound, ['paper']), (comment, []), (rules, [])]:
+        file = clone / change[0]
+        kept = file.read_text()
+        edit(clone, *change)
+        assert set(planned(clone)) == set(again), change
+        file.write_text(kept)
+    edit(clone, 'adt_repro/attacks/black_box.py', *SQUARE)
+    assert planned(clone) == dict(spsa={AT_PGD}, paper={''})
+
+
+def test_a_lock_that_is_missing_or_damaged(clone):
+    lock = clone / 'outputs' / 'mini' / 'lock.json'
+    text = lock.read_text()
+    lock.unlink()
+    said = dry_run(clone)
+    assert jobs_in(said)['train'] == MINI_RUNS
+    assert said.count('python -m adt_repro.runs.lock outputs/mini --adopt WHY') == 1 and REASONS not in said
+    lock.write_text(text[:-20])
+    done = snakemake(clone, *SCALE, '-n')
+    said = done.stdout + done.stderr
+    assert done.returncode and 'Traceback' not in said
+    assert 'mini/lock.json: is not a lock' in said
+    run(sys.executable, '-m', 'adt_repro.runs.lock', 'outputs/mini', '--adopt', 'why', cwd=clone)
+
+
+def test_a_first_run_says_nothing_of_locks(tmp_path):
+    said = dry_run(project(tmp_path))
+    assert jobs_in(said)['train'] == MINI_RUNS
+    assert REASONS not in said and '--adopt' not in said
+
+
+def killed_when(root, there):
+    "Start to make the scale, and kill all processes as soon as something is there"
+    call = subprocess.Popen(
+        [sys.executable, '-m', 'snakemake', *SCALE],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not there() and call.poll() is None:
+        time.sleep(0.05)
+    assert call.poll() is None, 'it came to its end before it could be killed'
+    os.killpg(call.pid, signal.SIGKILL)
+    call.wait()
+
+
+def test_a_job_that_was_killed_is_made_again(clone):
+    "Although its files are there and true; what depends on it is not, because it reads the same files"
+    edit(clone, *CW)
+    killed_when(clone, lambda: list(clone.glob('.snakemake/incomplete/*')))
+    edit(clone, CW[0], CW[2], CW[1])
+    jobs = planned(clone)
+    assert set(jobs) == {'white_box'} and jobs['white_box'] <= MINI_RUNS
+    edit(clone, 'adt_repro/attacks/black_box.py', *SQUARE)
+    assert planned(clone) == jobs | dict(spsa={AT_PGD}, paper={''})
+
+
+def test_what_is_stale_is_made_again_and_the_rest_stays(clone):
+    "Rows of other attacks are taken from the record; a stale run is trained from its beginning"
+    out = clone / 'outputs' / 'mini'
+    record = out / 'records' / f'white_box-{AT_PGD}.parquet'
+    before, spsa = pd.read_parquet(record), (out / 'records' / f'spsa-{AT_PGD}.parquet').stat().st_mtime_ns
+    edit(clone, *CW)
+    said_then = make(clone)
+    places = [said_then.index(said) for said in (REASONS, 'Costs of scale mini', 'rule white_box')]
+    assert places == sorted(places)
+    after = pd.read_parquet(record)
+    others = before.attack != 'cw'
+    pd.testing.assert_frame_equal(after[others], before[others])
+    assert not after[~others].equals(before[~others])
+    assert (out / 'records' / f'spsa-{AT_PGD}.parquet').stat().st_mtime_ns == spsa
+    assert planned(clone) == {}
+
+    weights = {name: (out / 'runs' / name / 'weights.safetensors').read_bytes() for name in MINI_RUNS}
+    edit(clone, 'adt_repro/methods/table.py', *PGD_STEPS)
+    assert planned(clone) == dict(train={AT_PGD}, white_box={AT_PGD}, spsa={AT_PGD}, paper={''})
+    make(clone)
+    same = {
+        name: (out / 'runs' / name / 'weights.safetensors').read_bytes() == w for name, w in weights.items()
+    }
+    assert same == {STANDARD: True, AT_PGD: False}
+    assert planned(clone) == {}
+
+
 @pytest.mark.slow
 def test_killed_in_training_and_in_evaluation_the_tables_are_the_same(made, tmp_path):
     root = project(tmp_path)
     out = root / 'outputs' / 'mini'
 
     def until(there, killed):
-        call = subprocess.Popen(
-            [sys.executable, '-m', 'snakemake', *SCALE],
-            cwd=root,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        while not there() and call.poll() is None:
-            time.sleep(0.05)
-        assert call.poll() is None, 'it came to its end before it could be killed'
-        os.killpg(call.pid, signal.SIGKILL)
-        call.wait()
+        killed_when(root, there)
         assert killed(), 'the kill came too late'
 
     until(lambda: list(out.glob('runs/*/checkpoint.pt')), lambda: not list(out.glob('runs/*/run.json')))
