@@ -105,7 +105,7 @@ def altered_record(root, change):
 def test_an_altered_value_is_found_with_both_values(project, column):
     def change(rows):
         k = np.flatnonzero(rows.attacked & (rows.attack == 'feature'))[3]
-        value = dict(pred=(rows.pred[k] + 1) % 10, margin=rows.margin[k] + 0.002, linf=rows.linf[k] - 1e-5)
+        value = dict(pred=(rows.pred[k] + 1) % 10, margin=rows.margin[k] + 0.02, linf=rows.linf[k] - 1e-5)
         chosen.update(i=rows.i[k], before=rows[column][k], after=value[column])
         rows.loc[k, column] = value[column]
 

@@ -151,7 +151,7 @@ def test_attacks_find_what_was_altered_and_nothing_else(folder):
 
 
 def test_a_tie_is_no_wrong_row_and_is_shown():
-    near = dict(margin=4e-4, pred=1), dict(margin=-4e-4, pred=2)
+    near = dict(margin=0.009, pred=1), dict(margin=-0.009, pred=2)
     one, other = plain_rows(1, **near[0]), plain_rows(1, **near[1])
     compared = compare_rows(one, other)
     assert list(compared.verdict) == ['tie'] and not is_wrong(compared).any()
