@@ -73,7 +73,7 @@ def _stored(nodes):
         elif isinstance(node, _COMPREHENSIONS):  # x in (x := y) is a name of the function around it
             yield from [part.target.id for part in ast.walk(node) if isinstance(part, ast.NamedExpr)]
 
-
+# %% ../../nbs/library/base/source.ipynb #own-names-2
 def _own_names(function):
     "The names that belong to a function: parameters and local variables"
     given = function.args
@@ -100,7 +100,7 @@ def _in_comprehension(node, hidden):
     inside = [*values, first.target, *first.ifs, *rest]
     return _used([first.iter], hidden) + _used(inside, hidden | targets)
 
-
+# %% ../../nbs/library/base/source.ipynb #uses-2
 def _used(nodes, hidden=frozenset()):
     "The names that some nodes use, each as a path: a name and the attributes behind it"
     found = []
@@ -148,7 +148,7 @@ def _imported_from(node, name):
     parents = name.split('.')[: -node.level]
     return '.'.join([*parents, *filter(None, [node.module])])
 
-
+# %% ../../nbs/library/base/source.ipynb #module-2
 def _add_import(module, node):
     "Note where imported names come from: (module, name), or for a module ('', its name)"
     if isinstance(node, ast.Import):
@@ -176,7 +176,7 @@ def _root(node):
         node = node.value
     return node.id if isinstance(node, ast.Name) else None
 
-
+# %% ../../nbs/library/base/source.ipynb #module-3
 def _mutated(node):
     "The names whose values a statement may change, as TABLE['a'] = f does, and add(TABLE, f) may"
     if isinstance(node, _FUNCTIONS | ast.ClassDef):
@@ -216,7 +216,7 @@ def _parsed(module, path):
     module.cells = dict(_cells_of(text))
     return [node for cell in module.cells.values() for node in cell]
 
-
+# %% ../../nbs/library/base/source.ipynb #read-module-2
 def _read_module(name, path):
     "A module or a notebook"
     module = _Module(name)
@@ -320,7 +320,7 @@ def _of_module(reader, module, path):
     inner = reader.module(f'{module.name}.{name}'.strip('.'))
     return [] if inner is None else _of_module(reader, inner, rest)
 
-
+# %% ../../nbs/library/base/source.ipynb #target-2
 def _resolved(reader, source, name, rest):
     "The definitions that an imported name stands for"
     inner = reader.module(f'{source}.{name}'.strip('.'))

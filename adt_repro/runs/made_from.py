@@ -47,93 +47,90 @@ def _of_white_box(*cells):
 
 
 _ATTACKING = _of_white_box('suite', 'extras', 'distributions', 'evaluate')
-_OF_RUNS = dict(
-    train=dict(
-        run=Unit(
-            tuple(f'runs/{{run}}/{file}' for file in _RUN_FILES),
-            (
-                'train#checked',
-                'train#prepare',
-                'train#train',
-                'runs.resolve.resolve',
-            ),
-            _TRAIN_USES,
-            networks=False,
-        )
+_OF_TRAINING = dict(
+    run=Unit(
+        tuple(f'runs/{{run}}/{file}' for file in _RUN_FILES),
+        ('train#checked', 'train#prepare', 'train#train', 'runs.resolve.resolve'),
+        _TRAIN_USES,
+        networks=False,
+    )
+)
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-runs-2
+_OF_ATTACKS = dict(
+    records=Unit(
+        ('records/white_box{low}-{run}.parquet',),
+        (),
+        (*_ATTACKED, 'precision'),
+        rows='white_box',
     ),
-    white_box=dict(
-        records=Unit(
-            ('records/white_box{low}-{run}.parquet',),
-            (),
-            (*_ATTACKED, 'precision'),
-            rows='white_box',
-        ),
-        tables=Unit(
-            ('tables/white_box{low}-{run}.csv',),
-            _of_white_box('suite', 'extras', 'records', 'sums', 'table'),
-            ('attacks', 'n_targets', 'draws', 'generator', 'cascade', 'autoattack', 'precision'),
-            ('records/white_box{low}-{run}.parquet',),
-            networks=False,
-        ),
-        precision=Unit(
-            ('tables/white_box{low}_vs_fp32-{run}.csv',),
-            (*_LOADING, *_ATTACKING, *_of_white_box('records', 'precision-records', 'precision')),
-            (*_ATTACKED, 'n_targets', 'seed', 'precision', 'n_beside'),
-            ('records/white_box{low}-{run}.parquet',),
-            attacks=(*ATTACK_NAMES, 'distribution', 'generator'),
-        ),
-        gain=Unit(('frames/gain-{run}.csv',), ('white_box#gain',), ('n_test',)),
-        soundness=Unit(
-            ('frames/soundness{low}-{run}.csv',),
-            (*_LOADING, *_of_white_box('sound', 'sound-table')),
-            ('n_test', 'n_sound', 'seed', 'sound'),
-        ),
-        # The loss of pgd20 is that of the record; its code counts here, and not that of the other attacks
-        distribution=Unit(
-            ('frames/distribution{low}-{run}.csv',),
-            (*_LOADING, *_ATTACKING, *_of_white_box('records', 'distribution', 'distribution-table')),
-            ('attacks', 'draws', 'generator', 'seed', 'n_test', 'limits', 'cascade', 'precision'),
-            attacks=('pgd20', 'distribution', 'generator'),
-        ),
+    tables=Unit(
+        ('tables/white_box{low}-{run}.csv',),
+        _of_white_box('suite', 'extras', 'records', 'sums', 'table'),
+        ('attacks', 'n_targets', 'draws', 'generator', 'cascade', 'autoattack', 'precision'),
+        ('records/white_box{low}-{run}.parquet',),
+        networks=False,
+    ),
+    precision=Unit(
+        ('tables/white_box{low}_vs_fp32-{run}.csv',),
+        (*_LOADING, *_ATTACKING, *_of_white_box('records', 'precision-records', 'precision')),
+        (*_ATTACKED, 'n_targets', 'seed', 'precision', 'n_beside'),
+        ('records/white_box{low}-{run}.parquet',),
+        attacks=(*ATTACK_NAMES, 'distribution', 'generator'),
+    ),
+)
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-runs-3
+_OF_NETWORKS = dict(
+    gain=Unit(('frames/gain-{run}.csv',), ('white_box#gain',), ('n_test',)),
+    soundness=Unit(
+        ('frames/soundness{low}-{run}.csv',),
+        (*_LOADING, *_of_white_box('sound', 'sound-table')),
+        ('n_test', 'n_sound', 'seed', 'sound'),
+    ),
+    # The loss of pgd20 is that of the record; its code counts here, and not that of the other attacks
+    distribution=Unit(
+        ('frames/distribution{low}-{run}.csv',),
+        (*_LOADING, *_ATTACKING, *_of_white_box('records', 'distribution', 'distribution-table')),
+        ('attacks', 'draws', 'generator', 'seed', 'n_test', 'limits', 'cascade', 'precision'),
+        attacks=('pgd20', 'distribution', 'generator'),
     ),
 )
 
 # %% ../../nbs/library/runs/made_from.ipynb #units-others
-_OF_OTHER_RUNS = dict(
-    all_images=dict(
-        records=Unit(
-            ('records/all_images-{run}.parquet',), (), ('attacks', 'cascade', 'n_test'), rows='all_images'
-        ),
-        tables=Unit(
-            ('tables/all_images-{run}.csv',),
-            ('all_images#suite', 'all_images#records', 'all_images#table'),
-            ('attacks',),
-            ('records/all_images-{run}.parquet',),
-            networks=False,
-        ),
+_OF_ALL_IMAGES = dict(
+    records=Unit(
+        ('records/all_images-{run}.parquet',), (), ('attacks', 'cascade', 'n_test'), rows='all_images'
     ),
-    spsa=dict(
-        records=Unit(
-            ('records/spsa-{run}.parquet',), (), ('samples', 'steps', 'budget', 'n_test'), rows='spsa'
-        ),
-        tables=Unit(
-            ('tables/spsa-{run}.csv', 'frames/soundness_spsa-{run}.csv'),
-            ('spsa#records', 'spsa#sums', 'spsa#sound'),
-            ('samples', 'steps', 'seed'),
-            ('records/spsa-{run}.parquet',),
-            networks=False,
-        ),
+    tables=Unit(
+        ('tables/all_images-{run}.csv',),
+        ('all_images#suite', 'all_images#records', 'all_images#table'),
+        ('attacks',),
+        ('records/all_images-{run}.parquet',),
+        networks=False,
     ),
-    transfer=dict(
-        itself=Unit(('records/transfer-itself-{run}.parquet',), (), ('attacks', 'n_test'), rows='transfer'),
-        source=Unit(('records/transfer-from-{run}.parquet',), (), ('attacks', 'n_test'), rows='transfer'),
-        tables=Unit(
-            ('tables/transfer.csv', 'frames/soundness_transfer.csv'),
-            ('transfer#records', 'transfer#sums', 'transfer#sound'),
-            ('attacks',),
-            ('records/transfer-*.parquet',),
-            networks=False,
-        ),
+)
+_OF_QUERIES = dict(
+    records=Unit(('records/spsa-{run}.parquet',), (), ('samples', 'steps', 'budget', 'n_test'), rows='spsa'),
+    tables=Unit(
+        ('tables/spsa-{run}.csv', 'frames/soundness_spsa-{run}.csv'),
+        ('spsa#records', 'spsa#sums', 'spsa#sound'),
+        ('samples', 'steps', 'seed'),
+        ('records/spsa-{run}.parquet',),
+        networks=False,
+    ),
+)
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-others-2
+_OF_TRANSFER = dict(
+    itself=Unit(('records/transfer-itself-{run}.parquet',), (), ('attacks', 'n_test'), rows='transfer'),
+    source=Unit(('records/transfer-from-{run}.parquet',), (), ('attacks', 'n_test'), rows='transfer'),
+    tables=Unit(
+        ('tables/transfer.csv', 'frames/soundness_transfer.csv'),
+        ('transfer#records', 'transfer#sums', 'transfer#sound'),
+        ('attacks',),
+        ('records/transfer-*.parquet',),
+        networks=False,
     ),
 )
 
@@ -256,7 +253,7 @@ def _of_paper(files, cells, made_of=_EVIDENCE, uses=('margin',)):
     code = tuple(f'paper#{cell}' for cell in cells)
     return Unit(files, code, uses, made_of, networks=False)
 
-
+# %% ../../nbs/library/runs/made_from.ipynb #units-paper-2
 _OF_FIGURES['paper'] = {
     'table1': _of_paper(('tables/table1.csv',), ['evidence', 'table'], _OF_TABLE1),
     'table1-figure': _of_paper(
@@ -296,7 +293,16 @@ _OF_FIGURES['power'] = dict(
         networks=False,
     ),
 )
-UNITS = _OF_RUNS | _OF_OTHER_RUNS | _OF_FIGURES  # by experiment, the units by name
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-power-2
+_OF_RUNS = dict(
+    train=_OF_TRAINING,
+    white_box=_OF_ATTACKS | _OF_NETWORKS,
+    all_images=_OF_ALL_IMAGES,
+    spsa=_OF_QUERIES,
+    transfer=_OF_TRANSFER,
+)
+UNITS = _OF_RUNS | _OF_FIGURES  # by experiment, the units by name
 
 # %% ../../nbs/library/runs/made_from.ipynb #bind
 OF_EACH_RUN = 'train', 'white_box', 'all_images', 'spsa'  # experiments that are called once for each run
@@ -310,7 +316,7 @@ def _marks(given):
     precision = given.get('precision') or 'fp32'
     return '' if precision == 'fp32' else f'_{precision}'
 
-
+# %% ../../nbs/library/runs/made_from.ipynb #bind-2
 def bound_unit(
     notebook: str,  # an experiment, one of `UNITS`
     unit: str,  # the name of one of its units
@@ -352,7 +358,7 @@ def _runs_of_unit(notebook, unit, given):
         return given['runs']
     return [None]
 
-
+# %% ../../nbs/library/runs/made_from.ipynb #runs-used-2
 def read_parameters(
     notebook: str,  # an experiment, one of `UNITS`
     given: dict,  # parameters of a call, some or all; other names are left out
@@ -425,6 +431,8 @@ _STOPS = {
     'training.loop.Progress',
     'analysis.style.show_figure',
 }
+
+# %% ../../nbs/library/runs/made_from.ipynb #stops-2
 _FILES_OF_RUNS = {  # for all but training: what these read is counted by its content
     'runs.resolve.resolve',
     'runs.resolve.start_run',
@@ -640,7 +648,7 @@ def _row_facts(present, unit, given, configs):
         definitions |= found
     return rows, definitions
 
-
+# %% ../../nbs/library/runs/made_from.ipynb #facts-2
 def made_from(
     present: Present,  # of the scale
     unit: Unit,  # bound, see `bound_unit`

@@ -306,10 +306,10 @@ def test_two_processes_that_note_at_once_lose_nothing(tmp_path):
     assert len(lock['definitions']) == 61 and set(lock['definitions']['d.all']) == {'0', '1', '2'}
 
 
-DAMAGED = ['', '{', '[]', 'null', '{"units": {}}', '{"units": [], "definitions": {}}']
+DAMAGED = ['', '{', '[]', 'null', 100_000 * '[', '{"units": {}}', '{"units": [], "definitions": {}}']
 
 
-@pytest.mark.parametrize('text', [*DAMAGED, '{"units": {"a": 1}, "definitions": {}}'])
+@pytest.mark.parametrize('text', [*DAMAGED, '{"units": {"a": 1}, "definitions": {}}'], ids=range(8))
 def test_a_damaged_lock(text, mini, project):
     "One line that names it; a call of an experiment stops before any work, and writes nothing"
     (mini / 'lock.json').write_text(text)
