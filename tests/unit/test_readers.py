@@ -14,6 +14,7 @@ FUNCTIONS |= {'open', 'load_file'}
 
 # Files of this process and of the system, what was in memory already, and files that are only hashed
 EXPECTED = {
+    "adt_repro/paper/recompute.py: json.loads(call_parameters(scale, 'paper'))",
     "adt_repro/planning/benchmark.py: json.loads((Path(folder) / 'result.json').read_text())",
     "adt_repro/planning/benchmark.py: (Path(folder) / 'result.json').read_text()",
     "adt_repro/planning/benchmark.py: Path('/proc/cpuinfo').read_text()",
