@@ -108,6 +108,9 @@ def note_units(
         ) from None
 
 # %% ../../nbs/library/runs/lock.ipynb #reasons
+_UNKNOWN = 'it is not in the lock'
+
+
 def _changed_code(definitions, lock):
     "The definitions that differ from the lock, as text"
     noted = lock['definitions']
@@ -133,7 +136,7 @@ def why_stale(
 ) -> list:  # of texts; empty if nothing differs
     "How an entry differs from what is there now, except for the unit's own files"
     if entry is None:
-        return ['it is not in the lock']
+        return [_UNKNOWN]
     reasons = []
     if entry.get('code') != facts.get('code'):
         reasons.append(f'code: {_changed_code(definitions, lock)}')
@@ -230,22 +233,24 @@ def plan_lines(
     folder: Path | str,  # of a scale
     stale: dict,  # as returned by `stale_units`
 ) -> list:  # of texts; empty if nothing is stale, or nothing was ever made
-    "What a plan says before it makes stale files again: what and why, in at most 32 lines"
-    folder = Path(folder)
-    files = [file for unit, _ in stale.values() for file in unit.files]
-    command, is_noted = f'python -m adt_repro.runs.lock {folder}', (folder / LOCK).exists()
-    if not is_noted and not any((folder / file).is_file() for file in files):
-        return []
-    if not is_noted:
-        return [
-            f'{folder} has no {LOCK}: what its files were made from is not known, so all are made again. '
-            f'If you have checked them, keep them with: {command} --adopt WHY'
-        ]
-    lines = stale_lines(stale)
-    if len(lines) > _MOST_LINES:
-        lines[_MOST_LINES:] = [f'and {len(lines) - _MOST_LINES} more: {command}']
-    heads = [f'These files in {folder} are missing or would come out differently, and are made again:']
-    return heads * bool(lines) + [f'  {line}' for line in lines]
+    "What a plan says before it makes stale files again: what and why, in at most 33 lines"
+    command, lines = f'python -m adt_repro.runs.lock {folder}', []
+    files = [file for unit, reasons in stale.values() if reasons == [_UNKNOWN] for file in unit.files]
+    if files:
+        lines.append(
+            f'{folder}: {len(files)} files are not in {LOCK}; what they were made from is not known, so they '
+            f'are made again. If you have checked them, keep them with: {command} --adopt WHY'
+        )
+    if not (Path(folder) / LOCK).exists():  # all other files are missing
+        return lines
+    known = stale_lines({name: (unit, why) for name, (unit, why) in stale.items() if why != [_UNKNOWN]})
+    if len(known) > _MOST_LINES:
+        known[_MOST_LINES:] = [f'and {len(known) - _MOST_LINES} more: {command}']
+    if known:
+        lines.append(
+            f'These files in {folder} are missing or would come out differently, and are made again:'
+        )
+    return lines + [f'  {line}' for line in known]
 
 # %% ../../nbs/library/runs/lock.ipynb #making
 class Making:

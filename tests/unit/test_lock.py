@@ -270,6 +270,12 @@ def test_calls_and_lines(mini, project, edited):
     (mini / 'lock.json').unlink()
     lines = plan_lines(mini, stale_units(scale_of(project), mini, project))
     assert len(lines) == 1 and f'python -m adt_repro.runs.lock {mini} --adopt WHY' in lines[0]
+    n_files = sum(file.is_file() for file in mini.rglob('*') if '.locks' not in file.parts)
+    assert f' {n_files} files are not in lock.json' in lines[0]
+    renote(project, mini, 'train')  # some are noted now
+    lines = plan_lines(mini, stale_units(scale_of(project), mini, project))
+    assert len(lines) == 1 and f' {n_files - 8} files are not in lock.json' in lines[0]
+    (mini / 'lock.json').unlink()
     shutil.rmtree(mini)
     mini.mkdir()
     assert plan_lines(mini, stale_units(scale_of(project), mini, project)) == []
