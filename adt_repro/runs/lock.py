@@ -276,10 +276,14 @@ class Making:
         if unit is None or self.given.get('fresh') is True:
             return False
         entry = self.lock['units'].get(unit.name)
-        if entry is None or entry['files'].get(file) != content_digest(self.present, file):
+        now = content_digest(self.present, file)
+        if entry is None or now is None or entry['files'].get(file) != now:
             return False
-        is_there = content_digest(self.present, file) is not None
-        return is_there and not why_stale(entry, *self.facts[unit.name], self.lock)
+        if why_stale(entry, *self.facts[unit.name], self.lock):
+            return False
+        read = {name for pattern in unit.made_of for name in matching_files(self.present, pattern)}
+        made_here = read & {name for other in self.units for name in other.files}
+        return all(self.is_true(name) for name in made_here)
 
 # %% ../../nbs/library/runs/lock.ipynb #begin
 def begin_units(
@@ -291,9 +295,10 @@ def begin_units(
     folder = Path(folder)
     runs, label = given.get('runs'), given.get('label')
     units = units_of_call(notebook, given, folder.name)
-    if label is not None and [label] != runs:
+    of_one_run = notebook in ('white_box', 'all_images', 'spsa')
+    if label is not None and not (of_one_run and [label] == runs):
         units = []  # files with a label are in no lock
-    elif label is None and notebook in ('white_box', 'all_images', 'spsa'):
+    elif label is None and of_one_run:
         by_run = 'records', 'gain'  # these files have the name of their run
         units = [unit for unit in units if unit.name.split('/')[1] in by_run]
     return Making(folder, units, given)

@@ -540,10 +540,12 @@ def content_digest(
     present: Present,  # of the scale
     name: str,  # of a file in the scale's folder, or of one in nbs/
 ) -> str | None:  # the first 16 hexadecimal digits of its SHA-256; None if there is no such file
-    "The digest of a file's content"
+    "The digest of a file's content; of a scale's file without its comments"
     if name not in present.digests:
         place, found = present.place(name), None
-        if place.is_file():
+        if name.startswith('nbs/scales/') and place.is_file():
+            found = _short(read_yaml(place, name))
+        elif place.is_file():
             with open_regular(place) as file:
                 found = hashlib.file_digest(file, 'sha256').hexdigest()[:16]
         present.digests[name] = found
@@ -658,6 +660,8 @@ def made_from(
     given = read_parameters(unit.notebook, given)
     configs, facts, definitions = _configs_of(present, unit, given), {}, {}
     stops = _STOPS_OF_TRAINING if unit.notebook in ('train', 'ablation') else _STOPS_OF_OTHERS
+    if unit.notebook == 'power':
+        stops -= {'planning'}  # its hours are results
     attacks = given['attacks'] if unit.name == 'ablation/results' else unit.attacks
     if unit.code:
         code = unit.code + (_LOADING if unit.networks else ())
