@@ -164,7 +164,9 @@ def _changed_files(present, unit, entry):
         return ['all of these files are missing']
     reasons = [f'{name} is missing' for name in missing]
     if entry is not None:
-        changed = [name for name, digest in now.items() if digest and digest != entry['files'].get(name)]
+        now = {name: digest for name, digest in now.items() if digest is not None}
+        now |= {name: content_digest(present, name) for name in unit.optional}
+        changed = [name for name, digest in now.items() if digest != entry['files'].get(name)]
         reasons += [f'{name} is not as it was noted' for name in changed]
     return reasons
 
@@ -324,7 +326,7 @@ def true_rows(
 # %% ../../nbs/library/runs/lock.ipynb #finish
 def _entry(present, unit, facts):
     "The entry of a unit whose files have just been written"
-    names = {name for name in unit.files if content_digest(present, name) is not None}
+    names = {name for name in unit.files + unit.optional if content_digest(present, name) is not None}
     if unit.made_of:
         read = {name for pattern in unit.made_of for name in matching_files(present, pattern)}
         assert not read & names

@@ -31,13 +31,14 @@ class Unit:
     networks: bool = True  # are the runs' networks used?
     rows: str = ''  # for a record, the kind of its attacks: white_box, all_images, spsa, transfer
     attacks: tuple = ()  # for other files, the attacks and distributions that are used
+    optional: tuple = ()  # names of further files that are there only sometimes
     name: str = ''  # such as white_box/records/digits-small_cnn-at_pgd-s0
     notebook: str = ''  # the experiment, such as white_box
     runs: tuple = ()  # names of the runs whose networks are used
 
 # %% ../../nbs/library/runs/made_from.ipynb #units-runs
 _TRAIN_USES = tuple(name for name in RULES if name not in ('device', 'data_root', 'scale', 'label'))
-_RUN_FILES = 'weights.safetensors', 'config.yaml', 'history.csv', 'run.json'
+_RUN_FILES = 'weights.safetensors', 'config.yaml', 'history.csv', 'run.json', 'adversary.safetensors'
 _LOADING = 'runs.select.load_runs_and_digests', 'runs.select.first_images'  # networks and images
 _ATTACKED = 'attacks', 'n_test', 'cascade', 'limits', 'autoattack', 'draws', 'generator'
 
@@ -405,8 +406,9 @@ def planned_units(
     for notebook, given in _calls(scale):
         for unit in units_of_call(notebook, given, scale.name):
             files = tuple(file for file in unit.files if file in planned)
+            optional = tuple(file for file in unit.files if file not in planned)
             if files:
-                found.append((replace(unit, files=files), given))
+                found.append((replace(unit, files=files, optional=optional), given))
     return found
 
 # %% ../../nbs/library/runs/made_from.ipynb #stops

@@ -33,8 +33,7 @@ def test_each_committed_file_is_in_the_lock(scale):
     folder, _ = places(scale)
     locked = {file for unit in read_lock(folder)['units'].values() for file in unit['files']}
     listed = set(read_sums(folder / 'SHA256SUMS')) - NOT_PLANNED - {'lock.json'}
-    no_units = {file for file in listed if file.endswith('adversary.safetensors') or 'power' in file}
-    assert listed - no_units == locked - {file for file in locked if 'power' in file}
+    assert listed == locked
 
 
 def test_a_sample_of_rows_comes_out_again():
