@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..base.files import find_nbs
+from ..base.files import find_nbs, replacing
 from ..base.parameters import ParameterError, refuse
 from ..base.tables import TableError, read_bytes, write_text
 from adt_repro.runs.made_from import (
@@ -287,6 +287,30 @@ class Making:
         made_here = read & {name for other in self.units for name in other.files}
         return all(self.is_true(name) for name in made_here)
 
+# %% ../../nbs/library/runs/lock.ipynb #beginning
+def _read_beginning(file):
+    "The code from which a training began: (its digest, its definitions); None if it is not known"
+    try:
+        code, definitions = json.loads(read_bytes(file))
+    except (OSError, ValueError, RecursionError, TypeError):
+        return None
+    return (code, definitions) if isinstance(code, str) and isinstance(definitions, dict) else None
+
+
+def _keep_beginnings(making):
+    "Keep the code of runs that begin; a run with a checkpoint is made from the code from which it began"
+    for unit in making.units:
+        folder, run = making.folder, unit.runs[0]
+        facts, definitions = making.facts[unit.name]
+        file = folder / '.locks' / f'begun-{run}.json'
+        begun = _read_beginning(file) if (folder / 'runs' / run / 'checkpoint.pt').exists() else None
+        if begun is None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as out:
+                out.write(json.dumps([facts['code'], definitions]).encode())
+        else:
+            making.facts[unit.name] = facts | dict(code=begun[0]), begun[1]
+
 # %% ../../nbs/library/runs/lock.ipynb #begin
 def begin_units(
     notebook: str,  # the experiment, such as white_box
@@ -303,7 +327,10 @@ def begin_units(
     elif label is None and of_one_run:
         by_run = 'records', 'gain'  # these files have the name of their run
         units = [unit for unit in units if unit.name.split('/')[1] in by_run]
-    return Making(folder, units, given)
+    making = Making(folder, units, given)
+    if notebook == 'train':
+        _keep_beginnings(making)
+    return making
 
 # %% ../../nbs/library/runs/lock.ipynb #true-rows
 def true_rows(

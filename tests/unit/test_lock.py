@@ -26,7 +26,7 @@ from adt_repro.runs.lock import (
     true_rows,
 )
 from adt_repro.runs.made_from import planned_units
-from adt_repro.runs.scales import all_files, read_scale
+from adt_repro.runs.scales import all_files, call_parameters, read_scale
 
 A, S = 'digits-small_cnn-at_pgd-s0', 'digits-small_cnn-standard-s0'
 CW = (
@@ -424,6 +424,32 @@ def test_an_edit_while_an_experiment_runs_is_not_missed(mini, project, edited):
             'rows of square: attacks.black_box.square'
         ]
     assert reasons(project, mini) == {}
+
+
+@pytest.mark.parametrize('kept', ['as written', 'damaged', 'gone'])
+def test_a_training_that_goes_on_is_made_from_the_code_of_its_beginning(kept, mini, project, edited):
+    "If that is not known, from the code with which it goes on"
+    given = json.loads(call_parameters(scale_of(project), 'train', A)) | dict(runs=[A])
+    steps = (
+        'adt_repro/methods/table.py',
+        'eps=eps, steps=inner_steps, step_size=step_size, clip',
+        ('eps=eps, steps=1 + inner_steps, step_size=step_size, clip'),
+    )
+    begin_units('train', mini, given)
+    (mini / 'runs' / A / 'checkpoint.pt').write_text('an epoch')
+    beginning = mini / '.locks' / f'begun-{A}.json'
+    if kept != 'as written':
+        beginning.write_text('[1') if kept == 'damaged' else beginning.unlink()
+    with edited(*steps):
+        finish_units(begin_units('train', mini, given))
+        found = reasons(project, mini)
+        if kept == 'as written':
+            assert found[f'runs/{A}/run.json'] == ['code: methods.table._at_pgd']
+        else:
+            assert f'runs/{A}/run.json' not in found
+        (mini / 'runs' / A / 'checkpoint.pt').unlink()
+        finish_units(begin_units('train', mini, given))  # anew
+        assert f'runs/{A}/run.json' not in reasons(project, mini)
 
 
 def test_an_altered_record_has_no_true_rows(mini):
