@@ -8,7 +8,6 @@ __all__ = ['MadeTable', 'record_tables', 'page_tables', 'table_differences']
 # %% ../../nbs/library/paper/recompute.ipynb #imports
 import csv
 import io
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 
 from ..attacks.suite import TABLE1_ATTACKS
 from ..base.tables import read_bytes
+from ..base.yaml_files import parse_json
 from ..evaluation.metrics import accuracies, robust
 from ..evaluation.records import load_records
 from .claims import judge_code, judge_paper, published_table1
@@ -123,7 +123,7 @@ def page_tables(
     folder, names = Path(folder), ('table1', 'claims', 'code_claims')
     if not any((folder / 'tables' / f'{name}.csv').exists() for name in names):
         return []
-    own = json.loads(call_parameters(scale, 'paper'))
+    own = parse_json(call_parameters(scale, 'paper'), 'paper')
     margin = own.get('margin', PARAMETERS['paper']['margin'].default)
     evidence = read_evidence(folder, own['runs'], own['parts'], own['precision'])
     paper = published_table1()

@@ -270,7 +270,7 @@ def audited_data(
     folder: Path | str,  # of a scale, such as outputs/digits
     scale: Scale,  # as returned by `read_scale`
     rows: pd.DataFrame,  # as in `Population`
-    data_root: str = None,  # folder of the data set's files; None: $ADT_DATA, else data/ in the project
+    data_root: Path | str = None,  # folder of its files; None: $ADT_DATA, else data/ in the project
 ) -> Data:  # on the CPU
     "The images that were judged; a `ParameterError` if they are missing, or not those of the runs and rows"
     data = load_data(scale.content['dataset'], data_root, download=False)
