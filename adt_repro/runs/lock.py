@@ -264,7 +264,7 @@ class Making:
         units: list,  # bound units
         given: dict,  # parameters of the call
     ):
-        "Nothing is written before `note`"
+        "Reads the code and the lock"
         self.folder, self.units, self.given = Path(folder), units, given
         self.lock, self.present = read_lock(folder), Present(folder)
         self.facts = {unit.name: made_from(self.present, unit, given) for unit in units}
@@ -277,13 +277,11 @@ class Making:
         unit = next((unit for unit in self.units if file in unit.files), None)
         if unit is None or self.given.get('fresh') is True:
             return False
-        entry = self.lock['units'].get(unit.name)
-        now = content_digest(self.present, file)
-        if entry is None or now is None or entry['files'].get(file) != now:
+        entry, now = self.lock['units'].get(unit.name), content_digest(self.present, file)
+        is_noted = entry is not None and now is not None and entry['files'].get(file) == now
+        if not is_noted or why_stale(entry, *self.facts[unit.name], self.lock):
             return False
-        if why_stale(entry, *self.facts[unit.name], self.lock):
-            return False
-        read = {name for pattern in unit.made_of for name in matching_files(self.present, pattern)}
+        read = {name for part in unit.made_of for name in matching_files(self.present, part)}
         made_here = read & {name for other in self.units for name in other.files}
         return all(self.is_true(name) for name in made_here)
 
