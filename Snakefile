@@ -196,7 +196,7 @@ if workflow.is_main_process:
     STALE |= stale_jobs(stale)
     # A finished run that is stale is trained from its beginning, and not from what was left of its last epoch
     for rule, run in STALE if not only_prints else ():
-        if rule == 'train' and all(Path(file.format(run=run)).exists() for file in made['train']):
+        if rule == 'train' and Path(OUT, 'runs', run, 'weights.safetensors').exists():
             Path(OUT, 'runs', run, 'checkpoint.pt').unlink(missing_ok=True)
     for line in plan_lines(OUT, stale):
         print(line, file=sys.stderr)

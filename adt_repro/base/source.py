@@ -137,6 +137,7 @@ class _Module:
     name: str  # such as attacks.gradient; of a notebook such as #white_box
     definitions: dict = field(default_factory=dict)
     imports: dict = field(default_factory=dict)
+    outside: dict = field(default_factory=dict)  # by name, what it means in another package
     cells: dict = field(default_factory=dict)
 
 
@@ -156,10 +157,14 @@ def _add_import(module, node):
             package, _, rest = alias.name.partition('.')
             if package == 'adt_repro':
                 module.imports[alias.asname or package] = '', rest if alias.asname else ''
+            else:
+                module.outside[alias.asname or package] = alias.name
         return
     source = _imported_from(node, module.name)
-    if source is not None:
-        for alias in node.names:
+    for alias in node.names:
+        if source is None:
+            module.outside[alias.asname or alias.name] = f'{node.module}.{alias.name}'
+        else:
             module.imports[alias.asname or alias.name] = source, alias.name
 
 
@@ -169,7 +174,7 @@ def _changed(node):
         return {node.name}
     return set(_stored([node, *_inside(node)]))
 
-
+# %% ../../nbs/library/base/source.ipynb #module-2-2
 def _root(node):
     "The name at the beginning of a path, as TABLE in TABLE['a'].b; None if there is none"
     while isinstance(node, ast.Subscript | ast.Attribute):
@@ -348,9 +353,12 @@ def _definition(reader, module_name, name, label, choice):
         statements = None if module is None else _statements(module, name, choice)
         if statements is None:
             raise SourceError(f'{label}: there is no such definition')
-        used = [_targets(reader, module, path) for path in dict.fromkeys(_used(statements))]
-        targets = list(dict.fromkeys(target for found in used for target in found))
-        reader.definitions[key] = _digest(statements), targets
+        paths = list(dict.fromkeys(_used(statements)))
+        targets = dict.fromkeys(target for path in paths for target in _targets(reader, module, path))
+        outside = sorted(
+            {f'{path[0]}={module.outside[path[0]]}' for path in paths if path[0] in module.outside}
+        )
+        reader.definitions[key] = _digest([statements, *outside]), list(targets)
     return reader.definitions[key]
 
 # %% ../../nbs/library/base/source.ipynb #start

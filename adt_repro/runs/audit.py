@@ -20,7 +20,7 @@ import torch
 from ..attacks.autoattack import autoattack_version
 from ..attacks.suite import TABLE1_ATTACKS
 from ..base.parameters import ParameterError, checked_value, number, refuse, whole
-from ..base.tables import SUMS, file_digest, file_label, read_sums
+from ..base.tables import SUMS, TableError, file_digest, file_label, read_sums
 from ..data import Data, fingerprint, load_data
 from ..evaluation.evaluate import attack_and_judge
 from ..evaluation.records import read_record
@@ -62,10 +62,18 @@ def sample_rows(
 def check_listed(
     folder: Path | str,  # of a scale, such as outputs/digits
 ) -> tuple:  # how many files were compared; and the names of those in the list that are not there
-    "Compare every file of a scale with its SHA256SUMS; the `TableError` of the first that differs names it"
+    "Compare all files of a scale with SHA256SUMS; a `TableError` names one that differs, or is missing"
     folder = Path(folder)
     listed = read_sums(folder / SUMS)
+    records = {f'records/{file.name}' for file in folder.glob('records/*.parquet')}
+    for name in sorted(records - set(listed)) or ([] if listed else [SUMS]):
+        raise TableError(f'{folder.name}/{SUMS}: {name} is not in it, expected every record; fetch it again')
     there = [name for name in listed if (folder / name).exists()]
+    for name in listed:
+        if name not in there and not name.endswith('.safetensors'):
+            raise TableError(
+                f'{folder.name}/{name}: it is not there, expected every file of {SUMS}; fetch it again'
+            )
     for name in there:
         file_digest(folder / name)
     return len(there), [name for name in listed if name not in there]
@@ -175,6 +183,19 @@ def _check_weights(file, digests, weights):
             )
 
 
+def _check_cascade(file, rows):
+    "Refuse a record in which an image was left out of an attack although none misclassified it"
+    keys = ['run', 'source', 'i']
+    felled = rows[rows.attacked & (rows.pred != rows.y)][keys].drop_duplicates()
+    left_out = rows[~rows.attacked][keys].drop_duplicates()
+    lacking = left_out.merge(felled, how='left', indicator=True).query("_merge == 'left_only'")
+    if len(lacking):
+        why = (
+            f'image {lacking.i.iloc[0]} of {lacking.run.iloc[0]} was left out, but no attack misclassified it'
+        )
+        raise ParameterError(f'{file_label(file)}: {why}; expected the record as it was written')
+
+
 def _weights_here(folder):
     "By run, the SHA-256 of its weights; raises a `ParameterError` if they are not what its run.json says"
     runs = sorted(file.parent for file in folder.glob('runs/*/weights.safetensors'))
@@ -206,6 +227,7 @@ def find_population(
     for file in sorted(folder.glob('records/*.parquet')):
         rows, digests = read_record(file)
         _check_weights(file, digests, weights)
+        _check_cascade(file, rows)
         taken, lost = _divided(file, rows, planned.get(file.stem), scale, weights)
         found.append(taken)
         left_out += lost
@@ -222,7 +244,9 @@ def choose_rows(
 ) -> pd.DataFrame:  # some of the rows, at least one
     "The rows of some runs and attacks; raises a `ParameterError` if a name or a pattern fits none"
     if not len(rows):
-        refuse('rows', 0, 'rows of networks whose weights are here; none can be attacked again')
+        raise ParameterError(
+            'no recorded row can be attacked again, expected the weights of some networks in runs/'
+        )
     names = dict(run=rows.run.unique(), attack=rows.attack.unique())
     for column, patterns in dict(run=runs, attack=attacks).items():
         if patterns is None:
@@ -454,5 +478,6 @@ def audit_line(
     n = len(compared)
     counts = f'{n - wrong - ties} agree, ' + (f'{ties} tied, ' if ties else '') + f'{wrong} wrong'
     share = 100 * wrong_bound(wrong, n)
-    bound = f'with 95 % confidence at most {share:.2g} % of the rows are wrong (exact binomial)'
+    share = f'{share:.0f}' if share >= 10 else f'{share:.2g}'
+    bound = f'with 95 % confidence at most {share} % of the rows are wrong (exact binomial)'
     return f'{name}: {n:,} of {n_rows:,} rows attacked again: {counts}; {bound}; {tables}; {seconds:.0f} s'

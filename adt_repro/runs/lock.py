@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'read_lock', 'note_units', 'why_stale', 'stale_rows', 'stale_units', 'stale_lines', 'stale_jobs', 'plan_lines',
-           'Making', 'begin_units', 'true_rows', 'finish_units', 'adopt_units', 'main']
+           'Making', 'begin_units', 'true_rows', 'other_code', 'finish_units', 'adopt_units', 'main']
 
 # %% ../../nbs/library/runs/lock.ipynb #imports
 import argparse
@@ -302,11 +302,13 @@ def _keep_beginnings(making):
         facts, definitions = making.facts[unit.name]
         file = folder / '.locks' / f'begun-{run}.json'
         begun = _read_beginning(file) if (folder / 'runs' / run / 'checkpoint.pt').exists() else None
-        if begun is None:
+        if begun is not None and begun[0] != facts['code']:
+            begun = 'several', begun[1]  # a training under several codes is made by none of them
+        if begun is None or begun[0] == 'several':
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as out:
-                out.write(json.dumps([facts['code'], definitions]).encode())
-        else:
+                out.write(json.dumps(begun or [facts['code'], definitions]).encode())
+        if begun is not None:
             making.facts[unit.name] = facts | dict(code=begun[0]), begun[1]
 
 # %% ../../nbs/library/runs/lock.ipynb #begin
@@ -358,6 +360,15 @@ def _entry(present, unit, facts):
     return dict(files={name: content_digest(present, name) for name in sorted(names)}, **facts)
 
 
+def other_code(
+    making: Making,  # as returned by `begin_units`
+    unit: str,  # name of one of its units
+) -> bool:  # False for a unit that the lock does not know
+    "Were the files of a unit made by another code? Then what it left, such as runs, is of no use"
+    noted = making.lock['units'].get(unit, {}).get('code')
+    return noted not in (None, making.facts[unit][0].get('code'))
+
+# %% ../../nbs/library/runs/lock.ipynb #finish-2
 def finish_units(
     making: Making,  # as returned by `begin_units`
 ):
@@ -366,7 +377,7 @@ def finish_units(
     for unit in making.units:
         before, reached = making.facts[unit.name]
         now, _ = made_from(present, unit, making.given)
-        facts = before | {name: now[name] for name in ('made_of', 'weights', 'config', 'data') if name in now}
+        facts = before | {name: now[name] for name in ('made_of',) if name in now}  # what was just written
         entry = _entry(present, unit, facts)
         if entry['files']:
             entries[unit.name] = entry
@@ -425,10 +436,7 @@ def main(
     except ParameterError as error:
         print(error, file=sys.stderr)
         return 2
-    print(
-        '\n'.join(stale_lines(stale))
-        or f'{folder.name}: every file is as its code, networks and parameters make it'
-    )
+    print('\n'.join(stale_lines(stale)) or f'{folder.name}: nothing is stale')
     return 1 if stale else 0
 
 

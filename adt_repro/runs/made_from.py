@@ -47,7 +47,7 @@ def _of_white_box(*cells):
     return tuple(f'white_box#{cell}' for cell in cells)
 
 
-_ATTACKING = _of_white_box('suite', 'extras', 'distributions', 'evaluate')
+_ATTACKING = _of_white_box('networks', 'suite', 'extras', 'distributions', 'evaluate')
 _OF_TRAINING = dict(
     run=Unit(
         tuple(f'runs/{{run}}/{file}' for file in _RUN_FILES),
@@ -86,7 +86,7 @@ _OF_NETWORKS = dict(
     gain=Unit(('frames/gain-{run}.csv',), ('white_box#gain',), ('n_test',)),
     soundness=Unit(
         ('frames/soundness{low}-{run}.csv',),
-        (*_LOADING, *_of_white_box('sound', 'sound-table')),
+        (*_LOADING, *_of_white_box('networks', 'sound', 'sound-table')),
         ('n_test', 'n_sound', 'seed', 'sound'),
     ),
     # The loss of pgd20 is that of the record; its code counts here, and not that of the other attacks
@@ -129,7 +129,7 @@ _OF_TRANSFER = dict(
     tables=Unit(
         ('tables/transfer.csv', 'frames/soundness_transfer.csv'),
         ('transfer#records', 'transfer#sums', 'transfer#sound'),
-        ('attacks',),
+        ('attacks', 'targets', 'sources'),
         ('records/transfer-*.parquet',),
         networks=False,
     ),
@@ -161,7 +161,7 @@ _ON_PLANE = f'{_SEEN_IMAGES} axes'
 _OF_LANDSCAPE = (
     _numbers('landscape', 'landscape', f'{_ON_PLANE} surface', 'image radius grid seed')
     | _numbers('landscape', 'landscape_along', f'{_SEEN_IMAGES} surface-along', 'radius grid n_curvature')
-    | _picture('landscape', 'landscape', 'images surface-figure', 'seed', ['landscape_along'])
+    | _picture('landscape', 'landscape', 'networks images surface-figure', 'seed', ['landscape_along'])
     | _numbers(
         'landscape',
         'landscape_plane',
@@ -244,9 +244,10 @@ _EVIDENCE = (
     'runs/*/config.yaml',
     'runs/*/history.csv',
     'nbs/published/*',
+    'nbs/scales/paper.yaml',
     'nbs/scales/{scale}.yaml',
 )
-_OF_TABLE1 = ('records/white_box*', 'records/all_images-*', 'runs/*/config.yaml', *_EVIDENCE[-2:])
+_OF_TABLE1 = ('records/white_box*', 'records/all_images-*', 'runs/*/config.yaml', *_EVIDENCE[-3:])
 _SHOWN = ('tables/*.csv', 'frames/*.csv', 'figures/landscape_plane.png', 'figures/diversity_samples.png')
 
 
@@ -454,9 +455,9 @@ _STOPS_OF_OTHERS = frozenset(_STOPS | _OF_RUN_FOLDERS | _FILES_OF_RUNS)
 # %% ../../nbs/library/runs/made_from.ipynb #rows
 _ROW_CODE = dict(
     white_box=_ATTACKING,
-    all_images=('all_images#suite', 'all_images#evaluate'),
-    spsa=('spsa#plan', 'spsa#run'),
-    transfer=('transfer#run', 'transfer#run-transfer'),
+    all_images=('all_images#networks', 'all_images#suite', 'all_images#evaluate'),
+    spsa=('spsa#networks', 'spsa#plan', 'spsa#run'),
+    transfer=('transfer#networks', 'transfer#run', 'transfer#run-transfer'),
 )
 _ROW_USES = dict(
     feature=('n_targets',),

@@ -504,10 +504,10 @@ def test_every_import_of_the_project_can_be_followed():
 GIVEN = set(
     # what was asked for, places, and which files are still true
     'given fresh sound train cascade autoattack aa_version scale runs parts parts_chosen names judged '
-    'from_source itself sources low tail mark dev folder records files scale_file '
+    'from_source itself sources made_on low tail mark dev folder records files scale_file '
     'making true_frames true_figures earlier needed unused again used_parts of_fp32 of_checks of_draws '
-    # networks, images and parameters of runs: counted by their content
-    'models data x y first digests eps config '
+    # parameters of runs, and digests: counted by their content
+    'digests config '
     # the paper's page: evidence is read from files that count
     'frames dataset_and_network page paper cells evidence setting sources '.split()
 )
