@@ -187,7 +187,7 @@ def test_without_weights_there_is_nothing_to_attack(project):
     for file in (project / 'outputs/mini').glob('runs/*/weights.safetensors'):
         file.unlink()
     status, lines, error = audited(project, rows=10)
-    assert status != 0 and error.startswith('ParameterError: rows=0: expected') and 'weights' in error
+    assert status != 0 and error.startswith('ParameterError: no recorded row can be') and 'weights' in error
 
 
 @pytest.mark.parametrize(
