@@ -377,7 +377,7 @@ def finish_units(
     for unit in making.units:
         before, reached = making.facts[unit.name]
         now, _ = made_from(present, unit, making.given)
-        facts = before | {name: now[name] for name in ('made_of',) if name in now}  # what was just written
+        facts = before | dict(made_of=now['made_of']) if unit.made_of else before  # what was just written
         entry = _entry(present, unit, facts)
         if entry['files']:
             entries[unit.name] = entry
