@@ -22,8 +22,9 @@ from adt_repro.runs.made_from import (
     OF_EACH_RUN,
     Present,
     content_digest,
+    files_digest,
+    files_read,
     made_from,
-    matching_files,
     planned_units,
     units_of_call,
 )
@@ -281,9 +282,8 @@ class Making:
         is_noted = entry is not None and now is not None and entry['files'].get(file) == now
         if not is_noted or why_stale(entry, *self.facts[unit.name], self.lock):
             return False
-        read = {name for part in unit.made_of for name in matching_files(self.present, part)}
-        made_here = read & {name for other in self.units for name in other.files}
-        return all(self.is_true(name) for name in made_here)
+        made_here = {name for other in self.units for name in other.files}
+        return all(self.is_true(name) for name in files_read(self.present, unit) if name in made_here)
 
 # %% ../../nbs/library/runs/lock.ipynb #beginning
 def _read_beginning(file):
@@ -354,9 +354,6 @@ def true_rows(
 def _entry(present, unit, facts):
     "The entry of a unit whose files have just been written"
     names = {name for name in unit.files + unit.optional if content_digest(present, name) is not None}
-    if unit.made_of:
-        read = {name for pattern in unit.made_of for name in matching_files(present, pattern)}
-        assert not read & names
     return dict(files={name: content_digest(present, name) for name in sorted(names)}, **facts)
 
 
@@ -376,9 +373,9 @@ def finish_units(
     present, entries, definitions = Present(making.folder), {}, {}
     for unit in making.units:
         before, reached = making.facts[unit.name]
-        now, _ = made_from(present, unit, making.given)
-        facts = before | dict(made_of=now['made_of']) if unit.made_of else before  # what was just written
-        entry = _entry(present, unit, facts)
+        if unit.made_of:  # of files that this call may have written
+            before = before | dict(made_of=files_digest(present, unit))
+        entry = _entry(present, unit, before)
         if entry['files']:
             entries[unit.name] = entry
             definitions |= reached

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'OF_EACH_RUN', 'Unit', 'bound_unit', 'read_parameters', 'units_of_call', 'planned_units', 'attacks_of',
-           'Present', 'content_digest', 'matching_files', 'weights_told', 'made_from']
+           'Present', 'content_digest', 'matching_files', 'weights_told', 'files_read', 'files_digest', 'made_from']
 
 # %% ../../nbs/library/runs/made_from.ipynb #imports
 import hashlib
@@ -589,6 +589,23 @@ def weights_told(
     return found or (told and told[:16])
 
 # %% ../../nbs/library/runs/made_from.ipynb #networks
+def files_read(
+    present: Present,  # of the scale
+    unit: Unit,  # bound, see `bound_unit`
+) -> list:  # names, sorted; none of its own
+    "The other files that a unit is made from"
+    names = {name for pattern in unit.made_of for name in matching_files(present, pattern)}
+    return sorted(names - set(unit.files))
+
+
+def files_digest(
+    present: Present,  # of the scale
+    unit: Unit,  # bound, see `bound_unit`
+) -> str:  # 12 hexadecimal digits
+    "One digest of the other files that a unit is made from"
+    return _short({name: content_digest(present, name) for name in files_read(present, unit)})
+
+# %% ../../nbs/library/runs/made_from.ipynb #networks-2
 def _networks_facts(present, runs):
     "Digests of some runs' networks: weights, parameters, and data sets"
     weights, configs, data = {}, {}, {}
@@ -675,8 +692,5 @@ def made_from(
     if unit.networks:
         facts |= _networks_facts(present, unit.runs)
     if unit.made_of:
-        names = sorted({name for pattern in unit.made_of for name in matching_files(present, pattern)})
-        facts['made_of'] = _short(
-            {name: content_digest(present, name) for name in names if name not in unit.files}
-        )
+        facts['made_of'] = files_digest(present, unit)
     return facts, definitions
