@@ -542,7 +542,7 @@ def cells_of_units():
                 yield pytest.param(notebook, cells, unit.uses, id=f'{notebook}-{name}')
 
 
-@pytest.mark.parametrize('notebook, cells, uses', cells_of_units())
+@pytest.mark.parametrize('notebook, cells, uses', [*cells_of_units()])
 def test_a_unit_names_the_cells_that_make_its_values(notebook, cells, uses):
     assert not_named(notebook, cells, uses) == set()
 
