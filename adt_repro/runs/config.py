@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHOD_NAMES', 'DATASET_NAMES', 'RECIPE_NAMES', 'GEN_INPUT_NAMES', 'PRECISION_NAMES', 'COMPILE_NAMES', 'ATTACK_NAMES',
-           'EXTRAS', 'EXPERIMENTS', 'CLAIM_NAMES', 'IMPORTED', 'ARCH', 'EPS', 'FRESH', 'RULES', 'SESSION',
-           'NOT_IN_A_ROW', 'IMPORTED_RULES', 'INPUTS', 'WEIGHTS', 'CASCADE', 'LIMITS', 'BENCHMARK_PARTS', 'PARAMETERS',
-           'Parameter', 'rules_of', 'is_range', 'is_mean_std', 'check_notebook', 'parameters_cell', 'markdown_table',
-           'parameter_table', 'run_name']
+           'EXTRAS', 'NORM_NAMES', 'JUDGED_ATTACK_NAMES', 'EXPERIMENTS', 'CLAIM_NAMES', 'IMPORTED', 'ARCH', 'EPS',
+           'FRESH', 'RULES', 'SESSION', 'NOT_IN_A_ROW', 'IMPORTED_RULES', 'INPUTS', 'WEIGHTS', 'CASCADE', 'LIMITS',
+           'BENCHMARK_PARTS', 'PARAMETERS', 'Parameter', 'rules_of', 'is_range', 'is_mean_std', 'check_notebook',
+           'parameters_cell', 'markdown_table', 'parameter_table', 'run_name']
 
 # %% ../../nbs/library/runs/config.ipynb #imports
 import html
@@ -58,6 +58,19 @@ PRECISION_NAMES = 'fp32', 'tf32', 'bf16'
 COMPILE_NAMES = 'none', 'inductor', 'graphs'
 ATTACK_NAMES = 'fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature'  # in `attacks.suite.TABLE1_ATTACKS`
 EXTRAS = 'distribution', 'generator', 'autoattack'  # further attacks of a white-box evaluation
+NORM_NAMES = 'linf', 'l2'  # in `attacks.l2.NORMS`
+JUDGED_ATTACK_NAMES = (  # in `judging.judgement`; fgsm, mim, feature and square in ℓ∞ only, fgm in ℓ2 only
+    'fgsm',
+    'fgm',
+    'pgd20',
+    'mim',
+    'cw',
+    'pgd100',
+    'targeted',
+    'feature',
+    'square',
+    'autoattack',
+)
 EXPERIMENTS = (  # experiments of a scale
     'white_box',
     'all_images',
@@ -726,6 +739,54 @@ _AUDIT = dict(
     scale=Parameter(word(), 'digits', 'scale whose records are checked; it needs a file in nbs/scales/'),
 )
 
+# %% ../../nbs/library/runs/config.ipynb #judge-rules
+_MINUTES = Rule(
+    lambda v: v is None or _POSITIVE.ok(v),
+    'a number above 0, or None for no limit',
+    _POSITIVE.read,
+    float,
+    dict(anyOf=[_POSITIVE.schema, dict(type='null')]),
+)
+_JUDGED = dict(
+    model=Parameter(
+        maybe(text()), None, 'module:name, file.py:name, a file or a run; default a small network, trained here'
+    ),
+    weights=Parameter(maybe(text()), None, 'a file of weights for this model: .safetensors, .pt or .pth'),
+    inputs=Parameter(
+        maybe(INPUTS), None, 'range that the model expects, or [means, deviations]; default [0, 1]'
+    ),
+    data=Parameter(
+        maybe(text()), None, '.npz, .safetensors, a folder of images by class, module:name or a data set'
+    ),
+    data_root=_DATA['data_root'],
+    size=Parameter(
+        maybe(whole(1, 4096)), None, 'images of a folder: resize the shorter side, then crop the centre'
+    ),
+)
+
+# %% ../../nbs/library/runs/config.ipynb #judge
+_JUDGE = _JUDGED | dict(
+    eps=Parameter(
+        maybe(number(0, _LARGEST, above=True)), None, 'radius, such as 8/255; default only for known data sets'
+    ),
+    norm=Parameter(one_of(*NORM_NAMES), 'linf', 'linf: each pixel within eps; l2: the whole change within eps'),
+    minutes=Parameter(
+        _MINUTES, 10.0, 'time for the attacks, by which the plan is made; None: everything on all images'
+    ),
+    n_test=Parameter(_MAYBE_COUNT, None, 'images, at least 50; default 1000, or all if there are fewer'),
+    attacks=Parameter(
+        maybe(several(one_of(*JUDGED_ATTACK_NAMES), least=1)), None, 'some of the attacks; default all that fit'
+    ),
+    autoattack=Parameter(
+        maybe(flag()), None, 'run AutoAttack, which needs pyautoattack; default if it is installed'
+    ),
+    batch=_BATCH,
+    seed=Parameter(_SEED, 0, 'seed of the choice of images and of all noise'),
+    name=Parameter(maybe(word()), None, 'files go to outputs/judged/<name>/; default from the model'),
+    fresh=Parameter(flag(), False, 'delete what the folder has, and judge again; else finished parts are used'),
+    device=_DEVICE,
+)
+
 # %% ../../nbs/library/runs/config.ipynb #parameters
 PARAMETERS = dict(
     train=_TRAIN,
@@ -741,6 +802,7 @@ PARAMETERS = dict(
     paper=_PAPER,
     power=_POWER,
     audit=_AUDIT,
+    judge=_JUDGE,
 )
 
 # %% ../../nbs/library/runs/config.ipynb #check-notebook
