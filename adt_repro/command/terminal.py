@@ -77,8 +77,8 @@ class _Shown:
 
     clear = ''  # before a line: what deletes another one
 
-    def __init__(self, stream):
-        self.stream, self.lock = stream, threading.Lock()
+    def __init__(self, stream, whole=()):
+        self.stream, self.lock, self.whole = stream, threading.Lock(), whole
         self.printed_in, self.last = None, Step(0, 1, 'Starting')
 
     def __enter__(self):
@@ -92,11 +92,14 @@ class _Shown:
             print(f'{self.clear}{text}', file=self.stream, flush=True)
 
     def _add_printed(self, step):
-        "The first line that a cell prints"
-        text = ' '.join(step.text.strip().partition('\n')[0].split())
-        if self.printed_in != step.cell and text:
+        "The first line that a cell prints; all of them in a section that is shown whole"
+        lines = [line.rstrip()[:_LONGEST] for line in step.text.strip().splitlines()]
+        if step.heading in self.whole:
+            for line in lines:
+                self._add_line(line)
+        elif self.printed_in != step.cell and lines:
             self.printed_in = step.cell
-            self._add_line(text[:_LONGEST])
+            self._add_line(' '.join(lines[0].split()))
 
 # %% ../../nbs/library/command/terminal.ipynb #plain-lines
 class PlainLines(_Shown):
@@ -144,8 +147,9 @@ class StatusLine(_Shown):
     def __init__(
         self,
         stream: TextIO,  # a terminal
+        whole: tuple = (),  # headings of sections of which all printed lines are shown
     ):
-        super().__init__(stream)
+        super().__init__(stream, whole)
         self.start, self.ended = time.monotonic(), threading.Event()
 
     def __enter__(self):
@@ -168,7 +172,8 @@ class StatusLine(_Shown):
 # %% ../../nbs/library/command/terminal.ipynb #follower
 def follower(
     stream: TextIO,  # where to, such as standard error
+    whole: tuple = (),  # headings of sections of which all printed lines are shown, not only the first
 ):  # a context, to be called with each `Step`
     "What shows the steps of a notebook on this stream"
     redraws = stream.isatty() and os.environ.get('TERM') != 'dumb'
-    return StatusLine(stream) if redraws else PlainLines(stream)
+    return StatusLine(stream, whole) if redraws else PlainLines(stream, whole)

@@ -50,7 +50,9 @@ def asked_eps(
         example = '8/255' if norm == 'linf' else '0.5'
         refuse('eps', eps, f'a radius such as {example}, for pixels in [0, 1]; only data sets have one in ℓ∞')
     if eps is not None and norm == 'linf' and eps > 1:
-        refuse('eps', eps, 'a number in (0, 1] in ℓ∞, because pixels are in [0, 1]; 8 of 255 is written 8/255')
+        refuse(
+            'eps', eps, 'a number in (0, 1] in ℓ∞, because pixels are in [0, 1]; 8 of 255 is written 8/255'
+        )
     return DATASETS[data or 'digits'].eps if eps is None else eps
 
 # %% ../../nbs/library/judging/files.ipynb #command
