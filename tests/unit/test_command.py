@@ -24,7 +24,7 @@ from adt_repro.command.terminal import PlainLines, StatusLine, follower
 from adt_repro.planning.progress import trained_share
 from adt_repro.runs.overview import runs_there
 
-COMMANDS = ['train', 'evaluate', 'runs', 'plan', 'report', 'audit', 'notebook', 'import', 'export']
+COMMANDS = ['train', 'evaluate', 'judge', 'runs', 'plan', 'report', 'audit', 'notebook', 'import', 'export']
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def parse(command):
     return options
 
 
-SUBCOMMANDS = ('train', 'evaluate', 'runs', 'plan', 'report', 'notebook', 'import', 'export')
+SUBCOMMANDS = ('train', 'evaluate', 'judge', 'runs', 'plan', 'report', 'notebook', 'import', 'export')
 
 
 def check(command, own_methods=()):
@@ -143,7 +143,7 @@ def check(command, own_methods=()):
     options = parse(command)
     for file in getattr(options, 'f', None) or []:
         assert '/' not in file or (ROOT / file).is_file(), command
-    notebook = dict(train='train', evaluate='white_box', report='paper').get(options.command)
+    notebook = dict(train='train', evaluate='white_box', report='paper', judge='judge').get(options.command)
     if options.command == 'notebook':
         notebook = options.notebook
         assert ROOT / 'nbs' / f'{notebook}.ipynb' in EXPERIMENTS, command
@@ -153,6 +153,9 @@ def check(command, own_methods=()):
         return
     files, options.f = options.f, []
     given = given_parameters(options)
+    if options.command == 'judge':
+        own = {name: getattr(options, name) for name in PARAMETERS['judge'] if hasattr(options, name)}
+        given |= {name: value for name, value in own.items() if value is not None}
     if options.command == 'train':
         given['method'] = options.method
     assert set(given) <= set(PARAMETERS[notebook]), command
@@ -179,7 +182,7 @@ def test_commands_that_are_wrong_are_found():
     text = (
         '`uv run adt train at_pgd -p epoch 3`\n\n    papermill nbs/trian.ipynb out.ipynb -p method at_pgd\n'
     )
-    text += '\n    adt judge my-run\n\n`adt train at_pgd -p lbd -1`\n`adt plan atlas`\n`adt attack` `adt train at_pgdd`'
+    text += '\n    adt attack my-run\n\n`adt train at_pgd -p lbd -1`\n`adt plan atlas`\n`adt attack` `adt train at_pgdd`'
     found = list(commands_in(text))
     assert len(found) == 7
     for command in found:
