@@ -114,15 +114,21 @@ def _add_judge(commands):
     example = '  adt judge my_module:make_model --data test.npz --eps 8/255 --minutes 10'
     judge = _add(commands, 'judge', does, example)
     what = 'module:name, file.py:name, a TorchScript or torch.export file, or the folder of a run'
-    judge.add_argument('model', metavar='MODEL', nargs='?', help=f'{what}; default a small network, trained here')
+    judge.add_argument(
+        'model', metavar='MODEL', nargs='?', help=f'{what}; default a small network, trained here'
+    )
     of_data = '.npz or .safetensors with x and y, a folder of images by class, module:name, or a data set'
     judge.add_argument('--data', metavar='DATA', help=of_data)
     judge.add_argument('--eps', metavar='E', help='radius for pixels in [0, 1], such as 8/255')
     judge.add_argument('--norm', metavar='NORM', help='linf (default) or l2')
     judge.add_argument('--minutes', metavar='M', help='time for the attacks; default 10; None: no limit')
     judge.add_argument('--weights', metavar='FILE', help='weights for this model')
-    judge.add_argument('--inputs', metavar='JSON', help='[lo, hi] or [means, deviations] that the model expects')
-    judge.add_argument('--name', metavar='NAME', help='files go to outputs/judged/NAME/; default from the model')
+    judge.add_argument(
+        '--inputs', metavar='JSON', help='[lo, hi] or [means, deviations] that the model expects'
+    )
+    judge.add_argument(
+        '--name', metavar='NAME', help='files go to outputs/judged/NAME/; default from the model'
+    )
     judge.add_argument('--fresh', action='store_true', help='delete what is there, and judge again')
     add_parameter_options(judge)
     where = 'file for the executed notebook; default none is kept'
@@ -403,7 +409,6 @@ def _answer(notebook):
     page = Path(lines[-1].split(maxsplit=1)[1])
     return '\n'.join(lines), read_json(page.with_name('report.json'), 'report.json')['answer']['status']
 
-
 # %% ../../nbs/library/command/main.ipynb #judge-2
 def _executed_judge(given, output, follow):
     "Execute judge.ipynb; the lines that it ends with, and the exit status"
@@ -412,7 +417,9 @@ def _executed_judge(given, output, follow):
     except NotebookError as error:
         name, _, line = str(error).partition(': ')
         known = name in (*_REFUSALS, 'JudgeError')
-        raise _Refused(line if known else f'{error} (-o judge.ipynb keeps the notebook with details)') from None
+        raise _Refused(
+            line if known else f'{error} (-o judge.ipynb keeps the notebook with details)'
+        ) from None
     return _answer(output)
 
 
@@ -424,7 +431,6 @@ def _judge(options):
             return _executed_judge(given, options.o or Path(folder) / 'judge.ipynb', follow)
     except (ParameterError, NotebookError) as error:
         raise _Refused(str(error)) from None
-
 
 # %% ../../nbs/library/command/main.ipynb #exchange
 def _import_file(options):
