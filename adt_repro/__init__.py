@@ -3,7 +3,7 @@
 The names below are all that most programs need; each is imported when it is first used,
 so that `import adt_repro` costs nothing. The packages have the rest: `base`, `models`, `speed`,
 `attacks`, `analysis`, `methods`, `evaluation`, `training`, `runs`, `exchange`, `paper`, `planning`,
-and the modules `data` and `losses`.
+`judging`, and the modules `data` and `losses`.
 """
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .data import load_data
     from .evaluation.evaluate import accuracy, evaluate
+    from .judging.judgement import judge_model
     from .models.classifiers import build_model
     from .runs.store import load_model
     from .training.loop import train
@@ -25,13 +26,14 @@ _HOMES = {
     'train': 'training.loop',
     'evaluate': 'evaluation.evaluate',
     'accuracy': 'evaluation.evaluate',
+    'judge_model': 'judging.judgement',
 }
 _PACKAGES = (
     'base', 'data', 'losses', 'models', 'speed', 'attacks', 'analysis', 'methods',
-    'evaluation', 'training', 'runs', 'exchange', 'paper', 'planning',
+    'evaluation', 'training', 'runs', 'exchange', 'paper', 'planning', 'judging',
 )  # fmt: skip
 
-__all__ = ['load_data', 'build_model', 'load_model', 'train', 'evaluate', 'accuracy', 'attacks']
+__all__ = ['load_data', 'build_model', 'load_model', 'train', 'evaluate', 'accuracy', 'judge_model', 'attacks']
 
 
 def __getattr__(name):

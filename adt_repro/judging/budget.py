@@ -33,14 +33,14 @@ class AttackCard:
     "What a plan and a report have to know about an attack"
 
     title: str  # its name for readers
-    settings: str  # its settings in words
+    settings: str  # its settings in words; {targets} stands for the number of classes that it tries
     gradients: int  # forward and backward passes for an image that withstands it
     forwards: int  # further forward passes for such an image, including the one that judges the result
     kind: str  # plain: run on all planned images; core: in the cascade; extra: in the cascade, and expensive
     norms: tuple = ('linf', 'l2')  # norms in which it exists
 
 # %% ../../nbs/library/judging/budget.ipynb #cards-table
-_TO_CLASSES = f'the {TARGETED_CLASSES} likeliest wrong classes, 20 steps towards each'
+_TO_CLASSES = 'the {targets} likeliest wrong classes, 20 steps towards each, falling from ε to ε/100'
 JUDGE_ATTACKS = dict(
     fgsm=AttackCard('FGSM', 'one step of ε', 1, 1, 'plain', ('linf',)),
     fgm=AttackCard('FGM', 'one step of ε', 1, 1, 'plain', ('l2',)),
@@ -102,9 +102,12 @@ _CHECKS = dict(linf=(262, 520), l2=(262, 520))  # gradients and forwards of `san
 _OTHERS = dict(natural='clean images', checks='checks', curve='curve', distribution='distribution')
 
 
-def _costs(names, norm, shape, draws):
+def _costs(names, norm, n_classes, shape, draws):
     "By attack or other part: gradients and forwards for an image"
     costs = {name: (JUDGE_ATTACKS[name].gradients, JUDGE_ATTACKS[name].forwards) for name in names}
+    if 'targeted' in names:
+        targets = min(TARGETED_CLASSES, n_classes - 1)
+        costs['targeted'] = 20 * targets, 2 * targets + 2
     new_radii = 7 if 'pgd20' in names else 8
     fit = 7 * default_draws(shape)
     costs |= dict(natural=(0, 1), checks=_CHECKS[norm], curve=(20 * new_radii, new_radii))
@@ -263,7 +266,7 @@ def make_plan(
 def _planned(names, others, shape, passes, given):
     "Images of each part, and the price of each in seconds for an image, None if passes are not known"
     n, minutes = given['n'], given['minutes']
-    costs = _costs(names, given['norm'], shape, given['draws'])
+    costs = _costs(names, given['norm'], given['n_classes'], shape, given['draws'])
     if passes is None:
         if minutes is not None:
             refuse('passes', passes, 'measured passes if there are minutes, see measure_passes')
