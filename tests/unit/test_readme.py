@@ -182,7 +182,8 @@ def test_commands_that_are_wrong_are_found():
     text = (
         '`uv run adt train at_pgd -p epoch 3`\n\n    papermill nbs/trian.ipynb out.ipynb -p method at_pgd\n'
     )
-    text += '\n    adt attack my-run\n\n`adt train at_pgd -p lbd -1`\n`adt plan atlas`\n`adt attack` `adt train at_pgdd`'
+    text += '\n    adt attack my-run\n\n`adt train at_pgd -p lbd -1`\n`adt plan atlas`\n'
+    text += '`adt attack` `adt train at_pgdd`'
     found = list(commands_in(text))
     assert len(found) == 7
     for command in found:
