@@ -29,9 +29,9 @@ def _class_at_each_place(counts, ties):
     total, done = int(counts.sum()), np.zeros_like(counts)
     places = np.empty(total, dtype=np.int64)
     for n in range(1, total + 1):
-        behind = (done < counts) & (done * total < n * counts)
         needed_at = -(-(done + 1) * total // counts)  # the place by which the next image must come
-        chosen = np.lexsort((ties, np.where(behind, needed_at, total + 1)))[0]
+        is_behind = done * total < n * counts
+        chosen = np.where(is_behind, needed_at * len(counts) + ties, np.iinfo(np.int64).max).argmin()
         places[n - 1] = chosen
         done[chosen] += 1
     return places
@@ -89,7 +89,8 @@ def _channel_axis(shape):
         return 1 if first else 3
     if not first and shape[1] < min(shape[2:]):
         return 1
-    refuse('data', f'images {tuple(shape)}', 'channels as the second axis, (N, C, H, W): use x.transpose(0, 3, 1, 2)')
+    advice = 'x.transpose(0, 3, 1, 2) moves them from the end, but here it is not certain where they are'
+    refuse('data', f'images {tuple(shape)}', f'channels as the second axis, (N, C, H, W): {advice}')
 
 
 def _as_nchw(x, said):
@@ -189,7 +190,7 @@ def _rows_of(stream, shape, dtype, wanted):
             raise EOFError
         rows[k] = np.frombuffer(content, dtype).reshape(shape[1:])
         at = index + 1
-    return rows
+    return rows.astype(dtype.newbyteorder('='), copy=False)
 
 
 def _skip(stream, count):
@@ -200,7 +201,7 @@ def _skip(stream, count):
         count -= passed
 
 # %% ../../nbs/library/judging/user_data.ipynb #npz
-_FILE_ERRORS = OSError, BadZipFile, ValueError, EOFError, RuntimeError, NotImplementedError, KeyError
+_FILE_ERRORS = OSError, BadZipFile, ValueError, TypeError, EOFError, RuntimeError, KeyError, MemoryError
 
 
 def _unreadable_data(path, error):
@@ -360,7 +361,7 @@ def _folder_source(folder, size, said):
 # %% ../../nbs/library/judging/user_data.ipynb #code-item
 def _image_array(image, spec):
     "An image of a user's Dataset as a tensor (C, H, W), with its own type of numbers"
-    if isinstance(image, torch.Tensor):
+    if isinstance(image, torch.Tensor) and image.ndim in (2, 3):
         return image if image.ndim == 3 else image[None]
     array = np.array(image)
     if array.dtype.kind not in 'uif' or array.ndim not in (2, 3):
