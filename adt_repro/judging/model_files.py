@@ -33,6 +33,7 @@ def _refused(name, why, advice):
 
 
 _FILE_ADVICE = 'a file written by torch.export.save or by the save of a TorchScript network'
+_WEIGHTS_ADVICE = 'a state dict is given as weights, with the network as module:name'
 
 
 def _entries(path):
@@ -46,7 +47,8 @@ def _entries(path):
                 raise _refused(path.name, f'it holds more than {_MOST_BYTES:,} bytes', 'a smaller file')
             return {info.filename.partition('/')[2]: archive.read(info) for info in infos}
     except (OSError, BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise _refused(path.name, f'it cannot be read ({type(error).__name__})', _FILE_ADVICE) from None
+        why = f'it is no archive ({type(error).__name__})' if path.is_file() else 'there is no such file'
+        raise _refused(path.name, why, f'{_FILE_ADVICE}; {_WEIGHTS_ADVICE}') from None
 
 
 def _archive_of(entries):
@@ -59,20 +61,20 @@ def _archive_of(entries):
     return content
 
 # %% ../../nbs/library/judging/model_files.ipynb #script
-_TOUCHES = r'save|from_file|load_tensor|rpc_\w+|PythonOp|IgnoredPythonOp'
-_REFUSED_IN_SCRIPT = re.compile(rf'\b(?:torch|ops\.\w+)\.(?:{_TOUCHES})\s*\(|__torch__\.torch\.classes\.\w+')
-_SPACES = {'aten', 'prim', 'prims', 'quantized'}  # of operators that compute
+_DOT = r'[\s\\]*\.[\s\\]*'  # a dot, around which TorchScript allows spaces
+_TOUCHES = re.compile(
+    rf'{_DOT}(save|from_file|load_tensor|rpc_\w+|PythonOp|IgnoredPythonOp)\b'
+    rf'|\bops{_DOT}(?!(?:aten|prim|prims)\b)\w+|torch{_DOT}classes'
+)
 
 
 def _check_script(entries, name):
     "Refuse a program of TorchScript that uses operators for files or networks, or classes of other libraries"
-    code = [value.decode(errors='replace') for entry, value in entries.items() if entry.endswith('.py')]
-    for text in code:
-        found = _REFUSED_IN_SCRIPT.search(text)
-        spaces = set(re.findall(r'\bops\.(\w+)\.', text)) - _SPACES
-        if found or spaces:
-            uses = found[0].rstrip('( ') if found else f'ops.{min(spaces)}'
-            raise _refused(name, f'its program uses {uses}', 'a program that only computes logits')
+    for entry, value in entries.items():
+        text = value.decode('latin-1') if entry.endswith(('.py', '.pkl')) else ''
+        found = _TOUCHES.search(text)
+        if found:
+            raise _refused(name, f'its program uses {shown(found[0])}', 'a program that only computes logits')
 
 
 _KEPT_OF_SCRIPT = re.compile(r'(data|constants)(/\d+|\.pkl)|code/[\w/.]+\.py|version|byteorder')
@@ -147,8 +149,9 @@ _ALLOWED = re.compile(
     r'|_operator\.(getitem|add|sub|mul|neg|pow|truediv|floordiv|mod|eq|ne|lt|le|gt|ge|and_|or_|not_)'
     r'|math\.(ceil|floor|trunc|sqrt)|torch\.(sym_\w+|_sym_\w+)'
 )
-_PLAIN_TEXT = re.compile(r'[\w.:+-]{0,300}')
-_RULES_OF_KEYS = dict(target=_ALLOWED.fullmatch, expr_str=_is_expression, in_spec=_is_spec, out_spec=_is_spec)
+_PLAIN_TEXT = re.compile(r'[\w.:+-]{0,300}', re.ASCII)
+_RULES_OF_KEYS = dict(target=_ALLOWED.fullmatch, as_operator=_ALLOWED.fullmatch, expr_str=_is_expression)
+_RULES_OF_KEYS |= dict(in_spec=_is_spec, out_spec=_is_spec)
 
 
 def _complaint(value, key=''):
@@ -256,11 +259,19 @@ class FileNetwork(nn.Module):
         with torch.jit.optimized_execution(False):
             return self.program(x)
 
-    def named_parameters(self, *args, **options):
+    def named_parameters(
+        self,
+        *args,  # as for any module
+        **options,  # as for any module
+    ):  # pairs of name and parameter
         "Those of the program"
         return self.program.named_parameters(*args, **options)
 
-    def named_buffers(self, *args, **options):
+    def named_buffers(
+        self,
+        *args,  # as for any module
+        **options,  # as for any module
+    ):  # pairs of name and buffer
         "Those of the program"
         return self.program.named_buffers(*args, **options)
 
@@ -294,14 +305,16 @@ def read_program(
     entries = _entries(path)
     kind = _kind_of(entries)
     if not kind:
-        alone = 'it holds weights without a network' if 'data.pkl' in entries else 'it holds no network'
-        raise _refused(path.name, alone, f'{_FILE_ADVICE}; a state dict is given as weights')
+        has = 'it was written by torch.save' if 'data.pkl' in entries else 'it holds no network'
+        raise _refused(path.name, has, f'{_FILE_ADVICE}; {_WEIGHTS_ADVICE}')
     load = _load_script if kind == 'torchscript' else _load_exported
     try:
         program = load(entries, path.name, torch.device(device))
     except ParameterError:
         raise
     except Exception as error:  # a damaged file makes PyTorch raise almost anything
-        raise _refused(path.name, f'PyTorch cannot open it ({type(error).__name__})', _EXPORT_AGAIN) from None
+        said = (str(error).strip().splitlines() or [''])[0][:200]
+        why = f'PyTorch cannot open it ({type(error).__name__}: {said})'
+        raise _refused(path.name, why, f'{_EXPORT_AGAIN}, on the CPU') from None
     with open_regular(path) as file:
         return FileNetwork(program, hashlib.file_digest(file, 'sha256').hexdigest(), kind)

@@ -39,6 +39,15 @@ class JudgeError(ParameterError):
     "A network that cannot be judged this way: one line with what was found and what to do"
 
 # %% ../../nbs/library/judging/user_model.ipynb #folder
+_PACKAGE = Path(adt_repro.__file__).parent
+
+
+def _is_users(file):
+    "Is a file of Python neither installed nor a part of this package?"
+    path = Path(file)
+    return path.is_file() and 'site-packages' not in path.parts and not path.is_relative_to(_PACKAGE)
+
+
 _NEIGHBOURS = {}  # name of a module that was imported from a user's folder, to that folder
 
 
@@ -54,7 +63,7 @@ def _note_neighbours(before, folder):
     "Note which modules were imported from a folder"
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], '__file__', None)
-        if file and Path(file).is_relative_to(folder) and not {'site-packages'} & set(Path(file).parts):
+        if file and Path(file).is_relative_to(folder) and _is_users(file):
             _NEIGHBOURS[name] = folder
 
 
@@ -73,15 +82,6 @@ def _importing_from(folder):
             sys.path.remove(str(folder))
 
 # %% ../../nbs/library/judging/user_model.ipynb #failed
-_PACKAGE = Path(adt_repro.__file__).parent
-
-
-def _is_users(file):
-    "Is a file of Python neither installed nor a part of this package?"
-    path = Path(file)
-    return path.is_file() and 'site-packages' not in path.parts and not path.is_relative_to(_PACKAGE)
-
-
 def _short_error(error):
     "Type and first line of an error, and the line of the user's code that raised it"
     first = (str(error).splitlines() or [''])[0][:200]
@@ -105,6 +105,9 @@ def _user_code(parameter, spec, doing, advice):
         ) from error
 
 # %% ../../nbs/library/judging/user_model.ipynb #import-file
+_THAT_IMPORTS = 'that can be imported: correct it, or install what it needs'
+
+
 def _module_of_file(file, parameter, spec):
     "A user's file as a module, and the SHA-256 of exactly the code that ran"
     try:
@@ -118,7 +121,7 @@ def _module_of_file(file, parameter, spec):
     earlier = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module
     try:
-        with _user_code(parameter, spec, 'importing it', 'a file that can be imported: correct it'):
+        with _user_code(parameter, spec, 'importing it', f'a file {_THAT_IMPORTS}'):
             exec(compile(source, module.__file__, 'exec'), vars(module))
     except ParameterError:
         sys.modules.pop(module.__name__)
@@ -130,14 +133,14 @@ def _module_of_file(file, parameter, spec):
 
 def _module_of_name(name, parameter, spec):
     "A module that can be imported, and the SHA-256 of its file"
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        found = None
-    if found is None and name not in sys.modules:
-        refuse(parameter, spec, f'a module that can be imported from {Path.cwd()}, or file.py:name')
-    with _user_code(parameter, spec, f'importing {name}', 'a module that can be imported: correct it'):
-        module = importlib.import_module(name)
+    with _user_code(parameter, spec, f'importing {name}', f'a module {_THAT_IMPORTS}'):
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and f'{name}.'.startswith(f'{error.name}.'):
+                here = f'there is no {error.name} in {Path.cwd()} and none is installed'
+                refuse(parameter, spec, f'a module that can be imported, or file.py:name: {here}')
+            raise
     file = getattr(module, '__file__', None)
     if not (file and Path(file).is_file()):
         return module, {}
@@ -176,9 +179,11 @@ def _made(value, wanted, parameter, spec):
     if required:
         name = spec.rpartition(':')[2]
         refuse(parameter, spec, f'a function without required arguments, {name} needs {", ".join(required)}')
-    advice = 'a function that gives it without arguments'
-    with _user_code(parameter, spec, 'calling it', advice):
-        return value()
+    cpu = torch.device('cpu')
+    with _user_code(parameter, spec, 'calling it', 'a function that works without arguments'):
+        with kept_random_state(cpu):
+            torch.manual_seed(0)
+            return value()
 
 # %% ../../nbs/library/judging/user_model.ipynb #find-object
 def find_object(
@@ -188,7 +193,8 @@ def find_object(
 ) -> tuple:  # (what the name stands for, or gives when it is called; name of the user's file to its SHA-256)
     """An object of the user's own code; a `ParameterError` says what cannot be found, imported or called
 
-    This imports the module, and so runs its code. An object of another class is given back too.
+    This imports the module, and so runs its code. PyTorch's seed is 0 while a function is called, so that
+    random weights are the same each time. An object of another class is given back too.
     """
     place, _, name = spec.rpartition(':')
     if not place or not name or not all(part.isidentifier() for part in name.split('.')):
@@ -213,7 +219,8 @@ class UserModel:
 def _numbers_digest(model):
     "SHA-256 of all parameters and buffers, in the order of their names"
     digest = hashlib.sha256()
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    inner = [model.net] if isinstance(model, Normalized) and isinstance(model.net, FileNetwork) else []
+    tensors = [pair for part in [model, *inner] for pair in (*part.named_parameters(), *part.named_buffers())]
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
@@ -240,9 +247,8 @@ def _checked_module(found, spec):
         refuse('model', spec, f'a torch.nn.Module, or a function that gives one: this gives {given}')
     if isinstance(found, torch.jit.ScriptModule):
         return FileNetwork(found.eval(), _program_digest(found), 'torchscript')
-    if isinstance(found, torch.fx.GraphModule) and not hasattr(found.eval, '__wrapped__'):
-        is_exported = 'torch.ops' in found.code
-        return FileNetwork(found, _program_digest(found), 'export') if is_exported else found
+    if isinstance(found, torch.fx.GraphModule) and 'torch.ops' in found.code:
+        return FileNetwork(found, _program_digest(found), 'export')
     return user_network_of(as_network(found))
 
 # %% ../../nbs/library/judging/user_model.ipynb #find-network
@@ -340,13 +346,14 @@ def load_user_model(
     spec, device = str(spec), pick_device(device)
     model, kind, name, files = _found_network(spec, device)
     inner = type(model).__name__
+    for option, value in dict(weights=weights, inputs=inputs).items():
+        if kind == 'run' and value is not None:
+            refuse(option, str(value), 'None, because a run has its own')
+    n_weights = sum(p.numel() for p in model.parameters())
     if weights is not None:
-        if kind == 'run':
-            refuse('weights', str(weights), 'None, because a run has its own')
         files |= _load_user_weights(model, weights)
         name = _folder_name(name, Path(weights).stem)
     model, pair = _with_inputs(_placed(model, spec, device), inputs)
-    n_weights = sum(p.numel() for p in model.parameters())
     facts = dict(spec=spec, kind=kind, n_weights=n_weights, weights_sha256=_numbers_digest(model))
     facts |= dict(inputs=pair, files=files) | {'class': inner}
     return UserModel(_placed(model, spec, device), name, facts)
