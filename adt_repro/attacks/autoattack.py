@@ -10,14 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .gradient import count_classes, linf_ball
-from .inputs import checked
+from .gradient import count_classes
+from .inputs import checked, in_ball
+from .l2 import NORMS
 from ..base.device import eval_mode
 from adt_repro.base.parameters import (
     ParameterError,
     checked_value,
     maybe,
-    number,
     one_of,
     refuse,
     several,
@@ -57,12 +57,15 @@ def _check_precision(x):
         raise ParameterError(f'x: expected float32, in which AutoAttack computes, not {x.dtype}')
 
 # %% ../../nbs/library/attacks/autoattack.ipynb #run-package
-def _run_package(model, x, y, eps, attacks, seed, n_targets):
+_NAME_OF_NORM = dict(linf='Linf', l2='L2')
+
+
+def _run_package(model, x, y, eps, norm, attacks, seed, n_targets):
     "The adversarial images of a batch from the package"
     from pyautoattack import AutoAttack
 
     which = dict(version='custom', attacks=attacks) if attacks else dict(version='standard')
-    judge = AutoAttack(model, eps=eps, seed=seed, device=x.device, **which)
+    judge = AutoAttack(model, eps=eps, norm=_NAME_OF_NORM[norm], seed=seed, device=x.device, **which)
     judge.apgd_targeted.n_target_classes = n_targets
     judge.fab.n_target_classes = n_targets
     judge.verbose = False
@@ -70,23 +73,26 @@ def _run_package(model, x, y, eps, attacks, seed, n_targets):
     return x_adv
 
 # %% ../../nbs/library/attacks/autoattack.ipynb #auto-attack
+@in_ball('linf')
 @checked
 def auto_attack(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes), at least 4; used in evaluation mode
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1], float32
     y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    eps: float,  # radius of the ball in pixel values; ℓ∞: in (0, 1], ℓ2: above 0
+    norm: str = 'linf',  # of the ball: linf or l2
     attacks: list = None,  # of apgd-ce, apgd-t, apgd-dlr, fab-t, fab, square; None: the standard four
     seed: int = 0,  # of its noise, at least 0
 ) -> torch.Tensor:  # (N, C, H, W) in the ball and in [0, 1]
     "AutoAttack by the package pyautoattack; a `ParameterError` if it or enough classes are missing"
     autoattack_version()
-    eps = checked_value('eps', eps, number(0, 1, above=True))
+    norm = checked_value('norm', norm, one_of(*NORMS))
+    eps = checked_value('eps', eps, NORMS[norm].radius(above=True))
     attacks, seed = checked_value('attacks', attacks, _attacks), checked_value('seed', seed, whole(0))
     _check_precision(x)
     classes = count_classes(model, x)
     _check_classes(attacks, classes)
     with eval_mode(model), torch.random.fork_rng():
-        x_adv = _run_package(model, x, y, eps, attacks, seed, n_targets=min(9, classes - 1))
-    return linf_ball(x, eps)(x_adv.detach())
+        x_adv = _run_package(model, x, y, eps, norm, attacks, seed, n_targets=min(9, classes - 1))
+    return NORMS[norm].ball(x, eps)(x_adv.detach())

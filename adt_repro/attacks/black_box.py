@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .gradient import linf_ball
-from .inputs import checked
+from .inputs import checked, in_ball
 from ..base.network import as_network, user_network_of
 from ..base.noise import example_noise, rand_unit
 from ..base.parameters import ParameterError, checked_value, even, maybe, number, whole
@@ -159,6 +159,7 @@ def _adam_steps(oracle, gradient_at, x, eps, lr):
     return step
 
 # %% ../../nbs/library/attacks/black_box.ipynb #spsa
+@in_ball('linf')
 @checked
 def spsa(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); in evaluation mode, no gradient
@@ -230,6 +231,7 @@ def _check_is_image(x):
         raise ParameterError(f'x: expected images (N, C, H, W), here {tuple(x.shape)}')
 
 # %% ../../nbs/library/attacks/black_box.ipynb #square
+@in_ball('linf')
 @checked
 def square(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); in evaluation mode, no gradient

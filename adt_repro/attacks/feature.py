@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .gradient import linf_ball, sign_ascent
-from .inputs import check_images, check_labels, checked
+from .inputs import check_images, check_labels, checked, in_ball
 from ..base.device import eval_mode
 from ..base.network import as_network, user_network_of
 from ..base.noise import rand_unit
@@ -128,6 +128,7 @@ def _keep_better(worst, least, live, found, margins):
     least[live[better]] = margins[better]
 
 # %% ../../nbs/library/attacks/feature.ipynb #feature
+@in_ball('linf')
 @checked
 def fea_attack(
     model: torch.nn.Module,  # images to logits, with `features` and `fc`; used in evaluation mode

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from .inputs import checked, is_already_checked
+from .inputs import checked, in_ball, is_already_checked, norm_of
 from ..base.device import eval_mode
 from ..base.network import no_gradient
 from ..base.noise import rand_unit
@@ -208,6 +208,7 @@ def linf_ball(
     return project
 
 # %% ../../nbs/library/attacks/gradient.ipynb #pgd
+@in_ball('linf')
 @checked
 def pgd(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); used in evaluation mode
@@ -238,6 +239,7 @@ def pgd(
         return in_groups(climb, x, y, x0, group=group)
 
 # %% ../../nbs/library/attacks/gradient.ipynb #fgsm
+@in_ball('linf')
 @checked
 def fgsm(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); used in evaluation mode
@@ -259,6 +261,7 @@ def mean_abs(
     return g / _for_each(size, g)
 
 
+@in_ball('linf')
 @checked
 def mim(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); used in evaluation mode
@@ -273,6 +276,7 @@ def mim(
     return pgd(model, x, y, eps=eps, momentum=decay, norm=mean_abs, **options)
 
 # %% ../../nbs/library/attacks/gradient.ipynb #cw
+@in_ball('linf')
 @checked
 def cw(
     model: torch.nn.Module,  # images (N, C, H, W) to logits (N, classes); used in evaluation mode
@@ -299,6 +303,9 @@ def worst_of(
     if not attacks:
         refuse('attacks', attacks, 'at least one attack')
 
+    norms = {norm_of(each) for each in attacks}
+
+    @in_ball(norms.pop() if len(norms) == 1 else None)
     @checked
     def attack(model, x, y, *, eps):
         worst, least = x.clone(), x.new_full((len(x),), math.inf)
@@ -325,11 +332,13 @@ def count_classes(
 
 def targeted(
     n: int = 9,  # how many of the wrong classes, the likeliest first, at least 1; at most all of them
-    **options,  # further arguments of `pgd`
+    climb=pgd,  # an attack that takes a loss: `pgd`, or `pgd_l2` of `adt_repro.attacks.l2`
+    **options,  # further arguments of `climb`
 ):  # an attack
     "PGD towards each of the likeliest wrong classes; a `ParameterError` if there is none"
     n = checked_value('n', n, whole(1))
 
+    @in_ball(norm_of(climb))
     @checked
     def attack(model, x, y, *, eps):
         wrong_classes = count_classes(model, x) - 1
@@ -337,7 +346,7 @@ def targeted(
             raise ParameterError(
                 'model: expected at least two classes, there is no wrong one to climb towards'
             )
-        towards = [partial(pgd, loss=toward(rank), **options) for rank in range(min(n, wrong_classes))]
+        towards = [partial(climb, loss=toward(rank), **options) for rank in range(min(n, wrong_classes))]
         return worst_of(*towards)(model, x, y, eps=eps)
 
     return attack

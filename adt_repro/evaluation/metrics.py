@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..base.parameters import ParameterError, refuse
 from ..base.stats import mcnemar, paired_gap, share, with_interval
+from .records import norms_of
 
 # %% ../../nbs/library/evaluation/metrics.ipynb #accuracies
 def _accuracy_row(run, name, n, correct, bound=False):
@@ -103,7 +104,8 @@ def paired_attacks(
     accuracy and other are in [0, 1]; gap and its 95 % interval are in points; only_one and only_other
     count the images that are misclassified under one version only.
     """
-    key = ['run', 'attack', 'i', 'y', 'test_set', 'eps']
+    key = ['run', 'attack', 'i', 'y', 'test_set', 'eps', 'norm']
+    one, other = (rows.assign(norm=norms_of(rows)) for rows in (one, other))
     both = one[one.attacked].merge(other[other.attacked], on=key, suffixes=('_one', '_other'), validate='1:1')
     if both.empty:
         refuse('other', 'no rows', 'records of the same runs, attacks and images')

@@ -17,60 +17,85 @@ import pandas as pd
 import torch
 
 from ..attacks.inputs import check_images
-from ..base.parameters import ParameterError, checked_value, refuse
+from ..attacks.l2 import NORMS
+from ..base.parameters import ParameterError, checked_value, one_of, refuse
 from ..data import fingerprint
 from .cache import in_parts
-from .evaluate import SEED, attack_and_judge, warn_of_answers, warn_of_gradients
-from .records import SCHEMA, RecordError, join_records, read_record
+from adt_repro.evaluation.evaluate import (
+    SEED,
+    attack_and_judge,
+    check_norm,
+    warn_of_answers,
+    warn_of_gradients,
+)
+from adt_repro.evaluation.records import (
+    OPTIONAL,
+    SCHEMA,
+    RecordError,
+    join_records,
+    norms_of,
+    read_record,
+    schema_of,
+)
 
 # %% ../../nbs/library/evaluation/suite.ipynb #kept-counting
 _COLUMNS = f'a frame with the columns {", ".join(SCHEMA)}; these are missing, or are not expected'
 
 
+def _no_rows(norm):
+    return pd.DataFrame(columns=list(schema_of(norm))).astype(schema_of(norm))
+
+
 def _checked_kept(kept, x):
     "Rows to keep, none if it is None; a `ParameterError` if they are not a frame of rows"
     if kept is None or (isinstance(kept, pd.DataFrame) and kept.empty):
-        return pd.DataFrame(columns=list(SCHEMA)).astype(SCHEMA)
+        return _no_rows('linf')
     if not isinstance(kept, pd.DataFrame):
         refuse('kept', kept, 'a frame with the columns of a record, or None')
-    if set(kept.columns) != set(SCHEMA):
-        refuse('kept', sorted(map(str, set(kept.columns) ^ set(SCHEMA))), _COLUMNS)
+    differ = (set(kept.columns) - set(OPTIONAL)) ^ set(SCHEMA)
+    if differ:
+        refuse('kept', sorted(map(str, differ)), _COLUMNS)
     check_images(x)
     return kept
 
 
-def _counting(kept, y, **call):
+def _counting(kept, y, norm='linf', **call):
     "The rows that count for a call: attacked, with the image's label and the call's values"
     labels = pd.Series(y.cpu().numpy())
-    counts = kept.attacked.eq(True) & kept.y.eq(kept.i.map(labels))
+    counts = kept.attacked.eq(True) & kept.y.eq(kept.i.map(labels)) & norms_of(kept).eq(norm)
     for column, values in call.items():
         counts &= kept[column].isin(values)
     if not counts.any():
-        return _checked_kept(None, None)
+        return _no_rows(norm)
     try:
         return join_records([kept[counts]])
     except RecordError as error:
         raise ParameterError(f'kept: {str(error).partition(": ")[2]}') from None
 
 # %% ../../nbs/library/evaluation/suite.ipynb #start
-def _start(networks, x, y, eps, seed, kept, **names):
+def _start(networks, x, y, attacks, eps, norm, seed, kept, **names):
     "What the rows of a call have in common, a check of its networks, to be made once, and its kept rows"
-    seed = checked_value('seed', seed, SEED)
+    seed, norm = checked_value('seed', seed, SEED), checked_value('norm', norm, one_of(*NORMS))
+    for attack in attacks.values():
+        check_norm(attack, norm)
     kept = _checked_kept(kept, x)
     check = cache(partial(warn_of_answers, networks, x))
     if kept.empty:
         check()
     facts = dict(eps=eps, seed=seed, test_set=fingerprint(x, y))
-    return facts, check, _counting(kept, y, **names, **{name: [value] for name, value in facts.items()})
+    counting = _counting(kept, y, norm, **names, **{name: [value] for name, value in facts.items()})
+    return facts | dict(norm=norm), check, counting
 
 # %% ../../nbs/library/evaluation/suite.ipynb #meet-attacks
-def _rows_before(y):
+def _rows_before(y, norm):
     "Rows of images before any attack"
     unknown = dict(pred=-1, margin=math.nan, loss=math.nan, linf=math.nan, queries=-1)
+    if norm != 'linf':
+        unknown[norm] = math.nan
     return pd.DataFrame(dict(i=range(len(y)), y=y.cpu().numpy(), **unknown))
 
 
-def _meet_attacks(judge, kept, y, attacks, cascaded, limits, on_attack):
+def _meet_attacks(judge, kept, y, norm, attacks, cascaded, limits, on_attack):
     "Rows of the clean images and of each attack; `judge` maps an attack and indices to rows"
     still_right = np.ones(len(y), bool)
     done = []
@@ -79,7 +104,7 @@ def _meet_attacks(judge, kept, y, attacks, cascaded, limits, on_attack):
         met = np.ones(len(y), bool)[:limit]
         if name in cascaded:
             met &= still_right[:limit]
-        rows = _rows_before(y[: len(met)])
+        rows = _rows_before(y[: len(met)], norm)
         known = kept[(kept.attack == name) & kept.i.isin(met.nonzero()[0])]
         rows.loc[known.i] = known[rows.columns].values
         missing = met & ~rows.i.isin(known.i).values
@@ -94,15 +119,16 @@ def _meet_attacks(judge, kept, y, attacks, cascaded, limits, on_attack):
     return pd.concat(done, ignore_index=True)
 
 # %% ../../nbs/library/evaluation/suite.ipynb #judge-in-parts
-def _judge_in_parts(attack, ids, *, check, model, x, y, seen, eps, seed, test_set, batch, parts):
+def _judge_in_parts(attack, ids, *, check, model, x, y, seen, batch, parts, eps, norm, seed, test_set):
     "Rows of some images under one attack, saved batch by batch if there is a folder for parts"
     check()
     source = model if seen is None else seen
 
     def make(ids):
-        return attack_and_judge({'': model}, source, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)
+        how = dict(eps=eps, norm=norm, batch=batch, seed=seed, ids=ids)
+        return attack_and_judge({'': model}, source, x, y, attack, **how)
 
-    facts = dict(model=model, seen=seen, attack=attack, eps=eps, seed=seed, test_set=test_set)
+    facts = dict(model=model, seen=seen, attack=attack, eps=eps, norm=norm, seed=seed, test_set=test_set)
     return in_parts(make, ids, batch=batch, folder=parts, **facts)
 
 # %% ../../nbs/library/evaluation/suite.ipynb #run-suite
@@ -112,7 +138,8 @@ def run_suite(
     y: torch.Tensor,  # (N,) labels
     attacks: dict,  # attack by name, cheapest first, see `adt_repro.attacks.suite.TABLE1_ATTACKS`
     *,
-    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    eps: float,  # radius of the ball in pixel values; ℓ∞: in (0, 1], ℓ2: above 0
+    norm: str = 'linf',  # of the ball: linf or l2; attacks that are for the other one are refused
     run: str,  # the run's name
     cascade: bool | list = False,  # attacks run only on images that are still correct; True: all attacks
     limits: dict = None,  # by attack, a number of images, at least 1: it is run on the first ones only
@@ -122,16 +149,17 @@ def run_suite(
     parts: Path = None,  # folder of finished batches, written and read; None: none are saved
     on_attack=None,  # called with (attack name, number of images it will be run on)
     kept: pd.DataFrame = None,  # rows of an earlier record that are still valid, see above; None: no rows
-) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for `natural` and each attack, fewer where `limits` says so
+) -> pd.DataFrame:  # columns of `schema_of`; N rows for `natural` and each attack, fewer if `limits` says so
     "Evaluate a network, with warnings as by `evaluate`; a `ParameterError` for rows that cannot be kept"
     names = dict(run=[run], source=[run], attack=['natural', *attacks])
-    facts, check, kept = _start([model], x, y, eps, seed, kept, **names)
+    facts, check, kept = _start([model], x, y, attacks, eps, norm, seed, kept, **names)
+    schema = schema_of(facts['norm'])
     how = dict(model=model, seen=seen, x=x, y=y, batch=batch, parts=parts, check=check)
     judge = partial(_judge_in_parts, **how, **facts)
     if isinstance(cascade, bool):
         cascade = attacks if cascade else ()
-    rows = _meet_attacks(judge, kept, y, attacks, cascade or (), limits or {}, on_attack)
-    return rows.assign(run=run, source=run, **facts)[list(SCHEMA)].astype(SCHEMA)
+    rows = _meet_attacks(judge, kept, y, norm, attacks, cascade or (), limits or {}, on_attack)
+    return rows.assign(run=run, source=run, **facts)[list(schema)].astype(schema)
 
 # %% ../../nbs/library/evaluation/suite.ipynb #transfer
 def run_transfer(
@@ -142,31 +170,34 @@ def run_transfer(
     y: torch.Tensor,  # (N,) labels
     attacks: dict,  # attack by name
     *,
-    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    eps: float,  # radius of the ball in pixel values; ℓ∞: in (0, 1], ℓ2: above 0
+    norm: str = 'linf',  # of the ball: linf or l2; attacks that are for the other one are refused
     batch: int = 256,  # images at a time
     seed: int = 0,  # seed of the attacks' noise
     parts: Path = None,  # folder of finished batches, written and read; None: none are saved
     kept: pd.DataFrame = None,  # rows of an earlier record that are still valid, see above; None: no rows
-) -> pd.DataFrame:  # columns of `SCHEMA`; N rows for each target and attack
+) -> pd.DataFrame:  # columns of `schema_of`; N rows for each target and attack
     "Attack one network and evaluate the images on several; a `ParameterError` for rows that cannot be kept"
     networks = [model, *targets.values()]
     names = dict(run=list(targets), source=[source], attack=list(attacks))
-    facts, check, kept = _start(networks, x, y, eps, seed, kept, **names)
+    facts, check, kept = _start(networks, x, y, attacks, eps, norm, seed, kept, **names)
+    schema = schema_of(facts['norm'])
     judge = partial(_judge_on, check=check, model=model, x=x, y=y, batch=batch, parts=parts, **facts)
     done = [_on_targets(judge, kept, targets, name, attack, len(x)) for name, attack in attacks.items()]
     rows = _in_batches(pd.concat(done, ignore_index=True), [*attacks], [*targets], batch)
-    return rows.assign(source=source, attacked=True, **facts)[list(SCHEMA)].astype(SCHEMA)
+    return rows.assign(source=source, attacked=True, **facts)[list(schema)].astype(schema)
 
 # %% ../../nbs/library/evaluation/suite.ipynb #judge-on
-def _judge_on(targets, attack, ids, *, check, model, x, y, eps, seed, test_set, batch, parts):
+def _judge_on(targets, attack, ids, *, check, model, x, y, batch, parts, eps, norm, seed, test_set):
     "Rows of some images under one attack on several targets, saved batch by batch"
     check()
 
     def make(ids):
-        return attack_and_judge(targets, model, x, y, attack, eps=eps, batch=batch, seed=seed, ids=ids)
+        how = dict(eps=eps, norm=norm, batch=batch, seed=seed, ids=ids)
+        return attack_and_judge(targets, model, x, y, attack, **how)
 
-    facts = dict(targets=targets, model=model, attack=attack, eps=eps, seed=seed, test_set=test_set)
-    return in_parts(make, ids, batch=batch, folder=parts, **facts)
+    facts = dict(model=model, attack=attack, eps=eps, norm=norm, seed=seed, test_set=test_set)
+    return in_parts(make, ids, batch=batch, folder=parts, targets=targets, **facts)
 
 
 def _on_targets(judge, kept, targets, name, attack, n):

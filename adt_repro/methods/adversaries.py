@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..attacks.gradient import sign_ascent
-from ..attacks.inputs import checked, checked_inputs
+from ..attacks.inputs import checked, checked_inputs, in_ball
 from ..base.device import eval_mode
 from ..base.network import as_network, tf32
 from ..base.noise import example_noise, zero_noise
@@ -39,6 +39,7 @@ def worst_of_draws(
 ):  # an attack: (model, x, y, **ignored) to x_adv (N, C, H, W), the draw with the smallest margin
     "An adversary as an attack: the worst of `n` draws from the distribution that it fits"
 
+    @in_ball('linf')
     @checked
     def attack(model, x, y, **ignored):
         with eval_mode(model, adversary):
@@ -56,6 +57,7 @@ def at_mean(
 ):  # an attack: (model, x, y, **ignored) to x_adv (N, C, H, W)
     "An adversary as an attack: the centre of its noise, such as a squashed Gaussian's mean"
 
+    @in_ball('linf')
     @checked
     def attack(model, x, y, **ignored):
         with eval_mode(model, adversary):
