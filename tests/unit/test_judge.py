@@ -177,7 +177,7 @@ def test_a_clean_error_is_no_verdict():
         (dict(minutes=0), 'minutes=0: expected'),
         (dict(attacks=['pgd']), "attacks=['pgd']: expected"),
         (dict(attacks=['fgm']), 'ℓ2 only'),
-        (dict(plan=make_plan(n=70, n_classes=10, shape=(1, 8, 8))), 'plan='),
+        (dict(plan=make_plan(n=99, n_classes=10, shape=(1, 8, 8))), 'plan='),
         (dict(x=X[:49], y=Y[:49]), 'x: there are 49 images'),
     ],
 )
