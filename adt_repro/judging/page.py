@@ -208,7 +208,7 @@ _MEAN = _fields(
 _DISTRIBUTION = dict(
     description='probabilistic robustness: P(misclassified) under a distribution fitted to each image',
     **{'if': dict(type='object', required=['left_out'])},
-    then=_fields('it was not run', left_out=_field('string', 'why')),
+    then=_fields('it was not run', left_out=_field('string', 'the reason why it was not run')),
 )
 _DISTRIBUTION['else'] = _fields(
     'it was run',
@@ -220,7 +220,11 @@ _DISTRIBUTION['else'] = _fields(
 )
 
 # %% ../../nbs/library/judging/page.ipynb #schema
-_LEFT_OUT = _fields('something that was not run', what=_field('string', 'what'), why=_field('string', 'why'))
+_LEFT_OUT = _fields(
+    'something that was not run',
+    what=_field('string', 'what was left out'),
+    why=_field('string', 'the reason'),
+)
 REPORT_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': SCHEMA_NAME} | _fields(
     'A judgement of a network',
     schema=_field('string', 'name and version of this format', const=SCHEMA_NAME),
@@ -481,14 +485,14 @@ def _answer_html(report):
 
 # %% ../../nbs/library/judging/page.ipynb #bars
 _BAR = """\
-<span class="bar{{ kind }}" aria-hidden="true" style="--v:{{ v }}%;--lo:{{ lo }}%;--hi:{{ hi }}%"></span>"""
+<span class="bar{kind}" aria-hidden="true" style="--v:{v}%;--lo:{lo}%;--hi:{hi}%"></span>"""
 
 
 def _bar(of):
     "A bar for an accuracy, with its interval; without one, paler"
     known = of['lo'] is not None and of['hi'] is not None
     v, lo, hi = (f'{100 * (of[name] if known else of["accuracy"]):.1f}' for name in ('accuracy', 'lo', 'hi'))
-    return fill(_BAR, kind='' if known else ' bound', v=v, lo=lo, hi=hi)
+    return Markup(_BAR).format(kind='' if known else ' bound', v=v, lo=lo, hi=hi)
 
 # %% ../../nbs/library/judging/page.ipynb #attacks
 _ATTACKS_HTML = """\
@@ -541,8 +545,8 @@ def _attacks_html(report):
     rows += [_attack_row(attack) for attack in report['attacks']]
     rows.append(_whole_row('All attacks together', robust, robust['n'] - robust['correct']))
     words = (
-        'For an attack, “misclassified” counts the images that are correct when clean and wrong under it, '
-        'and in the first and the last row all wrong images.'
+        'For an attack, “misclassified” counts images that are correct when clean and wrong under it; '
+        'in the first and the last row, all wrong images.'
     )
     if any(attack['cascade'] for attack in report['attacks']):
         words += (
@@ -706,7 +710,7 @@ def _classes_html(report):
 # %% ../../nbs/library/judging/page.ipynb #pixels
 _LONGEST = 224  # pixels of the longer side of a picture
 _MOST_BYTES = 27_000  # of one picture; 72 of them stay below 3 MB as text
-_QUALITIES = (92, 85, 75, 60, 45, 30, 15, 5)
+_QUALITIES = (90, 75, 55, 35, 15, 5)
 
 
 def _picture(pixels, smooth=True):
@@ -728,7 +732,7 @@ def _picture(pixels, smooth=True):
 def _data_address(image):
     "The picture as text for an `img`: PNG, or JPEG where PNG takes more than 27,000 bytes"
     kept = BytesIO()
-    image.save(kept, 'png', optimize=True)
+    image.save(kept, 'png')
     kind = 'png'
     for quality in _QUALITIES:
         if len(kept.getvalue()) <= _MOST_BYTES:
