@@ -155,6 +155,6 @@ def _l2_distance(x_adv, x):
 
 
 NORMS = dict(
-    linf=Norm('ℓ∞', 1, linf_ball, _linf_distance),
+    linf=Norm('ℓ∞', 1.0, linf_ball, _linf_distance),
     l2=Norm('ℓ2', 1e30, l2_ball, _l2_distance),
 )

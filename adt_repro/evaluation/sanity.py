@@ -7,17 +7,20 @@ __all__ = ['ALPHA', 'TOLERATED', 'SLACK', 'CHECKS', 'at_most', 'no_gain', 'zero_
            'recorded_black_boxes']
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #imports
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 import pandas as pd
 import torch
 
-from ..attacks.black_box import square
+from ..attacks.black_box import patches_l2, square
 from ..attacks.gradient import fgsm, pgd
 from ..attacks.inputs import check_images, check_labels
+from ..attacks.l2 import NORMS, fgm_l2, pgd_l2
 from ..base.network import as_network
-from ..base.parameters import ParameterError, checked_value, number, whole
+from ..base.parameters import ParameterError, checked_value, one_of, whole
 from .evaluate import SEED, attack_and_judge, unsteady_answers
 from ..losses import ce
 from ..speed.precision import measuring
@@ -93,13 +96,13 @@ def _falls_with_eps(evidence):
     return max(tests, key=lambda test: test['value'] - test['limit'])
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #check-chance
-def _chance_at_half(evidence):
-    right = _is_right(evidence['radii'][0.5])
+def _chance_at(radius, evidence):
+    right = _is_right(evidence['radii'][radius])
     label_shares = evidence['clean'].y.value_counts(normalize=True)
     guessing = at_most(right, 1 / len(label_shares))
     limit = max(guessing['limit'], label_shares.max())
     problem = (
-        f'{_share(right)} are correct at ε = 0.5, where all images can be made the same; '
+        f'{_share(right)} are correct at ε = {radius:.3g}, where all images can be made the same; '
         f'chance allows up to {100 * limit:.1f} %'
     )
     return guessing | dict(limit=limit, problem=problem)
@@ -179,7 +182,7 @@ CHECKS = {
     'same images twice': _same_twice,
     'same images in another batch': _same_elsewhere,
     'falls with ε': _falls_with_eps,
-    'chance at ε = 0.5': _chance_at_half,
+    'chance at ε = 0.5': partial(_chance_at, 0.5),
     'many steps against one': partial(_not_weaker, 'FGSM', 'PGD-20'),
     'more steps': partial(_not_weaker, 'PGD-20', 'PGD-100'),
     'restarts': _few_lucky_starts,
@@ -187,6 +190,34 @@ CHECKS = {
     'finite gradients': _finite_gradients,
     'loss increase': _loss_increases,
 }
+
+# %% ../../nbs/library/evaluation/sanity.ipynb #norms
+@dataclass(frozen=True)
+class _Attacks:
+    "What the checks use in a norm"
+
+    one_step: str  # name of the attack of one step
+    fast: Callable  # the attack of one step
+    climb: Callable  # PGD
+    black_box: dict  # by name, attacks without gradients
+    widest: Callable  # for images of n numbers: a radius in which all of them can be made the same
+
+
+_ATTACKS = dict(
+    linf=_Attacks('FGSM', fgsm, pgd, {'Square': partial(square, budget=500)}, lambda n: 0.5),
+    l2=_Attacks('FGM', fgm_l2, pgd_l2, {'Patches': partial(patches_l2, budget=500)}, lambda n: n**0.5 / 2),
+)
+
+
+def _checks_of(norm, widest):
+    "`CHECKS`, in ℓ2 with the two that differ"
+    if norm == 'linf':
+        return dict(CHECKS)
+    others = {
+        'chance at ε = 0.5': ('chance at ε = √D / 2', partial(_chance_at, widest)),
+        'many steps against one': ('many steps against one', partial(_not_weaker, 'FGM', 'PGD-20')),
+    }
+    return dict(others.get(name, (name, check)) for name, check in CHECKS.items())
 
 # %% ../../nbs/library/evaluation/sanity.ipynb #gather
 def _gradient_evidence(model, x, y, batch, along_pgd):
@@ -204,24 +235,26 @@ def collect_evidence(
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    eps: float,  # radius of the ball in pixel values; ℓ∞: in (0, 1], ℓ2: above 0
+    norm: str = 'linf',  # of the ball: linf or l2
     n_restarts: int,  # random starts of PGD-20
     seed: int,  # seed of the noise; start i has `seed + i`
     batch: int,  # images at a time
     black_box: dict,  # attack by name
 ) -> dict:  # rows by attack; starts, a list of rows; radii, rows by ε; and four (N,) bool by name
     "All results that the checks use; the four of bool are again, elsewhere, zero and nonfinite"
-    attacked = partial(_rows_of, model, x, y, batch=batch)
+    attacks, attacked = _ATTACKS[norm], partial(_rows_of, model, x, y, norm=norm, batch=batch)
+    climb, widest = attacks.climb, attacks.widest(x[0].numel())
     evidence = {name: pd.Series(found.numpy()) for name, found in unsteady_answers(model, x, batch).items()}
     evidence['clean'] = attacked()
-    starts = [attacked(pgd, eps=eps, seed=seed + i) for i in range(n_restarts)]
+    starts = [attacked(climb, eps=eps, seed=seed + i) for i in range(n_restarts)]
     evidence |= {'starts': starts, 'PGD-20': starts[0], _ALL_STARTS: _worst_rows(starts)}
-    evidence['FGSM'] = attacked(fgsm, eps=eps)
-    evidence['PGD-100'] = attacked(partial(pgd, steps=100), eps=eps, seed=seed)
+    evidence[attacks.one_step] = attacked(attacks.fast, eps=eps)
+    evidence['PGD-100'] = attacked(partial(climb, steps=100), eps=eps, seed=seed)
     evidence['radii'] = {0.0: evidence['clean']}
-    for radius in sorted({eps / 2, eps, min(2 * eps, 1.0), 0.5}):
+    for radius in sorted({eps / 2, eps, min(2 * eps, NORMS[norm].largest), widest}):
         same = radius == eps
-        evidence['radii'][radius] = starts[0] if same else attacked(pgd, eps=radius, seed=seed)
+        evidence['radii'][radius] = starts[0] if same else attacked(climb, eps=radius, seed=seed)
     evidence |= _gradient_evidence(model, x, y, batch, torch.as_tensor(starts[0].nonfinite.to_numpy() > 0))
     for name, attack in black_box.items():
         evidence[_BLACK_BOX + name] = attacked(attack, eps=eps, seed=seed)
@@ -244,22 +277,24 @@ def sanity_checks(
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]; with fewer than 50 nothing is passed
     y: torch.Tensor,  # (N,) labels
     *,
-    eps: float,  # radius of the ℓ∞ ball in pixel values, in (0, 1]
+    eps: float,  # radius of the ball in pixel values; ℓ∞: in (0, 1], ℓ2: above 0
+    norm: str = 'linf',  # of the ball: linf or l2
     n_restarts: int = 5,  # random starts of PGD-20, at least 2
     seed: int = 0,  # seed of the noise
     batch: int = 256,  # images at a time; affects memory, not results
-    black_box: dict = None,  # by name, attacks without the network's gradients, besides Square
+    black_box: dict = None,  # by name, attacks without the network's gradients, besides Square, in ℓ2 Patches
 ) -> pd.DataFrame:  # check, value and limit as shares of the images, passed (value ≤ limit), reason, n
     "Is the evaluation of this network sound? Raises a `ParameterError` if a setting is out of range"
     x = check_images(x)
     y = check_labels(y, x)
-    eps = checked_value('eps', eps, number(0, 1, above=True))
+    norm = checked_value('norm', norm, one_of(*NORMS))
+    eps = checked_value('eps', eps, NORMS[norm].radius(above=True))
     n_restarts = checked_value('n_restarts', n_restarts, whole(2))
     batch, seed = checked_value('batch', batch, whole()), checked_value('seed', seed, SEED)
-    black_box = {'Square': partial(square, budget=500)} | (black_box or {})
-    options = dict(eps=eps, n_restarts=n_restarts, seed=seed, batch=batch)
+    black_box = _ATTACKS[norm].black_box | (black_box or {})
+    options = dict(eps=eps, norm=norm, n_restarts=n_restarts, seed=seed, batch=batch)
     evidence = collect_evidence(model, x, y, **options, black_box=black_box)
-    checks = dict(CHECKS)
+    checks = _checks_of(norm, _ATTACKS[norm].widest(x[0].numel()))
     for name in black_box:
         checks[_BLACK_BOX + name] = partial(_not_weaker, _BLACK_BOX + name, _ALL_STARTS)
     return _verdicts([dict(check=name) | check(evidence) for name, check in checks.items()])

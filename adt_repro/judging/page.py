@@ -208,7 +208,7 @@ _MEAN = _fields(
 _DISTRIBUTION = dict(
     description='probabilistic robustness: P(misclassified) under a distribution fitted to each image',
     **{'if': dict(type='object', required=['left_out'])},
-    then=_fields('it was not run', left_out=_field('string', 'why')),
+    then=_fields('it was not run', left_out=_field('string', 'the reason why it was not run')),
 )
 _DISTRIBUTION['else'] = _fields(
     'it was run',
@@ -220,7 +220,11 @@ _DISTRIBUTION['else'] = _fields(
 )
 
 # %% ../../nbs/library/judging/page.ipynb #schema
-_LEFT_OUT = _fields('something that was not run', what=_field('string', 'what'), why=_field('string', 'why'))
+_LEFT_OUT = _fields(
+    'something that was not run',
+    what=_field('string', 'what was left out'),
+    why=_field('string', 'the reason'),
+)
 REPORT_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': SCHEMA_NAME} | _fields(
     'A judgement of a network',
     schema=_field('string', 'name and version of this format', const=SCHEMA_NAME),
@@ -368,9 +372,15 @@ NORM_SIGNS = {'linf': 'ℓ∞', 'l2': 'ℓ2'}
 _SPACE = '\u00a0'  # a space at which no line breaks
 
 
+def _number(value, digits):
+    "A number with some digits after the point, a true minus, and no −0.0"
+    text = f'{value:.{digits}f}'
+    return text.lstrip('-') if float(text) == 0 else text.replace('-', '−')
+
+
 def _percent(value, digits=1):
     "A share as text; – if there is none"
-    return '–' if value is None else f'{100 * value:.{digits}f}{_SPACE}%'
+    return '–' if value is None else f'{_number(100 * value, digits)}{_SPACE}%'
 
 
 def _interval(of):
@@ -380,11 +390,12 @@ def _interval(of):
     return f'{100 * of["lo"]:.1f} to {_percent(of["hi"])}'
 
 
-def _radius(threat):
-    "The threat as text: norm, ε as it was given, and its value"
-    value = f'{threat["eps"]:.4g}'
-    given = threat['eps_text']
-    return f'{NORM_SIGNS[threat["norm"]]}, ε = {given}' + ('' if given == value else f' ({value})')
+def _meaning(threat):
+    "What the threat means, with the value of ε"
+    eps = f'{threat["eps"]:.4g}'
+    if threat['norm'] == 'linf':
+        return f'no pixel changes by more than {eps} of its range'
+    return f'the change has a Euclidean length of at most {eps}; pixels lie in [0, 1]'
 
 # %% ../../nbs/library/judging/page.ipynb #text-names
 def _counted(n, noun='image'):
@@ -401,14 +412,15 @@ def _fact(value):
     if isinstance(value, dict):
         return '; '.join(f'{name}: {_fact(inner)}' for name, inner in value.items()) or '–'
     if isinstance(value, list):
-        joint = ' ' if any(isinstance(item, str) and ' ' in item for item in value) else ', '
+        sentences = any(isinstance(item, str) and ' ' in item for item in value)
+        joint = ' ' if sentences else '; ' if any(isinstance(item, list) for item in value) else ', '
         return joint.join(map(_fact, value)) or '–'
     if value is None:
         return '–'
     if isinstance(value, bool):
         return 'yes' if value else 'no'
     return (
-        f'{value:,}' if isinstance(value, int) else f'{value:.6g}' if isinstance(value, float) else str(value)
+        f'{value:,}' if isinstance(value, int) else f'{value:.4g}' if isinstance(value, float) else str(value)
     )
 
 # %% ../../nbs/library/judging/page.ipynb #answer
@@ -443,7 +455,11 @@ def _tiles(report):
     return [
         ('Robust accuracy', _percent(robust['accuracy']), said(robust)),
         ('Clean accuracy', _percent(clean['accuracy']), said(clean)),
-        ('Perturbation', f'{NORM_SIGNS[threat["norm"]]} ≤ {threat["eps_text"]}', _radius(threat)),
+        (
+            'Perturbation',
+            f'{NORM_SIGNS[threat["norm"]]}{_SPACE}≤{_SPACE}{threat["eps_text"]}',
+            _meaning(threat),
+        ),
     ]
 
 # %% ../../nbs/library/judging/page.ipynb #answer-html
@@ -469,26 +485,21 @@ def _answer_html(report):
 
 # %% ../../nbs/library/judging/page.ipynb #bars
 _BAR = """\
-<span class="bar{{ kind }}" aria-hidden="true" style="--v:{{ v }}%;--lo:{{ lo }}%;--hi:{{ hi }}%"></span>"""
+<span class="bar{kind}" aria-hidden="true" style="--v:{v}%;--lo:{lo}%;--hi:{hi}%"></span>"""
 
 
-def _bar(of, kind=''):
-    "A bar for an accuracy, with its interval"
-    value = of['accuracy']
-    ends = [value if of[end] is None else of[end] for end in ('lo', 'hi')]
-    v, lo, hi = (f'{100 * share:.1f}' for share in (value, *ends))
-    return (
-        Markup(_BAR.replace('{{ kind }}', kind).replace('{{ v }}', v))
-        .replace('{{ lo }}', lo)
-        .replace('{{ hi }}', hi)
-    )
+def _bar(of):
+    "A bar for an accuracy, with its interval; without one, paler"
+    known = of['lo'] is not None and of['hi'] is not None
+    v, lo, hi = (f'{100 * (of[name] if known else of["accuracy"]):.1f}' for name in ('accuracy', 'lo', 'hi'))
+    return Markup(_BAR).format(kind='' if known else ' bound', v=v, lo=lo, hi=hi)
 
 # %% ../../nbs/library/judging/page.ipynb #attacks
 _ATTACKS_HTML = """\
 <div class="wide" tabindex="0" role="region" aria-label="Accuracy under each attack"><table class="numbers">
 <thead><tr><th scope="col">Attack</th><th scope="col" colspan="2">Accuracy</th><th scope="col">95 % \
 interval</th>\
-<th scope="col">Attacked</th><th scope="col">Misclassified</th><th scope="col">By it alone</th></tr>\
+<th scope="col">Images</th><th scope="col">Misclassified</th><th scope="col">By it alone</th></tr>\
 </thead><tbody>
 {% for row in rows %}<tr{% if row.strong %} class="strong"{% endif %}><th scope="row">{{ row.title }}\
 {% if row.more %}<small>{{ row.more }}</small>{% endif %}</th><td class="barred">{{ row.bar }}</td>\
@@ -509,7 +520,8 @@ def _attack_row(attack):
     if attack['cascade']:
         more = f'{more}; cascade' if more else 'cascade'
     accuracy = _percent(attack['accuracy'])
-    numbers = [f'{attack["met"]:,}', f'{attack["misclassified"]:,}']
+    images = f'{attack["n"]:,}' if attack['met'] == attack['n'] else f'{attack["met"]:,} of {attack["n"]:,}'
+    numbers = [images, f'{attack["misclassified"]:,}']
     alone = '–' if attack['alone'] is None else f'{attack["alone"]:,}'
     cells = [
         f'at most {accuracy}' if attack['bound'] else accuracy,
@@ -533,7 +545,7 @@ def _attacks_html(report):
     rows += [_attack_row(attack) for attack in report['attacks']]
     rows.append(_whole_row('All attacks together', robust, robust['n'] - robust['correct']))
     words = (
-        'For an attack, “misclassified” counts the images that are correct when clean and wrong under it; '
+        'For an attack, “misclassified” counts images that are correct when clean and wrong under it; '
         'in the first and the last row, all wrong images.'
     )
     if any(attack['cascade'] for attack in report['attacks']):
@@ -570,7 +582,7 @@ def _overlap_html(report):
 
 # %% ../../nbs/library/judging/page.ipynb #drawing
 _W, _H = 400, 250  # of a drawing, in its own units
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 14, 40  # margins
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 20, 22, 40  # margins
 
 
 def _x(share):
@@ -584,26 +596,27 @@ def _y(share):
 _FRAME = """\
 <svg class="drawing" viewBox="0 0 400 250" role="img" aria-label="{{ alt }}" font-size="11" \
 fill="currentColor">\
-{% for y, label in levels %}<line x1="44" x2="388" y1="{{ y }}" y2="{{ y }}" stroke="currentColor" \
+{% for y, label in levels %}<line x1="44" x2="380" y1="{{ y }}" y2="{{ y }}" stroke="currentColor" \
 opacity=".15"/>\
 <text x="38" y="{{ y }}" dy=".35em" text-anchor="end">{{ label }}</text>{% endfor %}{{ content }}\
 {% for x, label in ticks %}<text x="{{ x }}" y="226" text-anchor="middle">{{ label }}</text>{% endfor %}\
-<text x="216" y="244" text-anchor="middle">{{ below }}</text></svg>"""
+<text x="212" y="{{ low }}" text-anchor="middle">{{ below }}</text></svg>"""
 
 
 def _framed(content, ticks, below, alt):
     "A drawing with an axis from 0 to 100 % on its left"
     levels = [(f'{_y(share):.1f}', f'{100 * share:.0f} %') for share in (0, 0.25, 0.5, 0.75, 1)]
-    return fill(_FRAME, content=content, ticks=ticks, below=below, alt=alt, levels=levels)
+    low = 244 if ticks else 228
+    return fill(_FRAME, content=content, ticks=ticks, below=below, alt=alt, levels=levels, low=low)
 
 # %% ../../nbs/library/judging/page.ipynb #curve
 _CURVE = """\
 <polygon points="{{ band }}" style="fill:var(--accent,#0072B2)" opacity=".2"/>\
-<line x1="{{ x }}" x2="{{ x }}" y1="14" y2="210" stroke="currentColor" stroke-dasharray="4 3"/>\
-<text x="{{ x }}" y="10" text-anchor="middle">ε = {{ eps }}</text>\
-{% if chance %}<line x1="44" x2="388" y1="{{ chance }}" y2="{{ chance }}" stroke="currentColor" \
+<line x1="{{ x }}" x2="{{ x }}" y1="18" y2="210" stroke="currentColor" stroke-dasharray="4 3"/>\
+<text x="{{ x }}" y="12" text-anchor="middle">ε = {{ eps }}</text>\
+{% if chance %}<line x1="44" x2="380" y1="{{ chance }}" y2="{{ chance }}" stroke="currentColor" \
 stroke-dasharray="1 3"/>\
-<text x="388" y="{{ chance }}" dy="-4" text-anchor="end">chance</text>{% endif %}\
+<text x="50" y="{{ chance }}" dy="-4">chance</text>{% endif %}\
 <polyline points="{{ line }}" fill="none" style="stroke:var(--accent,#0072B2)" stroke-width="2"/>\
 {% for cx, cy in points %}<circle cx="{{ cx }}" cy="{{ cy }}" r="3" style="fill:var(--accent,#0072B2)"/>\
 {% endfor %}"""
@@ -697,7 +710,7 @@ def _classes_html(report):
 # %% ../../nbs/library/judging/page.ipynb #pixels
 _LONGEST = 224  # pixels of the longer side of a picture
 _MOST_BYTES = 27_000  # of one picture; 72 of them stay below 3 MB as text
-_QUALITIES = (92, 85, 75, 60, 45, 30, 15, 5)
+_QUALITIES = (90, 75, 55, 35, 15, 5)
 
 
 def _picture(pixels, smooth=True):
@@ -719,7 +732,7 @@ def _picture(pixels, smooth=True):
 def _data_address(image):
     "The picture as text for an `img`: PNG, or JPEG where PNG takes more than 27,000 bytes"
     kept = BytesIO()
-    image.save(kept, 'png', optimize=True)
+    image.save(kept, 'png')
     kind = 'png'
     for quality in _QUALITIES:
         if len(kept.getvalue()) <= _MOST_BYTES:
@@ -751,7 +764,7 @@ def _checked_pair(pictures, key):
 
 # %% ../../nbs/library/judging/page.ipynb #images
 _GALLERY = """\
-<fieldset class="gallery"><legend>{{ title }}</legend><p>{{ words }}</p>
+<fieldset class="gallery"><legend><h3>{{ title }}</h3></legend><p>{{ words }}</p>
 {% for item in items %}<input type="radio" name="{{ group }}" id="{{ group }}-{{ loop.index }}"\
 {% if loop.first %} checked{% endif %}><label for="{{ group }}-{{ loop.index }}">\
 <span class="unseen">Image </span>{{ loop.index }}</label>{% endfor %}
@@ -815,7 +828,7 @@ def _image_item(report, image, pictures):
     views, without = _views(report, image, pictures)
     facts = [
         ('Attack', titles.get(image['attack'], image['attack']) or 'none'),
-        ('Margin', f'{image["clean_margin"]:.3g} clean, {image["margin"]:.3g} adversarial'),
+        ('Margin', f'{_number(image["clean_margin"], 2)} clean, {_number(image["margin"], 2)} adversarial'),
         *((sign, f'{image[name]:.4g}') for name, sign in NORM_SIGNS.items() if image[name] is not None),
         (
             'Image',
@@ -886,8 +899,8 @@ def _checks_html(report):
 
 # %% ../../nbs/library/judging/page.ipynb #distribution
 _DISTRIBUTION_WORDS = (
-    'An adversarial distribution is fitted to each image, so that the network misclassifies many of its draws. '
-    'The number is the probability that one draw is misclassified, with exact binomial bounds for each image. '
+    'An adversarial distribution is fitted to each image, so that the network misclassifies many draws. '
+    'The number is the probability that a draw is misclassified, with exact binomial bounds for each image. '
     'It is about these distributions only: it is not a certificate, '
     'and other perturbations of the same size may be worse.'
 )
@@ -993,9 +1006,7 @@ _FACT_HEADS = {
 # %% ../../nbs/library/judging/page.ipynb #made-facts
 def _facts_html(title, facts):
     "A list of names and values"
-    named = [
-        (_FACT_HEADS.get(name, str(name).replace('_', ' ')), _fact(value)) for name, value in facts.items()
-    ]
+    named = [(_FACT_HEADS.get(name, str(name)), _fact(value)) for name, value in facts.items()]
     return fill(_FACTS_HTML, title=title, facts=named)
 
 # %% ../../nbs/library/judging/page.ipynb #plan
@@ -1023,18 +1034,19 @@ def _plan_html(report):
     ):
         if plan.get(name) is not None:
             words += f' {_counted(plan[name]).capitalize()} for {noun}.'
+    titles = {attack['name']: attack['title'] for attack in report['attacks']}
     steps = []
     for step in plan.get('steps') or []:
         seconds = step.get('at_most_seconds')
-        steps.append(
-            (step.get('attack', '–'), _fact(step.get('n')), '–' if seconds is None else f'{seconds:.1f}')
-        )
+        name = step.get('attack', '–')
+        seconds = '–' if seconds is None else f'{seconds:.1f}'
+        steps.append((titles.get(name, name), _fact(step.get('n')), seconds))
     return fill(_PLAN_HTML, words=words, steps=steps)
 
 # %% ../../nbs/library/judging/page.ipynb #made-html
 def _made_html(report):
     "How the report was made, and how to make it again"
-    run = dict(seed=report['seed'], batch=report['batch']) | report['versions']
+    run = dict(seed=str(report['seed']), batch=report['batch']) | report['versions']
     parts = [
         fill(_REPEAT_HTML, command=report['command'] or '', schema=report['schema']),
         _facts_html('Network', report['model']),
@@ -1076,7 +1088,8 @@ _CSS_TOP = """\
 padding:1.4rem 1.6rem}
 .answer.overstated{border-left-color:var(--bad)}
 .verdict{margin:0;color:var(--soft)}
-.badge{display:inline-block;margin-right:.5rem;padding:.1rem .7rem;border-radius:99px;font-weight:600}
+.badge{display:inline-block;margin-right:.5rem;padding:.1rem .7rem;border-radius:99px;font-weight:600;
+text-transform:capitalize}
 .badge{background:var(--tint);color:var(--good)}
 .overstated .badge{background:var(--bad-tint);color:var(--bad)}
 .lead{font-size:1.15rem;line-height:1.5;margin:.9rem 0 1.4rem}
@@ -1106,6 +1119,8 @@ th small{display:block;font-size:.8rem;line-height:1.35}
 .bar{display:block;position:relative;width:11rem;height:.7rem;background:var(--track);border-radius:2px}
 .bar::before{content:"";position:absolute;inset:0 auto 0 0;width:var(--v);border-radius:2px}
 .bar::before{background:var(--accent);opacity:.8}
+.bar.bound::before{opacity:.35}
+.bar.bound::after{display:none}
 .bar::after{content:"";position:absolute;top:-.12rem;bottom:-.12rem;left:var(--lo)}
 .bar::after{width:calc(var(--hi) - var(--lo));border:solid var(--ink);border-width:0 1.5px}
 .bar::after{background:linear-gradient(var(--ink),var(--ink)) center/100% 1.5px no-repeat}
@@ -1140,8 +1155,9 @@ code{font-family:ui-monospace,Menlo,Consolas,monospace}
 # %% ../../nbs/library/judging/page.ipynb #style-gallery
 _CSS_GALLERY = """\
 .gallery{border:0;padding:0;margin:2rem 0 0;min-width:0}
-legend{font-weight:650;padding:0}
-.gallery input{position:absolute;opacity:0;width:2.4rem;height:2.4rem;margin:0}
+legend{padding:0}
+legend h3{margin:0}
+.gallery input{position:absolute;opacity:0;width:1px;height:1px;margin:0;pointer-events:none}
 .gallery label{display:inline-block;min-width:2.4rem;line-height:2.3rem;margin:0 .25rem .4rem 0;
 text-align:center}
 .gallery label{border:1px solid var(--rule);border-radius:6px;cursor:pointer;
@@ -1165,8 +1181,10 @@ section{margin-top:2.6rem;padding-top:1.4rem}
 .answer{padding:1.1rem}
 .tiles{grid-template-columns:1fr 1fr}
 .tiles .main{grid-column:1/-1}
-td,th{padding:.45rem .5rem}
-.bar{width:5.5rem}
+.tiles dd.big{font-size:1.35rem}
+td,th{padding:.45rem .3rem}
+tbody th{min-width:5.5rem}
+.bar{width:3.2rem}
 .long>div{grid-template-columns:minmax(0,1fr);gap:0}
 .checks li{grid-template-columns:1.4rem minmax(0,1fr)}
 .checks .measured{grid-column:2;text-align:left}

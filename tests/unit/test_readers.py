@@ -42,6 +42,9 @@ EXPECTED = {
     'adt_repro/runs/scales.py: Path(path).read_bytes()',
     'adt_repro/runs/scales.py: file.read_bytes()',
     "adt_repro/exchange/import_weights.py: path.open('rb')",
+    'adt_repro/judging/model_files.py: json.loads(text)',
+    "adt_repro/judging/user_data.py: archive.open(f'{name}.npy')",
+    'adt_repro/judging/user_data.py: Image.open(file)',
 }
 
 
