@@ -100,7 +100,7 @@ def test_without_parameters_a_small_network_is_judged(project, demo):
     line, page = shown.splitlines()[-2:]
     assert line == report['answer']['line']
     assert page == 'page  outputs/judged/demo/report.html' and (project / page.split()[1]).is_file()
-    assert report['command'] == 'adt judge -p n_test 60'
+    assert report['command'] == 'adt judge --eps 0.15 -p n_test 60'
     rows = load_records(project / 'outputs' / 'judged' / 'demo' / 'records' / 'judge.parquet')
     natural = rows[rows.attack == 'natural']
     assert (natural.pred == natural.y).sum() == report['clean']['correct'] and len(natural) == 60

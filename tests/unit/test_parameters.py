@@ -11,9 +11,11 @@ import pytest
 import yaml
 from helpers import ROOT
 
+from adt_repro.attacks.l2 import NORMS
 from adt_repro.attacks.suite import TABLE1_ATTACKS
 from adt_repro.base.parameters import ParameterError
 from adt_repro.data import DATASETS
+from adt_repro.judging.budget import JUDGE_ATTACKS
 from adt_repro.methods.adversaries import GEN_INPUTS
 from adt_repro.methods.table import METHODS, OPTIONS
 from adt_repro.models.classifiers import arch_rule
@@ -102,6 +104,8 @@ def test_choices_are_those_of_the_registries():
     assert config.COMPILE_NAMES == tuple(COMPILES)
     assert config.ATTACK_NAMES == tuple(TABLE1_ATTACKS)
     assert config.EXPERIMENTS == tuple(PARTS)
+    assert config.NORM_NAMES == tuple(NORMS)
+    assert set(config.JUDGED_ATTACK_NAMES) == set(JUDGE_ATTACKS)
 
 
 def test_every_option_and_every_part_of_a_recipe_can_be_set():
