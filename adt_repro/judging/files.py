@@ -91,7 +91,7 @@ def judged_question(
     asked = {name: given[name] for name in _ASKED}
     of_model = {name: model.get(name) for name in ('spec', 'class', 'weights_sha256', 'files')}
     of_data = {name: data.get(name) for name in ('spec', 'n', 'test_set')}
-    question = dict(model=of_model, data=of_data, device=device) | asked
+    question = asked | dict(device=device, model=of_model, data=of_data)  # what was typed is named first
     return parse_json(json.dumps(question), 'the question')
 
 # %% ../../nbs/library/judging/files.ipynb #folder
