@@ -480,10 +480,11 @@ def _checked_call(model, x, y, eps, **given):
     return x.to(device), y.to(device), eps, given
 
 
-def _eps_text(eps):
-    "ε as a fraction of 255 if it is a whole one, else as a number"
+def _eps_text(eps, norm):
+    "ε as a fraction of 255 if it is a small whole one in ℓ∞, else as a number"
     steps = 255 * eps
-    return f'{round(steps)}/255' if abs(steps - round(steps)) < 1e-6 else f'{eps:.4g}'
+    is_whole = norm == 'linf' and steps < 33 and abs(steps - round(steps)) < 1e-6
+    return f'{round(steps)}/255' if is_whole else f'{eps:.4g}'
 
 # %% ../../nbs/library/judging/judgement.ipynb #features
 def _has_features(model, x):
@@ -630,7 +631,7 @@ def _report(rows, sections, plan, facts, about, n_classes, *, eps, norm, batch, 
     "All sections, in their order"
     names = [step['attack'] for step in plan['steps']]
     found = dict(schema=JUDGEMENT_SCHEMA, answer=None, **facts)
-    found['threat'] = dict(norm=norm, eps=eps, eps_text=about.get('eps_text') or _eps_text(eps))
+    found['threat'] = dict(norm=norm, eps=eps, eps_text=about.get('eps_text') or _eps_text(eps, norm))
     wrong, *_ = _by_image(rows)
     found['clean'] = _share_of(~wrong.natural)
     sums = robust(rows).iloc[0]
