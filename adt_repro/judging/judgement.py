@@ -276,7 +276,11 @@ _SAW = {
     'same images in another batch': ('same answer in any batch', _BATCH, '%'),
     'falls with ε': ('accuracy falls with ε', _between_radii, 'points higher'),
     'chance': ('nothing is left at a large ε', _CHANCE, '%'),
-    'many steps against one': ('many steps beat one', partial(_compared, 'FGSM', 'PGD-20'), 'points higher'),
+    'many steps against one': (
+        'many steps beat one',
+        partial(_compared, 'one step of ε', 'PGD-20'),
+        'points higher',
+    ),
     'more steps': ('more steps do not help', partial(_compared, 'PGD-20', 'PGD-100'), 'points higher'),
     'restarts': ('restarts do not help', _STARTS, '%'),
     'zero gradients': ('gradients are not zero', partial(_of_images, 'have a gradient of zero'), '%'),
@@ -458,6 +462,12 @@ def _answer(found):
 _RULES = dict(norm=one_of(*NORMS), batch=whole(), seed=whole(0))
 
 
+def _device_of(model, x):
+    "Where a network is: with its weights, else where the images are"
+    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return x.device if weight is None else weight.device
+
+
 def _checked_call(model, x, y, eps, **given):
     "Images and labels on the network's device, ε, and the other values, checked"
     given = {name: checked_value(name, value, _RULES[name]) for name, value in given.items()}
@@ -466,15 +476,15 @@ def _checked_call(model, x, y, eps, **given):
     y = check_labels(y, x)
     if len(x) < FEWEST_IMAGES:
         raise JudgeError(f'x: there are {len(x)} images, expected at least {FEWEST_IMAGES}: give more images')
-    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    device = x.device if weight is None else weight.device
+    device = _device_of(model, x)
     return x.to(device), y.to(device), eps, given
 
 
-def _eps_text(eps):
-    "ε as a fraction of 255 if it is a whole one, else as a number"
+def _eps_text(eps, norm):
+    "ε as a fraction of 255 if it is a small whole one in ℓ∞, else as a number"
     steps = 255 * eps
-    return f'{round(steps)}/255' if abs(steps - round(steps)) < 1e-6 else f'{eps:.4g}'
+    is_whole = norm == 'linf' and steps < 33 and abs(steps - round(steps)) < 1e-6
+    return f'{round(steps)}/255' if is_whole else f'{eps:.4g}'
 
 # %% ../../nbs/library/judging/judgement.ipynb #features
 def _has_features(model, x):
@@ -501,56 +511,52 @@ def _use_autoattack(wanted, attacks):
 
 # %% ../../nbs/library/judging/judgement.ipynb #plan-for
 def plan_judgement(
-    model: torch.nn.Module,  # images to logits, as `try_model` found it
-    x: torch.Tensor,  # (N, C, H, W) images in [0, 1] on its device
+    model: torch.nn.Module,  # images to logits; called in evaluation mode if there are minutes
+    x: torch.Tensor,  # (N, C, H, W) images in [0, 1] that are to be judged
     y: torch.Tensor,  # (N,) labels
-    n_classes: int,  # classes of the network, as `try_model` gives them
+    n_classes: int,  # classes of the network, at least 2, see `adt_repro.judging.user_model.try_model`
     *,
     norm: str = 'linf',  # norm of the ball: linf or l2
     minutes: float = None,  # how long it may take, above 0; None: everything on all images
     attacks: list = None,  # names in `JUDGE_ATTACKS`; None: all that are possible
     autoattack: bool = None,  # run AutoAttack? None: if pyautoattack is installed
     batch: int = 256,  # images at a time
-) -> dict:  # see `make_plan`
-    "Measure a network's passes, and plan its judgement; refuses what `make_plan` refuses"
+) -> dict:  # as returned by `make_plan`
+    "The plan of a judgement, from what the network has and how fast it is; a `ParameterError` as in `make_plan`"
     how = dict(
         n=len(x), n_classes=n_classes, shape=tuple(x.shape[1:]), norm=norm, minutes=minutes, batch=batch
     )
-    how |= dict(has_features=_has_features(model, x), autoattack=_use_autoattack(autoattack, attacks))
+    first, labels = x[:batch].to(_device_of(model, x)), y[:batch].to(_device_of(model, x))
+    how |= dict(has_features=_has_features(model, first), autoattack=_use_autoattack(autoattack, attacks))
+    make_plan(**how | dict(minutes=None), attacks=attacks)  # refuses before anything is measured
     if minutes is not None:
-        how['passes'] = measure_passes(model, x, y, batch)
+        how['passes'] = measure_passes(model, first, labels, batch)
     return make_plan(**how, attacks=attacks)
 
 
-def _plan_for(model, x, y, n_classes, *, plan, norm, **how):
-    "The plan that was given, if it fits the images, or a new one"
-    if plan is None:
-        return plan_judgement(model, x, y, n_classes, norm=norm, **how)
+def _check_plan(plan, x, norm):
+    "Refuse a plan for other images or another norm"
+    if not isinstance(plan, dict) or not {'n', 'norm', 'steps', 'others'} <= set(plan):
+        refuse('plan', plan, 'a plan as made by plan_judgement')
     if plan['n'] != len(x) or plan['norm'] != norm:
         refuse('plan', f'{plan["n"]} images, {plan["norm"]}', f'a plan for {len(x)} images, {norm}')
-    return plan
 
 # %% ../../nbs/library/judging/judgement.ipynb #run-attacks
-def _in_norm(norm):
-    "How a norm is passed on: ℓ∞ is the default everywhere"
-    return {} if norm == 'linf' else dict(norm=norm)
-
-
 def _attack_rows(model, x, y, plan, attacks, *, eps, norm, batch, seed, folder, on_step):
     "Records of all planned attacks"
     limits = {step['attack']: step['n'] for step in plan['steps']}
     limits |= {part['what']: part['n'] for part in plan['others'] if part['what'] == 'natural'}
     chained = [name for name in attacks if JUDGE_ATTACKS[name].kind != 'plain']
-    how = dict(eps=eps, run='model', cascade=chained, limits=limits, batch=batch, seed=seed)
-    return run_suite(model, x, y, attacks, **how, parts=folder, on_attack=on_step, **_in_norm(norm))
+    how = dict(eps=eps, norm=norm, run='model', cascade=chained, limits=limits, batch=batch, seed=seed)
+    return run_suite(model, x, y, attacks, **how, parts=folder, on_attack=on_step)
 
 # %% ../../nbs/library/judging/judgement.ipynb #run-others
 def _sanity_rows(model, x, y, n, *, eps, norm, batch, seed, folder, test_set):
     "The frame of the checks on the first n images"
 
     def make(ids):
-        how = dict(eps=eps, seed=seed, batch=batch)
-        return sanity_checks(model, x[: len(ids)], y[: len(ids)], **how, **_in_norm(norm))
+        how = dict(eps=eps, norm=norm, seed=seed, batch=batch)
+        return sanity_checks(model, x[: len(ids)], y[: len(ids)], **how)
 
     facts = dict(what='checks', model=model, eps=eps, norm=norm, seed=seed, test_set=test_set)
     return in_parts(make, range(n), batch=n, folder=folder, **facts)
@@ -560,8 +566,8 @@ def _judged_at(model, x, y, attack, radius, n, *, norm, batch, seed, folder, tes
     "Rows of one attack at another radius, on the first n images"
 
     def make(ids):
-        how = dict(eps=radius, batch=batch, seed=seed, ids=ids)
-        return attack_and_judge({'': model}, model, x, y, attack, **how, **_in_norm(norm))
+        how = dict(eps=radius, norm=norm, batch=batch, seed=seed, ids=ids)
+        return attack_and_judge({'': model}, model, x, y, attack, **how)
 
     facts = dict(
         what='curve', model=model, attack=attack, eps=radius, norm=norm, seed=seed, test_set=test_set
@@ -625,7 +631,7 @@ def _report(rows, sections, plan, facts, about, n_classes, *, eps, norm, batch, 
     "All sections, in their order"
     names = [step['attack'] for step in plan['steps']]
     found = dict(schema=JUDGEMENT_SCHEMA, answer=None, **facts)
-    found['threat'] = dict(norm=norm, eps=eps, eps_text=about.get('eps_text') or _eps_text(eps))
+    found['threat'] = dict(norm=norm, eps=eps, eps_text=about.get('eps_text') or _eps_text(eps, norm))
     wrong, *_ = _by_image(rows)
     found['clean'] = _share_of(~wrong.natural)
     sums = robust(rows).iloc[0]
@@ -648,7 +654,7 @@ def judge_model(
     eps: float,  # radius of the ball in pixel values, above 0; at most 1 in ℓ∞; also text such as 8/255
     norm: str = 'linf',  # norm of the ball: linf or l2
     minutes: float = None,  # how long it may take, above 0; None: everything on all images
-    plan: dict = None,  # a plan of `make_plan` that is followed; None: a new one
+    plan: dict = None,  # a plan of `plan_judgement`, which is followed; None: a new one
     attacks: list = None,  # names in `JUDGE_ATTACKS`; None: all that are possible
     autoattack: bool = None,  # run AutoAttack? None: if pyautoattack is installed
     batch: int = 256,  # images at a time
@@ -669,8 +675,10 @@ def judge_model(
     folder = None if folder is None else Path(folder)
     with _judgeable():
         n_classes = try_model(model, x, y)
-        how = dict(norm=norm, minutes=minutes, plan=plan, attacks=attacks, autoattack=autoattack)
-        plan = _plan_for(model, x, y, n_classes, **how, batch=given['batch'])
+        if plan is None:
+            how = dict(norm=norm, minutes=minutes, attacks=attacks, autoattack=autoattack)
+            plan = plan_judgement(model, x, y, n_classes, **how, batch=given['batch'])
+        _check_plan(plan, x, norm)
         names = [step['attack'] for step in plan['steps']]
         made = judge_attacks(
             model, norm=norm, n_classes=n_classes, pool=(x, y), seed=given['seed'], names=names

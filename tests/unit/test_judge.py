@@ -22,6 +22,7 @@ from adt_repro.evaluation.evaluate import evaluate
 from adt_repro.evaluation.metrics import robust
 from adt_repro.judging.budget import JUDGE_ATTACKS, budget_lines, make_plan, measure_passes
 from adt_repro.judging.judgement import judge_attacks, judge_model
+from adt_repro.judging.page import check_report
 from adt_repro.judging.user_data import stratified_order
 from adt_repro.judging.user_model import JudgeError
 from adt_repro.methods.adversaries import distribution_stats, exp_adversary
@@ -568,3 +569,10 @@ def test_measured_passes_follow_the_cost_of_the_network():
     quick, slow = (measure_passes(net, X, Y, 64) for net in (trained_network(), Slow()))
     assert all(math.isfinite(value) and value > 0 for value in [*quick.values(), *slow.values()])
     assert isinstance(pd.Series(slow).max(), float) and slow['forward'] > quick['forward']
+
+
+def test_reports_fit_the_schema(sound, weak):
+    for found in sound, weak:
+        check_report(found.report)
+    with pytest.raises(ParameterError):
+        check_report(sound.report | dict(robust=None))
