@@ -433,6 +433,11 @@ def test_the_norm_of_autoattack(monkeypatch, norm, name):
     x_adv = auto_attack(trained_network(), X[:9], Y[:9], eps=0.7, norm=norm)
     assert seen == [name]
     assert NORMS[norm].distance(x_adv, X[:9]).tolist() == pytest.approx([0.7] * 9, abs=1e-6)
+    small, labels = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 10))
+    line = refusal(auto_attack, net, small, labels, eps=0.1, norm=norm)
+    advice = "such as ['apgd-ce', 'apgd-t', 'fab-t']; square fails there"
+    assert line.endswith(advice) == (norm == 'l2')
     assert refusal(auto_attack, trained_network(), X, Y, eps=2, norm='linf').startswith('eps=2: expected')
     assert refusal(auto_attack, trained_network(), X, Y, eps=2, norm='L2') == "norm='L2': expected linf, l2"
 
@@ -448,7 +453,7 @@ def test_autoattack_itself_in_l2():
     radii = gaps / (weight[y][:, None] - weight).norm(dim=2).clamp(min=1e-9)
     needed = radii.scatter(1, y[:, None], float('inf')).amin(1)
     eps = needed.median().item() * 1.001
-    attack = partial(auto_attack, norm='l2')
+    attack = partial(auto_attack, norm='l2', attacks=['apgd-ce', 'apgd-t', 'fab-t'])
     rows = evaluate(net, x, y, attack, eps=eps, norm='l2')
     assert (rows.pred != rows.y).tolist() == (needed < eps).tolist()
     digits = partial(evaluate, trained_network(), X[:50], Y[:50], eps=EPS, norm='l2')
@@ -457,6 +462,36 @@ def test_autoattack_itself_in_l2():
         for name, rows in dict(aa=digits(attack), pgd=digits(pgd_l2)).items()
     }
     assert right['aa'] <= right['pgd'] <= right['aa'] + 4
+
+
+SIZES = [
+    (4, 4),
+    (5, 5),
+    (8, 8),
+    (9, 4),
+    (10, 10),
+    (12, 12),
+    (14, 9),
+    (18, 18),
+    (24, 24),
+    (24, 7),
+    (25, 12),
+    (28, 28),
+]
+
+
+@pytest.mark.parametrize('height, width', SIZES)
+def test_sizes_on_which_the_package_fails_are_refused(height, width):
+    "Those, and no others"
+    package = pytest.importorskip('pyautoattack.square')
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(height * width, 4))
+    x = torch.rand(4, 1, height, width)
+    y = net(x).argmax(1)
+    options = dict(p_init=0.8, n_queries=3, eps=0.1, norm='L2', n_restarts=1, seed=0, device='cpu')
+    is_refused = not autoattack._square_fits(height, width)
+    fails = 'Error: ' in refusal(package.SquareAttack(net, **options).perturb, x, y)
+    assert is_refused == fails
 
 
 def test_patches_are_as_strong_as_the_package():
