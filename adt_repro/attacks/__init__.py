@@ -1,12 +1,13 @@
-"""Attacks, (model, x, y, eps=...) to x_adv: gradient, feature, black_box, autoattack, suite; their inputs."""
+"""Attacks, (model, x, y, eps=...) to x_adv: gradient, l2, feature, black_box, autoattack, suite; their inputs."""
 
 from importlib import import_module
 
 _MODULES = dict(
-    inputs=['checked'],
+    inputs=['checked', 'in_ball', 'norm_of'],
     gradient=['sign_ascent', 'gradient_log', 'fgsm', 'pgd', 'mim', 'cw', 'worst_of', 'targeted'],
+    l2=['NORMS', 'l2_ball', 'pgd_l2', 'fgm_l2'],
     feature=['fea_attack'],
-    black_box=['spsa', 'square'],
+    black_box=['spsa', 'square', 'patches_l2'],
     autoattack=['auto_attack'],
     suite=['TABLE1_ATTACKS'],
 )

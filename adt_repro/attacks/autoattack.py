@@ -56,6 +56,24 @@ def _check_precision(x):
     if x.dtype != torch.float32:
         raise ParameterError(f'x: expected float32, in which AutoAttack computes, not {x.dtype}')
 
+# %% ../../nbs/library/attacks/autoattack.ipynb #sizes
+def _square_fits(height, width):
+    "Do the windows of the package's Square for ℓ2 fit into an image?"
+    side = height // 5
+    if side < 2:
+        return side == 1
+    border = (height - 5 * side) // 2
+    return all(border + size // side * side <= size for size in (height, width))
+
+
+def _check_size(attacks, norm, x):
+    "A `ParameterError` if the package's Square would fail on images of this size"
+    names = attacks or _STANDARD
+    if norm == 'l2' and 'square' in names and not (x.ndim == 4 and _square_fits(*x.shape[2:])):
+        size, possible = ' × '.join(map(str, x.shape[2:])), [name for name in names if name != 'square']
+        advice = f', such as {possible}' if possible else ''
+        refuse('attacks', attacks, f'attacks for {size} pixels in ℓ2{advice}; square fails there')
+
 # %% ../../nbs/library/attacks/autoattack.ipynb #run-package
 _NAME_OF_NORM = dict(linf='Linf', l2='L2')
 
@@ -93,6 +111,7 @@ def auto_attack(
     _check_precision(x)
     classes = count_classes(model, x)
     _check_classes(attacks, classes)
+    _check_size(attacks, norm, x)
     with eval_mode(model), torch.random.fork_rng():
         x_adv = _run_package(model, x, y, eps, norm, attacks, seed, n_targets=min(9, classes - 1))
     return NORMS[norm].ball(x, eps)(x_adv.detach())
