@@ -1,6 +1,7 @@
 "What a user gives to be judged: networks and images of any kind are read, and each mistake gets one line"
 
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -124,13 +125,18 @@ def write_images(folder, sizes, mode='RGB', classes=('cat', 'dog', 'eel'), kind=
     return folder
 
 
+def write_home():
+    "A network in net.py and images in test.npz, in the working directory"
+    Path('net.py').write_text(dedent(NET))
+    x, y = digits_like()
+    np.savez('test.npz', x=x.numpy(), y=y.numpy())
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     "A user's folder with a network in net.py and images in test.npz, as the working directory"
     monkeypatch.chdir(tmp_path)
-    Path('net.py').write_text(dedent(NET))
-    x, y = digits_like()
-    np.savez('test.npz', x=x.numpy(), y=y.numpy())
+    write_home()
     return tmp_path
 
 
@@ -544,9 +550,27 @@ class Evil:
         return open, ('was-here', 'w')
 
 
+@pytest.fixture(scope='module')
+def all_mistakes(tmp_path_factory):
+    "A user's folder whose files have mistakes"
+    home = tmp_path_factory.mktemp('mistakes') / 'home'
+    home.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        write_home()
+        write_mistakes(home)
+    return home
+
+
 @pytest.fixture
-def spoiled(home):
-    "Files with mistakes"
+def spoiled(all_mistakes, tmp_path, monkeypatch):
+    "A copy of it as the working directory"
+    shutil.copytree(all_mistakes, tmp_path / 'home')
+    monkeypatch.chdir(tmp_path / 'home')
+
+
+def write_mistakes(home):
+    "Files of networks, weights and images that cannot be used, in the working directory"
     Path('broken.py').write_text('import no_such_package\n')
     Path('typo.py').write_text('import torch\ndef make(:\n')
     Path('loader.py').write_text(
@@ -578,7 +602,6 @@ def spoiled(home):
     write_images(home / 'mixed', [(8 + i % 2, 8) for i in range(60)])
     write_images(home / 'broken', [(8, 8)] * 60)
     (home / 'broken' / 'cat' / '000.png').write_bytes(b'no image')
-    return home
 
 
 @pytest.mark.parametrize('mistake', MISTAKES)
