@@ -19,7 +19,15 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..attacks.inputs import check_images
 from ..base.files import open_regular
-from ..base.parameters import ParameterError, checked_value, maybe, refuse, shown, whole
+from adt_repro.base.parameters import (
+    ParameterError,
+    checked_value,
+    maybe,
+    plain_scalar,
+    refuse,
+    shown,
+    whole,
+)
 from ..data import DATASETS, fingerprint, load_data
 from .user_model import find_object
 
@@ -416,7 +424,7 @@ def _item(data, index, spec):
         refuse('data', spec, f'pairs of image and label: item {index} raised {type(error).__name__}: {said}')
     if not (isinstance(item, tuple | list) and len(item) == 2):
         refuse('data', spec, f'pairs of image and label: item {index} is a {type(item).__name__}')
-    label = item[1].item() if hasattr(item[1], 'item') and np.size(item[1]) == 1 else item[1]
+    label = plain_scalar(item[1])
     if type(label) is not int:
         refuse('data', spec, f'whole numbers as labels: that of item {index} is {shown(label)}')
     return item[0], label

@@ -394,10 +394,12 @@ def _check_types(network, x):
         )
 
 # %% ../../nbs/library/judging/user_model.ipynb #try-pass
-def _advice_on_size(error, x):
-    "What to do if a network cannot take images of this size or number"
+def _advice(error, x):
+    "What else to do about an error of a network on its first images"
     if 'Guard failed' in str(error) and 'size()[0]' in str(error):
-        return "; export it with dynamic_shapes=({0: torch.export.Dim('n')},), so that it takes any number"
+        return "; expected any number of images: export it with dynamic_shapes=({0: torch.export.Dim('n')},)"
+    if 'no gradient' in str(error):
+        return '. What passed through NumPy or .data has none either'
     if 'cannot take images' not in str(error):
         return ''
     return (
@@ -410,11 +412,11 @@ def _logits_of(network, x):
     try:
         return network(x)
     except ParameterError as error:
-        raise _judge_error(error, _advice_on_size(error, x)) from error
+        raise _judge_error(error, _advice(error, x)) from error
     except Exception as error:  # a user's code raises almost anything
         raise JudgeError(
             f'{_name_of(user_network_of(network))}: its forward raised {_short_error(error)}; expected logits '
-            f'for images {tuple(x.shape)}: correct it{_advice_on_size(error, x)}'
+            f'for images {tuple(x.shape)}: correct it{_advice(error, x)}'
         ) from error
 
 # %% ../../nbs/library/judging/user_model.ipynb #try-pass-2
@@ -439,8 +441,8 @@ def _check_gradient(network, x, logits):
                 'differentiable operations of PyTorch, without changes in place of what they need'
             ) from error
     if gradient is None:
-        advice = '. Numbers that passed through NumPy or .data have none either'
-        raise _judge_error(no_gradient(name), advice)
+        error = no_gradient(name)
+        raise _judge_error(error, _advice(error, x))
     if not gradient.isfinite().flatten(1).any(1).any():
         _check_finite(network, gradient, 'the gradients')
 
@@ -475,7 +477,7 @@ def _check_answers(network, x):
     except Exception as error:  # it takes these images, but not another number of them
         raise JudgeError(
             f'{_name_of(user_network_of(network))}: takes {len(x)} images but not another number of them '
-            f'({_short_error(error)}); expected any number{_advice_on_size(error, x)}'
+            f'({_short_error(error)}); expected any number{_advice(error, x)}'
         ) from error
     return logits
 
