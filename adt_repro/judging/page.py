@@ -839,7 +839,7 @@ def _image_item(report, image, pictures):
         facts.append(('File', image['name']))
     return dict(title=title, views=views, without=without, facts=facts)
 
-# %% ../../nbs/library/judging/page.ipynb #images-html
+# %% ../../nbs/library/judging/page.ipynb #images-groups
 _IMAGE_GROUPS = {
     'worst': (
         'Worst: misclassified most clearly',
@@ -853,6 +853,16 @@ _IMAGE_GROUPS = {
     ),
 }
 
+# %% ../../nbs/library/judging/page.ipynb #images-html
+def _picture_note(html, pictures):
+    "What was done to large pictures; empty if nothing was"
+    note = ''
+    if any(max(np.shape(pair['clean'])[1:]) > _LONGEST for pair in pictures.values()):
+        note += f' Pictures are made smaller, to at most {_LONGEST} pixels a side.'
+    if 'src="data:image/jpeg' in html:
+        note += ' Large pictures are compressed (JPEG), so single pixels are not exact.'
+    return note
+
 
 def _images_html(report, pictures):
     "The images to look at"
@@ -860,7 +870,7 @@ def _images_html(report, pictures):
         'The margin is the logit of the right class minus the largest other logit: below 0, the image is '
         'misclassified. Choose an image by its number, or by the arrow keys.'
     )
-    parts = [fill('<p>{{ about }}</p>', about=about)]
+    parts = []
     for group, (title, words) in _IMAGE_GROUPS.items():
         images = report['images'][group]
         if not images:
@@ -868,7 +878,9 @@ def _images_html(report, pictures):
             continue
         items = [_image_item(report, image, pictures) for image in images]
         parts.append(fill(_GALLERY, group=group, title=title, words=words, items=items))
-    return Markup('\n').join(parts)
+    galleries = Markup('\n').join(parts)
+    about += _picture_note(galleries, pictures)
+    return fill('<p>{{ about }}</p>{{ galleries }}', about=about, galleries=galleries)
 
 # %% ../../nbs/library/judging/page.ipynb #checks
 _CHECKS_HTML = """\
