@@ -485,14 +485,14 @@ def _answer_html(report):
 
 # %% ../../nbs/library/judging/page.ipynb #bars
 _BAR = """\
-<span class="bar{kind}" aria-hidden="true" style="--v:{v}%;--lo:{lo}%;--hi:{hi}%"></span>"""
+<span class="bar" aria-hidden="true" style="--v:{v}%;--lo:{lo}%;--hi:{hi}%"></span>"""
 
 
 def _bar(of):
-    "A bar for an accuracy, with its interval; without one, paler"
+    "A bar for an accuracy, with its interval if there is one"
     known = of['lo'] is not None and of['hi'] is not None
     v, lo, hi = (f'{100 * (of[name] if known else of["accuracy"]):.1f}' for name in ('accuracy', 'lo', 'hi'))
-    return Markup(_BAR).format(kind='' if known else ' bound', v=v, lo=lo, hi=hi)
+    return Markup(_BAR).format(v=v, lo=lo, hi=hi)
 
 # %% ../../nbs/library/judging/page.ipynb #attacks
 _ATTACKS_HTML = """\
@@ -519,17 +519,17 @@ def _attack_row(attack):
     more = _settings_text(attack['settings'])
     if attack['cascade']:
         more = f'{more}; cascade' if more else 'cascade'
-    accuracy = _percent(attack['accuracy'])
     images = f'{attack["n"]:,}' if attack['met'] == attack['n'] else f'{attack["met"]:,} of {attack["n"]:,}'
     numbers = [images, f'{attack["misclassified"]:,}']
     alone = '–' if attack['alone'] is None else f'{attack["alone"]:,}'
     cells = [
-        f'at most {accuracy}' if attack['bound'] else accuracy,
+        'not known' if attack['bound'] else _percent(attack['accuracy']),
         _interval(attack) or '–',
         *numbers,
         alone,
     ]
-    return dict(title=attack['title'], more=more, bar=_bar(attack), cells=cells, strong=False)
+    bar = '' if attack['bound'] else _bar(attack)
+    return dict(title=attack['title'], more=more, bar=bar, cells=cells, strong=False)
 
 # %% ../../nbs/library/judging/page.ipynb #attacks-html
 def _whole_row(title, of, misclassified):
@@ -551,7 +551,7 @@ def _attacks_html(report):
     if any(attack['cascade'] for attack in report['attacks']):
         words += (
             ' An attack of the cascade met only the images that withstood the attacks before it, '
-            'so “at most” stands before its accuracy.'
+            'so its accuracy on all images is not known.'
         )
     return fill('<p>{{ words }}</p>', words=words) + fill(_ATTACKS_HTML, rows=rows) + _overlap_html(report)
 
@@ -1131,8 +1131,6 @@ th small{display:block;font-size:.8rem;line-height:1.35}
 .bar{display:block;position:relative;width:11rem;height:.7rem;background:var(--track);border-radius:2px}
 .bar::before{content:"";position:absolute;inset:0 auto 0 0;width:var(--v);border-radius:2px}
 .bar::before{background:var(--accent);opacity:.8}
-.bar.bound::before{opacity:.35}
-.bar.bound::after{display:none}
 .bar::after{content:"";position:absolute;top:-.12rem;bottom:-.12rem;left:var(--lo)}
 .bar::after{width:calc(var(--hi) - var(--lo));border:solid var(--ink);border-width:0 1.5px}
 .bar::after{background:linear-gradient(var(--ink),var(--ink)) center/100% 1.5px no-repeat}
@@ -1160,6 +1158,8 @@ code{font-family:ui-monospace,Menlo,Consolas,monospace}
 .checks p{margin:.1rem 0;font-size:.92rem;color:var(--soft)}
 .checks .do{color:var(--ink)}
 .checks .measured{text-align:right;font-variant-numeric:tabular-nums}
+.checks strong{display:block}
+.checks strong::first-letter,.checks div p::first-letter,.lead::first-letter{text-transform:uppercase}
 .mark{font-weight:700;color:var(--good)}
 .failed .mark,.failed strong{color:var(--bad)}
 """
