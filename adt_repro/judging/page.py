@@ -216,7 +216,7 @@ _DISTRIBUTION['else'] = _fields(
     draws=_count('draws for an image', least=1),
     mean=_MEAN,
     images=_list_of('image by image', _DRAWN),
-    words=_field('string', 'what the number is, in words'),
+    words=_field('string', 'the number in a sentence; the page has words of its own'),
 )
 
 # %% ../../nbs/library/judging/page.ipynb #schema
@@ -422,6 +422,12 @@ def _fact(value):
     return (
         f'{value:,}' if isinstance(value, int) else f'{value:.4g}' if isinstance(value, float) else str(value)
     )
+
+# %% ../../nbs/library/judging/page.ipynb #class-name
+def _class_name(report, label):
+    "The name of a class, or its number"
+    name = next((c['name'] for c in report['classes'] if c['label'] == label), None)
+    return f'class {label}' if name in (None, '', str(label)) else name
 
 # %% ../../nbs/library/judging/page.ipynb #answer
 _ANSWER_HTML = """\
@@ -685,7 +691,7 @@ def _class_table(classes, label):
     for c in classes:
         robust = c['robust']
         numbers = dict(robust=_percent(robust['accuracy']), interval=_interval(robust), n=f'{c["n"]:,}')
-        name = c['name'] or f'class {c["label"]}'
+        name = _class_name(dict(classes=[c]), c['label'])
         rows.append(numbers | dict(name=name, bar=_bar(robust), clean=_percent(c['clean']['accuracy'])))
     return fill(_CLASS_ROWS, rows=rows, label=label)
 
@@ -791,12 +797,6 @@ def _view(pixels, alt, caption, smooth=True):
     )
 
 # %% ../../nbs/library/judging/page.ipynb #images-views
-def _class_name(report, label):
-    "The name of a class, or its number"
-    names = {c['label']: c['name'] for c in report['classes']}
-    return names.get(label) or f'class {label}'
-
-
 def _views(report, image, pictures):
     "The three pictures of an image for the template, and if there are none, why"
     pair = _checked_pair(pictures, image['key'])
@@ -917,10 +917,9 @@ _DISTRIBUTION_WORDS = (
     'and other perturbations of the same size may be worse.'
 )
 _DISTRIBUTION_HTML = """\
-<p>{{ about }}</p>{% if words %}<p>{{ words }}</p>{% endif %}
 <p class="lead">Mean probability of misclassification: <strong>{{ mean }}</strong> (95 % \
 interval {{ interval }}; \
-{{ n }}, {{ draws }} draws each).</p>
+{{ n }}, {{ draws }} draws each).</p><p>{{ about }}</p>
 <figure>{{ drawing }}<figcaption>Images in the order of their share of misclassified draws. The bars are \
 the exact \
 95 % intervals (Clopper and Pearson).</figcaption></figure>
@@ -970,7 +969,6 @@ def _distribution_html(report):
     return fill(
         _DISTRIBUTION_HTML,
         about=_DISTRIBUTION_WORDS,
-        words=found['words'],
         mean=_percent(mean['value']),
         interval=_interval(mean),
         n=_counted(found['n']),
@@ -1180,7 +1178,7 @@ font-variant-numeric:tabular-nums}
 .panels article{display:none}
 .views{display:grid;grid-template-columns:repeat(3,minmax(0,224px));gap:.6rem 1.2rem}
 .views figure{margin:0}
-.views img{display:block;max-width:100%;height:auto;border-radius:3px}
+.views img{outline:1px solid var(--rule);display:block;max-width:100%;height:auto;border-radius:3px}
 .pixels{image-rendering:pixelated}
 """
 
@@ -1195,8 +1193,9 @@ section{margin-top:2.6rem;padding-top:1.4rem}
 .tiles .main{grid-column:1/-1}
 .tiles dd.big{font-size:1.35rem}
 td,th{padding:.45rem .3rem}
-tbody th{min-width:5.5rem}
-.bar{width:3.2rem}
+tbody th{min-width:8.5rem}
+.barred{padding:0}
+.bar{display:none}
 .long>div{grid-template-columns:minmax(0,1fr);gap:0}
 .checks li{grid-template-columns:1.4rem minmax(0,1fr)}
 .checks .measured{grid-column:2;text-align:left}
