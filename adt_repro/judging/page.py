@@ -1194,6 +1194,7 @@ section{margin-top:2.6rem;padding-top:1.4rem}
 .tiles dd.big{font-size:1.35rem}
 td,th{padding:.45rem .3rem}
 tbody th{min-width:8.5rem}
+thead th{white-space:normal}
 .barred{padding:0}
 .bar{display:none}
 .long>div{grid-template-columns:minmax(0,1fr);gap:0}
