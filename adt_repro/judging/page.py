@@ -216,7 +216,7 @@ _DISTRIBUTION['else'] = _fields(
     draws=_count('draws for an image', least=1),
     mean=_MEAN,
     images=_list_of('image by image', _DRAWN),
-    words=_field('string', 'what the number is, in words'),
+    words=_field('string', 'the number in a sentence; the page has words of its own'),
 )
 
 # %% ../../nbs/library/judging/page.ipynb #schema
@@ -423,6 +423,12 @@ def _fact(value):
         f'{value:,}' if isinstance(value, int) else f'{value:.4g}' if isinstance(value, float) else str(value)
     )
 
+# %% ../../nbs/library/judging/page.ipynb #class-name
+def _class_name(report, label):
+    "The name of a class, or its number"
+    name = next((c['name'] for c in report['classes'] if c['label'] == label), None)
+    return f'class {label}' if name in (None, '', str(label)) else name
+
 # %% ../../nbs/library/judging/page.ipynb #answer
 _ANSWER_HTML = """\
 <p class="eyebrow">Judgement of a network</p><h1>How robust is {{ name }}?</h1>
@@ -485,14 +491,14 @@ def _answer_html(report):
 
 # %% ../../nbs/library/judging/page.ipynb #bars
 _BAR = """\
-<span class="bar{kind}" aria-hidden="true" style="--v:{v}%;--lo:{lo}%;--hi:{hi}%"></span>"""
+<span class="bar" aria-hidden="true" style="--v:{v}%;--lo:{lo}%;--hi:{hi}%"></span>"""
 
 
 def _bar(of):
-    "A bar for an accuracy, with its interval; without one, paler"
+    "A bar for an accuracy, with its interval if there is one"
     known = of['lo'] is not None and of['hi'] is not None
     v, lo, hi = (f'{100 * (of[name] if known else of["accuracy"]):.1f}' for name in ('accuracy', 'lo', 'hi'))
-    return Markup(_BAR).format(kind='' if known else ' bound', v=v, lo=lo, hi=hi)
+    return Markup(_BAR).format(v=v, lo=lo, hi=hi)
 
 # %% ../../nbs/library/judging/page.ipynb #attacks
 _ATTACKS_HTML = """\
@@ -519,17 +525,17 @@ def _attack_row(attack):
     more = _settings_text(attack['settings'])
     if attack['cascade']:
         more = f'{more}; cascade' if more else 'cascade'
-    accuracy = _percent(attack['accuracy'])
     images = f'{attack["n"]:,}' if attack['met'] == attack['n'] else f'{attack["met"]:,} of {attack["n"]:,}'
     numbers = [images, f'{attack["misclassified"]:,}']
     alone = '–' if attack['alone'] is None else f'{attack["alone"]:,}'
     cells = [
-        f'at most {accuracy}' if attack['bound'] else accuracy,
+        'not known' if attack['bound'] else _percent(attack['accuracy']),
         _interval(attack) or '–',
         *numbers,
         alone,
     ]
-    return dict(title=attack['title'], more=more, bar=_bar(attack), cells=cells, strong=False)
+    bar = '' if attack['bound'] else _bar(attack)
+    return dict(title=attack['title'], more=more, bar=bar, cells=cells, strong=False)
 
 # %% ../../nbs/library/judging/page.ipynb #attacks-html
 def _whole_row(title, of, misclassified):
@@ -551,7 +557,7 @@ def _attacks_html(report):
     if any(attack['cascade'] for attack in report['attacks']):
         words += (
             ' An attack of the cascade met only the images that withstood the attacks before it, '
-            'so “at most” stands before its accuracy.'
+            'so its accuracy on all images is not known.'
         )
     return fill('<p>{{ words }}</p>', words=words) + fill(_ATTACKS_HTML, rows=rows) + _overlap_html(report)
 
@@ -685,7 +691,7 @@ def _class_table(classes, label):
     for c in classes:
         robust = c['robust']
         numbers = dict(robust=_percent(robust['accuracy']), interval=_interval(robust), n=f'{c["n"]:,}')
-        name = c['name'] or f'class {c["label"]}'
+        name = _class_name(dict(classes=[c]), c['label'])
         rows.append(numbers | dict(name=name, bar=_bar(robust), clean=_percent(c['clean']['accuracy'])))
     return fill(_CLASS_ROWS, rows=rows, label=label)
 
@@ -791,12 +797,6 @@ def _view(pixels, alt, caption, smooth=True):
     )
 
 # %% ../../nbs/library/judging/page.ipynb #images-views
-def _class_name(report, label):
-    "The name of a class, or its number"
-    names = {c['label']: c['name'] for c in report['classes']}
-    return names.get(label) or f'class {label}'
-
-
 def _views(report, image, pictures):
     "The three pictures of an image for the template, and if there are none, why"
     pair = _checked_pair(pictures, image['key'])
@@ -839,7 +839,7 @@ def _image_item(report, image, pictures):
         facts.append(('File', image['name']))
     return dict(title=title, views=views, without=without, facts=facts)
 
-# %% ../../nbs/library/judging/page.ipynb #images-html
+# %% ../../nbs/library/judging/page.ipynb #images-groups
 _IMAGE_GROUPS = {
     'worst': (
         'Worst: misclassified most clearly',
@@ -853,6 +853,16 @@ _IMAGE_GROUPS = {
     ),
 }
 
+# %% ../../nbs/library/judging/page.ipynb #images-html
+def _picture_note(html, pictures):
+    "What was done to large pictures; empty if nothing was"
+    note = ''
+    if any(max(np.shape(pair['clean'])[1:]) > _LONGEST for pair in pictures.values()):
+        note += f' Pictures are made smaller, to at most {_LONGEST} pixels a side.'
+    if 'src="data:image/jpeg' in html:
+        note += ' Large pictures are compressed (JPEG), so single pixels are not exact.'
+    return note
+
 
 def _images_html(report, pictures):
     "The images to look at"
@@ -860,7 +870,7 @@ def _images_html(report, pictures):
         'The margin is the logit of the right class minus the largest other logit: below 0, the image is '
         'misclassified. Choose an image by its number, or by the arrow keys.'
     )
-    parts = [fill('<p>{{ about }}</p>', about=about)]
+    parts = []
     for group, (title, words) in _IMAGE_GROUPS.items():
         images = report['images'][group]
         if not images:
@@ -868,7 +878,9 @@ def _images_html(report, pictures):
             continue
         items = [_image_item(report, image, pictures) for image in images]
         parts.append(fill(_GALLERY, group=group, title=title, words=words, items=items))
-    return Markup('\n').join(parts)
+    galleries = Markup('\n').join(parts)
+    about += _picture_note(galleries, pictures)
+    return fill('<p>{{ about }}</p>{{ galleries }}', about=about, galleries=galleries)
 
 # %% ../../nbs/library/judging/page.ipynb #checks
 _CHECKS_HTML = """\
@@ -905,10 +917,9 @@ _DISTRIBUTION_WORDS = (
     'and other perturbations of the same size may be worse.'
 )
 _DISTRIBUTION_HTML = """\
-<p>{{ about }}</p>{% if words %}<p>{{ words }}</p>{% endif %}
 <p class="lead">Mean probability of misclassification: <strong>{{ mean }}</strong> (95 % \
 interval {{ interval }}; \
-{{ n }}, {{ draws }} draws each).</p>
+{{ n }}, {{ draws }} draws each).</p><p>{{ about }}</p>
 <figure>{{ drawing }}<figcaption>Images in the order of their share of misclassified draws. The bars are \
 the exact \
 95 % intervals (Clopper and Pearson).</figcaption></figure>
@@ -958,7 +969,6 @@ def _distribution_html(report):
     return fill(
         _DISTRIBUTION_HTML,
         about=_DISTRIBUTION_WORDS,
-        words=found['words'],
         mean=_percent(mean['value']),
         interval=_interval(mean),
         n=_counted(found['n']),
@@ -1119,8 +1129,6 @@ th small{display:block;font-size:.8rem;line-height:1.35}
 .bar{display:block;position:relative;width:11rem;height:.7rem;background:var(--track);border-radius:2px}
 .bar::before{content:"";position:absolute;inset:0 auto 0 0;width:var(--v);border-radius:2px}
 .bar::before{background:var(--accent);opacity:.8}
-.bar.bound::before{opacity:.35}
-.bar.bound::after{display:none}
 .bar::after{content:"";position:absolute;top:-.12rem;bottom:-.12rem;left:var(--lo)}
 .bar::after{width:calc(var(--hi) - var(--lo));border:solid var(--ink);border-width:0 1.5px}
 .bar::after{background:linear-gradient(var(--ink),var(--ink)) center/100% 1.5px no-repeat}
@@ -1148,6 +1156,8 @@ code{font-family:ui-monospace,Menlo,Consolas,monospace}
 .checks p{margin:.1rem 0;font-size:.92rem;color:var(--soft)}
 .checks .do{color:var(--ink)}
 .checks .measured{text-align:right;font-variant-numeric:tabular-nums}
+.checks strong{display:block}
+.checks strong::first-letter,.checks div p::first-letter,.lead::first-letter{text-transform:uppercase}
 .mark{font-weight:700;color:var(--good)}
 .failed .mark,.failed strong{color:var(--bad)}
 """
@@ -1168,7 +1178,7 @@ font-variant-numeric:tabular-nums}
 .panels article{display:none}
 .views{display:grid;grid-template-columns:repeat(3,minmax(0,224px));gap:.6rem 1.2rem}
 .views figure{margin:0}
-.views img{display:block;max-width:100%;height:auto;border-radius:3px}
+.views img{outline:1px solid var(--rule);display:block;max-width:100%;height:auto;border-radius:3px}
 .pixels{image-rendering:pixelated}
 """
 
@@ -1183,8 +1193,10 @@ section{margin-top:2.6rem;padding-top:1.4rem}
 .tiles .main{grid-column:1/-1}
 .tiles dd.big{font-size:1.35rem}
 td,th{padding:.45rem .3rem}
-tbody th{min-width:5.5rem}
-.bar{width:3.2rem}
+tbody th{min-width:8.5rem}
+thead th{white-space:normal}
+.barred{padding:0}
+.bar{display:none}
 .long>div{grid-template-columns:minmax(0,1fr);gap:0}
 .checks li{grid-template-columns:1.4rem minmax(0,1fr)}
 .checks .measured{grid-column:2;text-align:left}
