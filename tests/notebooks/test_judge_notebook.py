@@ -6,26 +6,26 @@ import re
 import nbformat
 import numpy as np
 import pytest
-import torch
 from helpers import papermill, small_project
 
 from adt_repro.data import load_data
 from adt_repro.evaluation.records import load_records
 from adt_repro.judging.page import check_report
-from adt_repro.models.trained import trained_network
 
-# A module of a user: networks of their own, without a line of this project but for the weights
+# A module of a user
 NET = """
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from adt_repro.models.trained import trained_network
+
 
 class Net(nn.Module):
     def __init__(self, factor=1.0, noise=0.0):
         super().__init__()
-        self.net = torch.jit.load(Path(__file__).with_name('net.ts'))
+        self.net = trained_network(Path(__file__).with_name('method').read_text())
         self.factor, self.noise = factor, noise
 
     def forward(self, x):
@@ -44,6 +44,12 @@ def noisy():
     return Net(noise=0.1)
 
 
+def scripted():
+    net = Net()
+    net.net = torch.jit.script(net.net)
+    return net
+
+
 def no_network():
     return 'nothing'
 """
@@ -52,9 +58,9 @@ RESULTS = 'report.html', 'report.json', 'plan.json', 'images.csv', 'records/judg
 
 
 def put_user(folder):
-    "A user's files: a module with networks, a network of its own format, and images with labels"
+    "A user's files: a module with networks, and images with labels"
     data = load_data('digits')
-    torch.jit.trace(trained_network('at_pgd'), data.x_test[:2]).save(folder / 'net.ts')
+    (folder / 'method').write_text('at_pgd')
     (folder / 'net.py').write_text(NET)
     np.savez(folder / 'test.npz', x=data.x_test[:60].numpy(), y=data.y_test[:60].numpy())
     return folder
@@ -139,12 +145,19 @@ def test_another_question_has_another_name_or_is_asked_afresh(project):
 def test_changed_weights_are_another_question(project):
     call = FEW | dict(model='net.py:sound', name='changed')
     assert judged(project, **call)[0] == 0
-    other = torch.jit.trace(trained_network('standard'), load_data('digits').x_test[:2])
-    before = (project / 'net.ts').read_bytes()
-    other.save(project / 'net.ts')
+    (project / 'method').write_text('standard')
     status, _, _, error = judged(project, **call)
-    (project / 'net.ts').write_bytes(before)
+    (project / 'method').write_text('at_pgd')
     assert status != 0 and 'weights_sha256' in error, error
+
+
+def test_a_part_in_torchscript_is_judged_without_parts(project):
+    "Its state cannot be told, so nothing is saved; the answer is that of the same network"
+    status, _, _, error = judged(project, model='net.py:scripted', **FEW | dict(name='scripted'))
+    assert status == 0, error
+    assert not list((project / 'outputs' / 'judged' / 'scripted' / 'parts').rglob('*.parquet'))
+    assert judged(project, model='net.py:sound', **FEW | dict(name='plain'))[0] == 0
+    assert report_of(project, 'scripted')['robust'] == report_of(project, 'plain')['robust']
 
 
 def test_a_failed_check_is_an_answer_and_no_error(project):
