@@ -5,7 +5,7 @@ from importlib import import_module
 _MODULES = dict(
     inputs=['checked', 'in_ball', 'norm_of'],
     gradient=['sign_ascent', 'gradient_log', 'fgsm', 'pgd', 'mim', 'cw', 'worst_of', 'targeted'],
-    l2=['NORMS', 'l2_ball', 'pgd_l2', 'fgm_l2'],
+    l2=['l2_ball', 'pgd_l2', 'fgm_l2'],
     feature=['fea_attack'],
     black_box=['spsa', 'square', 'patches_l2'],
     autoattack=['auto_attack'],
