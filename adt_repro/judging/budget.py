@@ -22,7 +22,7 @@ from ..planning.timing import clock
 from ..speed.precision import measuring
 
 # %% ../../nbs/library/judging/budget.ipynb #cards
-SQUARE_QUERIES = 1000  # queries of Square for each image
+SQUARE_QUERIES = 1000  # queries of Square, in ℓ2 of Patches, for each image
 FEATURE_TARGETS = 10  # target images of FeaAttack for each image
 TARGETED_CLASSES = 9  # wrong classes that the targeted attack tries, the likeliest first
 JUDGE_DRAWS = 100  # draws from each image's adversarial distribution
@@ -50,6 +50,7 @@ JUDGE_ATTACKS = dict(
     pgd100=AttackCard('PGD-100', '100 steps of ε/4, random start', 100, 1, 'core'),
     targeted=AttackCard('targeted PGD', _TO_CLASSES, 20 * TARGETED_CLASSES, 2 * TARGETED_CLASSES + 2, 'core'),
     square=AttackCard('Square', f'{SQUARE_QUERIES} queries', 0, SQUARE_QUERIES + 2, 'extra', ('linf',)),
+    patches=AttackCard('Patches', f'{SQUARE_QUERIES} queries', 0, SQUARE_QUERIES + 2, 'extra', ('l2',)),
     feature=AttackCard(
         'FeaAttack',
         f'{FEATURE_TARGETS} target images, 50 steps towards each',
@@ -143,6 +144,7 @@ def _bought(stages, price, seconds):
     return planned
 
 # %% ../../nbs/library/judging/budget.ipynb #impossible
+_COUNTERPARTS = 'fgsm', 'fgm', 'square', 'patches'  # of each pair, one is for ℓ∞ and one for ℓ2
 _NOT_INSTALLED = "pyautoattack is not installed: uv pip install 'pyautoattack>=0.2,<0.3' installs it"
 
 
@@ -172,7 +174,7 @@ def _possible(attacks, **how):
             why = 'it is not one of the attacks that were asked for'
         if why is None:
             names.append(name)
-        elif how['norm'] in card.norms or card.kind == 'extra':  # others have a form for the norm
+        elif how['norm'] in card.norms or name not in _COUNTERPARTS:
             left_out.append(dict(what=card.title, why=why))
     return names, left_out
 

@@ -20,7 +20,7 @@ import torch
 
 import adt_repro
 from ..attacks.autoattack import auto_attack, autoattack_version
-from ..attacks.black_box import square
+from ..attacks.black_box import patches_l2, square
 from ..attacks.feature import fea_attack
 from ..attacks.gradient import cw, fgsm, mim, pgd, targeted
 from ..attacks.inputs import check_images, check_labels
@@ -89,6 +89,7 @@ def judge_attacks(
         pgd100=partial(climb, steps=100),
         targeted=partial(_targeted, n=min(TARGETED_CLASSES, n_classes - 1), climb=climb),
         square=partial(square, budget=SQUARE_QUERIES),
+        patches=partial(patches_l2, budget=SQUARE_QUERIES),
         feature=partial(fea_attack, pool=pool, n_targets=FEATURE_TARGETS),
         autoattack=partial(auto_attack, seed=seed, norm=norm),
     )

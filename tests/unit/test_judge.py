@@ -346,12 +346,19 @@ def test_expensive_attacks_run_too():
 
 def test_in_l2():
     net = trained_network('at_pgd')
-    found = judge_model(net, X[:60], Y[:60], eps=0.8, norm='l2', attacks=['fgm', 'pgd20', 'targeted'])
+    found = judge_model(
+        net, X[:60], Y[:60], eps=0.8, norm='l2', attacks=['fgm', 'pgd20', 'targeted', 'patches']
+    )
+    assert found.status == 0 and 0.1 < found.report['robust']['accuracy'] < found.report['clean']['accuracy']
     assert 'ℓ2' in found.line and found.report['threat']['norm'] == 'l2'
     assert set(found.rows.norm) == {'l2'} and found.rows.l2.max() <= 0.8 + 1e-6
     assert 'ℓ∞ only' in found.report['distribution']['left_out']
     left_out = ' '.join(item['what'] for item in found.report['left_out'])
-    assert 'FeaAttack' in left_out and 'Square' in left_out
+    assert 'FeaAttack' in left_out and 'MIM' in left_out and 'Square' not in left_out
+    masked = judge_model(
+        Changed(after=times_50), X[:60], Y[:60], eps=0.8, norm='l2', attacks=['fgm', 'pgd20']
+    )
+    assert masked.status == 1 and 'zero gradients' in masked.line and 'black box: Patches' in masked.line
     shown = [entry for entries in found.report['images'].values() for entry in entries]
     assert shown and all(entry['l2'] <= 0.8 + 1e-6 for entry in shown)
 
