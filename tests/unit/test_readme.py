@@ -132,7 +132,18 @@ def parse(command):
     return options
 
 
-SUBCOMMANDS = ('train', 'evaluate', 'judge', 'runs', 'plan', 'report', 'notebook', 'import', 'export')
+SUBCOMMANDS = (
+    'train',
+    'evaluate',
+    'judge',
+    'runs',
+    'plan',
+    'report',
+    'audit',
+    'notebook',
+    'import',
+    'export',
+)
 
 
 def check(command, own_methods=()):
