@@ -40,6 +40,7 @@ class AttackCard:
     norms: tuple = ('linf', 'l2')  # norms in which it exists
 
 # %% ../../nbs/library/judging/budget.ipynb #cards-table
+_RESTARTS = '5 random starts, 50 steps from each, falling from ε to ε/100'
 _TO_CLASSES = 'the {targets} likeliest wrong classes, 20 steps towards each, falling from ε to ε/100'
 JUDGE_ATTACKS = dict(
     fgsm=AttackCard('FGSM', 'one step of ε', 1, 1, 'plain', ('linf',)),
@@ -49,6 +50,7 @@ JUDGE_ATTACKS = dict(
     cw=AttackCard('C&W', '30 steps of ε/4 on the margin', 30, 1, 'plain'),
     pgd100=AttackCard('PGD-100', '100 steps of ε/4, random start', 100, 1, 'core'),
     targeted=AttackCard('targeted PGD', _TO_CLASSES, 20 * TARGETED_CLASSES, 2 * TARGETED_CLASSES + 2, 'core'),
+    restarts=AttackCard('PGD-50 with restarts', _RESTARTS, 250, 11, 'core', ('l2',)),
     square=AttackCard('Square', f'{SQUARE_QUERIES} queries', 0, SQUARE_QUERIES + 2, 'extra', ('linf',)),
     patches=AttackCard('Patches', f'{SQUARE_QUERIES} queries', 0, SQUARE_QUERIES + 2, 'extra', ('l2',)),
     feature=AttackCard(
@@ -144,7 +146,7 @@ def _bought(stages, price, seconds):
     return planned
 
 # %% ../../nbs/library/judging/budget.ipynb #impossible
-_COUNTERPARTS = 'fgsm', 'fgm', 'square', 'patches'  # of each pair, one is for ℓ∞ and one for ℓ2
+_COUNTERPARTS = 'fgsm', 'fgm', 'square', 'patches', 'restarts'  # in one norm only, for a reason: not left out
 _NOT_INSTALLED = "pyautoattack is not installed: uv pip install 'pyautoattack>=0.2,<0.3' installs it"
 
 

@@ -22,7 +22,7 @@ import adt_repro
 from ..attacks.autoattack import auto_attack, autoattack_version
 from ..attacks.black_box import patches_l2, square
 from ..attacks.feature import fea_attack
-from ..attacks.gradient import cw, fgsm, mim, pgd, targeted
+from ..attacks.gradient import cw, fgsm, mim, pgd, targeted, worst_of
 from ..attacks.inputs import check_images, check_labels
 from ..attacks.l2 import NORMS, fgm_l2, pgd_l2
 from ..base.device import eval_mode
@@ -51,12 +51,9 @@ from ..methods.adversaries import exp_adversary
 from ..speed.precision import measuring
 
 # %% ../../nbs/library/judging/judgement.ipynb #targeted
-_TARGETED_STEPS = 20
-
-
-def _falling_sizes(eps):
-    "Sizes of the steps of the targeted attack, from ε to ε/100"
-    shares = [(1 + math.cos(math.pi * i / (_TARGETED_STEPS - 1))) / 2 for i in range(_TARGETED_STEPS)]
+def _falling_sizes(eps, steps):
+    "Sizes of steps that fall from ε to ε/100 along a cosine"
+    shares = [(1 + math.cos(math.pi * i / (steps - 1))) / 2 for i in range(steps)]
     return [eps * (0.01 + 0.99 * part) for part in shares]
 
 
@@ -65,8 +62,14 @@ _CLIMBS = dict(linf=pgd, l2=pgd_l2)  # gradient steps by norm
 
 def _targeted(model, x, y, *, eps, n, climb):
     "PGD towards each of the n likeliest wrong classes, with falling steps"
-    attack = targeted(n, climb, steps=_TARGETED_STEPS, step_size=_falling_sizes(eps))
+    attack = targeted(n, climb, steps=20, step_size=_falling_sizes(eps, 20))
     return attack(model, x, y, eps=eps)
+
+
+def _restarted(model, x, y, *, eps, climb):
+    "PGD from five random starts, with falling steps"
+    start = partial(climb, steps=50, step_size=_falling_sizes(eps, 50))
+    return worst_of(*[start] * 5)(model, x, y, eps=eps)
 
 # %% ../../nbs/library/judging/judgement.ipynb #judge-attacks
 def judge_attacks(
@@ -88,6 +91,7 @@ def judge_attacks(
         cw=cw if norm == 'linf' else partial(climb, steps=30, loss=cw_loss),
         pgd100=partial(climb, steps=100),
         targeted=partial(_targeted, n=min(TARGETED_CLASSES, n_classes - 1), climb=climb),
+        restarts=partial(_restarted, climb=climb),
         square=partial(square, budget=SQUARE_QUERIES),
         patches=partial(patches_l2, budget=SQUARE_QUERIES),
         feature=partial(fea_attack, pool=pool, n_targets=FEATURE_TARGETS),

@@ -59,7 +59,7 @@ COMPILE_NAMES = 'none', 'inductor', 'graphs'
 ATTACK_NAMES = 'fgsm', 'pgd20', 'mim', 'cw', 'pgd100', 'feature'  # in `attacks.suite.TABLE1_ATTACKS`
 EXTRAS = 'distribution', 'generator', 'autoattack'  # further attacks of a white-box evaluation
 NORM_NAMES = 'linf', 'l2'  # in `attacks.l2.NORMS`
-JUDGED_ATTACK_NAMES = (  # in `judging.judgement`; fgsm, mim, feature and square in ℓ∞ only, fgm in ℓ2 only
+JUDGED_ATTACK_NAMES = (  # in `judging.budget.JUDGE_ATTACKS`, which says for which norms they are
     'fgsm',
     'fgm',
     'pgd20',
@@ -67,8 +67,10 @@ JUDGED_ATTACK_NAMES = (  # in `judging.judgement`; fgsm, mim, feature and square
     'cw',
     'pgd100',
     'targeted',
-    'feature',
+    'restarts',
     'square',
+    'patches',
+    'feature',
     'autoattack',
 )
 EXPERIMENTS = (  # experiments of a scale
