@@ -366,6 +366,12 @@ def other_code(
     return noted not in (None, making.facts[unit][0].get('code'))
 
 # %% ../../nbs/library/runs/lock.ipynb #finish-2
+def _kept_if_equal(noted, entry):
+    "The noted entry if only its reason for adoption differs: files that came out again change no lock"
+    without = {name: value for name, value in (noted or {}).items() if name != 'adopted'}
+    return noted if without == entry else entry
+
+
 def finish_units(
     making: Making,  # as returned by `begin_units`
 ):
@@ -377,7 +383,7 @@ def finish_units(
             before = before | dict(made_of=files_digest(present, unit))
         entry = _entry(present, unit, before)
         if entry['files']:
-            entries[unit.name] = entry
+            entries[unit.name] = _kept_if_equal(making.lock['units'].get(unit.name), entry)
             definitions |= reached
     if entries:
         note_units(making.folder, entries, definitions)

@@ -415,6 +415,18 @@ def test_an_experiment_asks_and_notes(mini, project, edited):
     assert record in reasons(project, mini)
 
 
+def test_files_that_come_out_again_change_no_lock(mini, project):
+    "So that tests and readers can run an experiment in a clone without a change that git would see"
+    before = (mini / 'lock.json').read_bytes()
+    finish_units(begun(mini))
+    assert (mini / 'lock.json').read_bytes() == before and b'made by hand' in before
+    (mini / 'tables' / f'white_box-{A}.csv').write_text('other content')
+    finish_units(begun(mini))
+    entries = read_lock(mini)['units']
+    assert 'adopted' not in entries[f'white_box/tables/{A}']
+    assert entries[f'white_box/tables/{S}']['adopted'] == 'made by hand'
+
+
 def test_an_edit_while_an_experiment_runs_is_not_missed(mini, project, edited):
     "What is noted is the code from which it began"
     making = begun(mini)
