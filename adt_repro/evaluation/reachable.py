@@ -343,7 +343,9 @@ def _network(network, see):
     if isinstance(network, ComputeWrapper):
         return ['ComputeWrapper', see(network.settings, '.settings'), see(network.net, '.net')]
     if isinstance(network, torch.jit.ScriptModule):
-        raise Undescribable('a part of the network is in TorchScript, whose code and state are not attributes')
+        raise Undescribable(
+            'a part of the network is in TorchScript, whose code and state are not attributes'
+        )
     if '_orig_mod' in network._modules:  # of torch.compile
         return ['compiled', see(network._orig_mod, '._orig_mod')]
     attributes = [[name, see(item, f'.{name}')] for name, item in _attributes_of_network(network)]
