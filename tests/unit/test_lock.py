@@ -29,6 +29,11 @@ from adt_repro.runs.made_from import planned_units
 from adt_repro.runs.scales import all_files, call_parameters, read_scale
 
 A, S = 'digits-small_cnn-at_pgd-s0', 'digits-small_cnn-standard-s0'
+SQUARE = (
+    'adt_repro/attacks/black_box.py',
+    'torch.where(inside, images + eps * signs, best)',
+    'torch.where(inside, images + 1 * eps * signs, best)',
+)
 CW = (
     'adt_repro/attacks/gradient.py',
     '    steps: int = 30,  # gradient steps, at least 1\n    **options,  # further arguments of `pgd`',
@@ -405,7 +410,7 @@ def test_an_experiment_asks_and_notes(mini, project, edited):
     assert not begun(mini, n_test=9).is_true(record)
     assert true_rows(begun(mini, steps=3), record) == ['natural', 'pgd20', 'square']
     assert true_rows(begun(mini, seed=1), record) == []
-    with edited('adt_repro/attacks/black_box.py', 't / budget)', '1.01 * t / budget)'):
+    with edited(*SQUARE):
         making = begun(mini)
         assert true_rows(making, record) == ['natural', 'pgd20', 'spsa4']
         (mini / record).write_text('new rows')
@@ -420,17 +425,17 @@ def test_files_that_come_out_again_change_no_lock(mini, project):
     before = (mini / 'lock.json').read_bytes()
     finish_units(begun(mini))
     assert (mini / 'lock.json').read_bytes() == before and b'made by hand' in before
-    (mini / 'tables' / f'white_box-{A}.csv').write_text('other content')
+    (mini / 'tables' / f'spsa-{A}.csv').write_text('other content')
     finish_units(begun(mini))
     entries = read_lock(mini)['units']
-    assert 'adopted' not in entries[f'white_box/tables/{A}']
-    assert entries[f'white_box/tables/{S}']['adopted'] == 'made by hand'
+    assert 'adopted' not in entries[f'spsa/tables/{A}']
+    assert entries[f'white_box/tables/{A}']['adopted'] == 'made by hand'
 
 
 def test_an_edit_while_an_experiment_runs_is_not_missed(mini, project, edited):
     "What is noted is the code from which it began"
     making = begun(mini)
-    with edited('adt_repro/attacks/black_box.py', 't / budget)', '1.01 * t / budget)'):
+    with edited(*SQUARE):
         finish_units(making)
         assert reasons(project, mini)[f'records/spsa-{A}.parquet'] == [
             'rows of square: attacks.black_box.square'
@@ -504,7 +509,7 @@ def names_in(folder, *patterns):
 
 def fgsm_edit():
     "In the sanity checks, which call fgsm"
-    return 'adt_repro/evaluation/sanity.py', 'attacked(fgsm, eps=eps)', 'attacked(fgsm, eps=1 * eps)'
+    return 'adt_repro/evaluation/sanity.py', 'attacked(attacks.fast, eps=eps)', 'attacked(attacks.fast, eps=1 * eps)'
 
 
 @pytest.mark.parametrize(
