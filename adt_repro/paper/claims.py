@@ -161,11 +161,12 @@ _LABELS = dict(adt_exp='ADT_EXP', adt_exp_am='ADT_EXP_AM', adt_imp_am='ADT_IMP_A
 # %% ../../nbs/library/paper/claims.ipynb #claims-robustness
 def _without_premise(e):
     "Why C1 has no premise, as a sentence"
-    premise = None if e is None else _bends(e)
-    size = '' if premise is None or premise.met is None else f' ({premise.says.partition(", at least")[0]})'
+    size, premise = '', None if e is None else _bends(e)
+    if premise is not None and premise.met is not None:
+        size = f' ({premise.says.partition(", at least")[0]}, 8.27 in the paper)'
     return (
-        'Tested as the paper states it, on any network, so without the premise that the loss bends. A nearly '
-        f'linear loss leaves less room for a difference{size}.'
+        f'Tested as the paper states it, on any network, so without the premise that the loss bends{size}. '
+        'A nearly linear loss leaves less room for a difference.'
     )
 
 
@@ -299,6 +300,9 @@ def _landscape_claims(e):
     )
 
 # %% ../../nbs/library/paper/claims.ipynb #claims-entropy
+_LBD = 0.01  # the paper's weight of the entropy
+
+
 def _last_step(e, key):
     "What C8's change is between the paper's weight and 0 alone, and how it ranks, as a sentence; empty if not known"
     wide = _by_weight(e, key) if e is not None else pd.DataFrame()
@@ -583,9 +587,6 @@ def _alignment_of_rows(e, rows):
     return {row: float(grid.values.mean()) for row, grid in grids.items() if grid is not None}
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-ablation
-_LBD = 0.01  # the paper's weight of the entropy
-
-
 def _mean_loss(rows, attack):
     "By run, the mean loss under an attack; empty if there are no such records"
     met = rows[(rows.attack == attack) & rows.attacked]

@@ -19,7 +19,7 @@ from ..analysis.style import METHOD_ROWS
 from ..base.files import find_root
 from ..base.parameters import refuse
 from ..base.stats import mean_interval, with_interval
-from .claims import COLUMNS, judge_paper, published_table1
+from .claims import COLUMNS, GATE, judge_paper, published_table1
 from .evidence import TABLE1, Evidence, marked, read_evidence
 from .inputs import FrameKind, black_box_records, panels, read_frame, white_box_records
 from .report import claims_table, fill, inline, paper_settings, table1_cells
@@ -105,18 +105,26 @@ def accuracy_drop(
     return pd.DataFrame.from_dict(lines, orient='index').astype(float).round(2)
 
 # %% ../../nbs/library/paper/pages.ipynb #gate-table
+def _gate_word(share, step):
+    "Is the gate met, and would one FGSM step have met it?"
+    if share < GATE:
+        return 'not met'
+    return 'met, and so by one step' if step >= GATE else 'met'
+
+
 def gate_table(
     evidence: Evidence,  # as returned by `read_evidence`
-) -> pd.DataFrame:  # index: row of ADT; networks, images, mean share, smallest, largest
-    "Share of PGD-20's gain in loss that the inner problems of ADT reach"
+) -> pd.DataFrame:  # index: row of ADT; networks, images, mean share, smallest, largest, one FGSM step, gate
+    "Share of PGD-20's gain in loss that the inner problems of ADT reach, and that one FGSM step reaches"
     lines = {}
     for row, gains in evidence.gains.items():
         if row.startswith('adt_'):
             shares = [gain['share'] for gain in gains]
             line = dict(networks=len(gains), images=min(gain['n'] for gain in gains))
-            lines[row] = line | dict(
-                share=sum(shares) / len(shares), smallest=min(shares), largest=max(shares)
-            )
+            share = sum(shares) / len(shares)
+            line |= dict(share=share, smallest=min(shares), largest=max(shares))
+            step = pd.Series([gain.get('fgsm') for gain in gains], dtype=float).mean(skipna=False)
+            lines[row] = line | {'one FGSM step': step, 'gate': _gate_word(share, step)}
     return pd.DataFrame.from_dict(lines, orient='index').round(2)
 
 # %% ../../nbs/library/paper/pages.ipynb #training-costs

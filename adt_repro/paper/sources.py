@@ -268,6 +268,8 @@ def _conditions_read(e, c, sources):
     gated = tuple(row for row in gated if row in e.gains)
     if gated:
         yield ReadByClaim('gate: frames gain, or gain in run.json', rows=gated)
+    if 'at λ = ' in c.conditions:
+        yield ReadByClaim('gate: all rows of', files=('frames/ablation.csv', 'records/ablation.parquet'))
     if 'the loss bends' in c.conditions and 'at_pgd' in sources:
         attacks = 'fgsm', 'pgd20'
         yield ReadByClaim(f'premise: {_records_with(sources, ["at_pgd"], attacks)}', attacks, ('at_pgd',))
