@@ -315,33 +315,24 @@ def _last_step(e, key):
         f'Rank correlation with λ: {ranks.mean():.2f}, mean of {len(wide)} seeds.'
     )
 
+# %% ../../nbs/library/paper/claims.ipynb #claims-entropy-2
+_DEGENERATES = dict(  # text, measure, unit, bounds
+    C8a=('the distribution shrinks', 'entropy of the fitted distributions', 'nats per pixel', (-np.inf, 0)),
+    C8b=('the expected loss nears the largest', 'expected loss over PGD-20’s', 'share', (0, np.inf)),
+)
+
 
 def _entropy_claims(e):
     "C8: as the weight of the entropy falls, the distribution degenerates"
     weights = sorted(set(_by_weight(e, 'C8a').columns)) if e is not None else []
     over = f'over λ = {", ".join(f"{w:g}" for w in weights)}' if weights else 'over all λ'
-    how = f'mean change as λ falls by one step, {over}'
     claims = []
-    for key, text, measure, unit, bounds in (
-        (
-            'C8a',
-            'the distribution shrinks',
-            'entropy of the fitted distributions',
-            'nats per pixel',
-            (-np.inf, 0),
-        ),
-        (
-            'C8b',
-            'the expected loss comes closer to the largest',
-            'expected loss over PGD-20’s',
-            'share',
-            (0, np.inf),
-        ),
-    ):
+    for key, (text, measure, unit, bounds) in _DEGENERATES.items():
         fields = dict(
-            text=f'as the weight λ of the entropy falls, {text}', bounds=bounds, unit=f'{unit} a step'
+            text=f'As the weight λ of the entropy falls, {text}', unit=f'{unit} a step', bounds=bounds
         )
-        claims.append(Claim(key, statistic=f'{measure}, {how}', remark=_last_step(e, key), **fields))
+        statistic = f'{measure}, mean change as λ falls by one step, {over}'
+        claims.append(Claim(key, statistic=statistic, remark=_last_step(e, key), **fields))
     return claims
 
 # %% ../../nbs/library/paper/claims.ipynb #claims-across
@@ -719,7 +710,7 @@ def _one_step(gains):
     says = f', one FGSM step {share:.2f}'
     return f'{says}, so this gate does not tell the inner problem from one step' if share >= GATE else says
 
-
+# %% ../../nbs/library/paper/claims.ipynb #gates-2
 def _gate(e, key, row):
     "Do the networks of a row in a claim solve the inner problem?"
     name, grid = f'inner problem of {row}', _grids_of(e, key)[row]

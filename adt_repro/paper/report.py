@@ -258,6 +258,8 @@ CELL_MEANINGS = {  # of a cell of Table 1
     'no published value': 'nothing to compare with',
     'not run': 'no records',
 }
+
+# %% ../../nbs/library/paper/report.ipynb #html-conditions
 CONDITIONS = (
     'A gate asks whether the training matches the paper’s: does the inner problem reach nearly as much loss '
     'as PGD-20? A premise asks whether these networks can show the effect at all: for example, does the loss '
@@ -478,7 +480,7 @@ def _short_verdict(c):
     unknown = [kind for kind in ('gate', 'premise') if f'{kind} not measured' in c.conditions]
     return f'{word} ({" and ".join(unknown)} not measured)' if unknown else word
 
-
+# %% ../../nbs/library/paper/report.ipynb #readme-claims-2
 def _reason(c):
     "The reason of a claim's word and its remark; without a reason that is the gate's or premise's own text"
     why = '' if c.verdict == 'not testable here' else c.why

@@ -246,9 +246,9 @@ def _adjusted(family, found, shares):
     values = zip(alone, *adjusted, strict=True)
     return {c.key: tuple(map(float, v)) for c, v in zip(family, values, strict=True)}
 
-
+# %% ../../nbs/library/paper/verdicts.ipynb #families-2
 def _shares(claims):
-    "Into how many parts the error is divided for claims that are not primary, whether the primary is tested or not"
+    "How often the error is divided for claims that are not primary, even if a primary one is not tested"
     return 2 if any(c.primary for c in claims) else 1
 
 
