@@ -141,7 +141,7 @@ def _declared_words(e, key):
     "That a claim is a variant, and that it was declared later than others, as sentences"
     words = [] if key == _base(key) else [f'A variant of {_base(key)}, secondary.']
     if _declared(e, key).get('added'):
-        words.append(f'Declared later: {_declared(e, key)["added"]}.')
+        words.append(f'Declared later, {_declared(e, key)["added"]}.')
     return ' '.join(words)
 
 
