@@ -270,7 +270,8 @@ CONDITIONS = (
 FAMILY = (
     'All claims of this table are one family: if each single test keeps its level, at most 5 % of such tables '
     'contain any false supported or contradicted. The main claim has half of these 5 % for itself, and the '
-    'others share the other half (Holm). The word smaller than published is not part of this.'
+    'others that can be tested share the other half equally (Bonferroni). The word smaller than published is '
+    'not part of this.'
 )
 
 # %% ../../nbs/library/paper/report.ipynb #html-legend
@@ -421,7 +422,9 @@ _CLAIMS = """\
 {% if c.remark %}<br><small>{{ c.remark }}</small>{% endif %}</td></tr>\
 {% endfor %}</tbody>{% endfor %}</table>"""
 _ALONE = 'The main claim, tested alone, with half of the table’s error of 5 %'
-_TOGETHER = 'The other claims, which share the other half (Holm’s correction over those that can be tested)'
+_TOGETHER = (
+    'The other claims, which share the other half (Bonferroni’s correction for those that can be tested)'
+)
 
 # %% ../../nbs/library/paper/report.ipynb #html-claims-2
 def claims_html(

@@ -16,7 +16,6 @@ from ..base.parameters import maybe, number, refuse, whole
 from adt_repro.base.stats import (
     check_bounds,
     combined_interval,
-    holm,
     p_inside,
     p_outside,
     seeds_by_examples,
@@ -218,7 +217,7 @@ class Claim:
     statistic: str = ''  # what is measured, as text
     source: str = 'poster'  # who makes the claim, one of `SOURCES`
     published_source: str = ''  # where `published` is from, one of `SOURCES`; '' if there is none
-    primary: bool = False  # is it tested alone, with half of the table's error?
+    primary: bool = False  # is it tested alone?
     remark: str = ''  # what a reader must know of the claim itself, as a sentence
 
     def __post_init__(self):
@@ -236,30 +235,20 @@ def _p_values(found, bounds):
     return p_outside(found, bounds), p_inside(found, bounds)
 
 
-def _adjusted(family, found, shares):
-    """By key, for some claims: the p value, the adjusted one, and the adjusted one against the claim
-
-    `shares`: into how many equal parts the error is divided, of which these claims have one."""
-    p = [_p_values(found[c.key], c.bounds) for c in family]
-    alone, against = [a for a, _ in p], [b for _, b in p]
-    adjusted = [np.minimum(1, shares * holm(values)) for values in (alone, against)]
-    values = zip(alone, *adjusted, strict=True)
-    return {c.key: tuple(map(float, v)) for c, v in zip(family, values, strict=True)}
-
-# %% ../../nbs/library/paper/verdicts.ipynb #families-2
-def _shares(claims):
-    "How often the error is divided for claims that are not primary, even if a primary one is not tested"
-    return 2 if any(c.primary for c in claims) else 1
+def _adjusted(family, found):
+    "By key, for a family of claims: the p value, the adjusted one, and the adjusted one against the claim"
+    p = {c.key: _p_values(found[c.key], c.bounds) for c in family}
+    return {key: (a, min(1.0, len(p) * a), min(1.0, len(p) * b)) for key, (a, b) in p.items()}
 
 
 def _p_of_tested(claims, found, conditions, missing):
-    "By key: the p values of `_adjusted` for the claims that are tested"
+    "By key: the p values of `_adjusted` for the claims that are tested, the primary ones apart"
     tested = []
     for c in claims:
         if _without_a_test(found[c.key], c.bounds, conditions[c.key], missing[c.key]) is None:
             tested.append(c)
     primary, others = [c for c in tested if c.primary], [c for c in tested if not c.primary]
-    return _adjusted(primary, found, 1) | _adjusted(others, found, _shares(claims))
+    return _adjusted(primary, found) | _adjusted(others, found)
 
 # %% ../../nbs/library/paper/verdicts.ipynb #judged-columns
 _JUDGED = (
@@ -309,7 +298,7 @@ def judge(
 ) -> pd.DataFrame:  # one row for each claim, in their order
     """Each claim's verdict; a `ParameterError` if two claims share a key
 
-    If one claim is primary, the others share half of `alpha` in each direction, by Holm's procedure.
+    The primary claim is tested at `alpha`; the others that can be tested share one more `alpha` (Bonferroni).
     The columns: key, claim, source, statistic, unit, estimate, lo, hi, published, published_source, seeds (as
     text, '5', or '5, 3' for two sides), n (images), p (of `p_outside`) and p_adjusted, both only for claims
     that were tested, conditions (as text), verdict, why, remark.
@@ -333,14 +322,13 @@ def claim_levels(
     judged: pd.DataFrame,  # as returned by `judge` for these claims
     alpha: float = 0.025,  # as given to `judge`, in (0, 1)
 ) -> dict:  # by key: a level in (0, 1)
-    "The one-sided p value that each claim must reach if it is the first of its group to be found"
+    "The one-sided p value that each claim must reach; for one that was not tested, as if it were one more"
     groups, levels = {}, {}
     for c, p in zip(claims, judged.p_adjusted, strict=True):
         groups.setdefault(c.primary, []).append((c.key, bool(np.isfinite(p))))
-    for primary, members in groups.items():
+    for members in groups.values():
         tested = sum(is_tested for _, is_tested in members)
-        own = alpha if primary else alpha / _shares(claims)
-        levels |= {key: own / (tested if is_tested else tested + 1) for key, is_tested in members}
+        levels |= {key: alpha / (tested if is_tested else tested + 1) for key, is_tested in members}
     return levels
 
 # %% ../../nbs/library/paper/verdicts.ipynb #our-accuracy

@@ -102,6 +102,7 @@ def constructed(**changes):
         conditions='gate met: inner problem of adt_exp',
         verdict='smaller than published',
         why='interval [-1.24, 0.92] covers 0 and excludes the published 2.3',
+        remark='',
     )
     return row | changes
 
@@ -127,8 +128,18 @@ def test_a_word_stands_beside_what_it_follows_from(word):
         assert text in page, text
 
 
+@pytest.mark.parametrize('made', [claims_html, lambda judged, _: frame_markdown(claims_table(judged))])
+def test_a_remark_stands_beside_the_reason(made):
+    row = constructed(why='the reason', remark='What a reader must know.')
+    text = made(pd.DataFrame([row]), 'said')
+    assert text.index('the reason') < text.index('What a reader must know.')
+    assert 'What a reader must know.' in made(pd.DataFrame([row | dict(verdict='not testable here')]), 'said')
+
+
 def test_text_of_a_claim_stays_text():
-    texts = dict.fromkeys('key claim source statistic unit published_source conditions why'.split(), PROBE)
+    texts = dict.fromkeys(
+        'key claim source statistic unit published_source conditions why remark'.split(), PROBE
+    )
     rows = pd.DataFrame([constructed(**texts)])
     page = claims_html(rows, PROBE, [PROBE])
     assert '<script' not in page and '<img' not in page and page.count('&lt;script&gt;') >= 8
@@ -153,8 +164,8 @@ def test_the_table_says_why_there_is_no_verdict():
         constructed(key='C9', verdict='not run'),
     ]
     lines = claims_lines(rows)
-    assert lines[2].endswith('| one network, against |')
-    assert lines[3].endswith('| not testable here (not met: the loss bends) |')
+    assert '| one network, against | gate met: inner problem of adt_exp | against: interval [1' in lines[2]
+    assert lines[3].endswith(f'| not testable here (not met: the loss bends) | {gates} | – |')
     assert len(lines) == 4  # no line for a claim that was not run
 
 

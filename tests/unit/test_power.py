@@ -140,7 +140,7 @@ def test_what_is_estimated_as_none_has_an_upper_limit(sd):
 
 
 def test_the_upper_limit_has_no_step_where_the_estimate_is_none():
-    "Two grids, mean squares that cancel almost: just above and just below 0 the limits agree, and grids may change places"
+    "Just above and just below 0 the limits agree, and two grids may change places"
     rng = np.random.default_rng(10)
     a, b = normal(rng, 4, 30, 0, 1, 5), normal(rng, 3, 30, 0, 1, 5)
 
@@ -318,15 +318,18 @@ def experiment(rng, S, shift, n=120, gain=0.0):
 
 @pytest.mark.parametrize('S, shift', [(2, 3), (3, 0), (5, 1), (10, 3)])
 def test_intervals_cover_and_families_seldom_err(S, shift):
-    "The truth at every bound: the main claim alone, and the other four together, are false at most 5 % of the time"
-    claims = [Claim(f'{x}{y}', 'better', (0, inf), primary=k == 0) for k, (x, y) in enumerate(KEYS)]
-    rng, held, errors, reps = np.random.default_rng([S, shift]), 0, np.zeros(2), 60
+    "The truth at a bound, or just within: the main claim, the other four together, and all five"
+    bounds = [(0 if k % 2 == 0 else -1e-9, inf) for k in range(len(KEYS))]
+    wrong = ['contradicted' if k % 2 else 'supported' for k in range(len(KEYS))]
+    claims = [Claim(f'{x}{y}', 'better', bounds[k], primary=k == 0) for k, (x, y) in enumerate(KEYS)]
+    rng, held, errors, reps = np.random.default_rng([S, shift]), 0, np.zeros(3), 60
     for _ in range(reps):
         found = experiment(rng, S, shift)
         held += sum(f['lo'] <= 0 <= f['hi'] for f in found.values()) / len(found)
-        false = judge(claims, found).verdict.isin(['supported', 'contradicted'])
-        errors += false.iloc[0], false.iloc[1:].any()
-    assert held / reps > 0.91 and (errors / reps <= 0.05 + 3 * (0.05 * 0.95 / reps) ** 0.5).all()
+        false = judge(claims, found).verdict == wrong
+        errors += false.iloc[0], false.iloc[1:].any(), false.any()
+    most = np.array([0.025, 0.025, 0.05])
+    assert held / reps > 0.91 and (errors / reps <= most + 3 * (most * (1 - most) / reps) ** 0.5).all()
 
 
 def test_a_large_effect_is_seen_by_all_seeds_but_one():
