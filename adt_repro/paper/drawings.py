@@ -92,7 +92,7 @@ def _claim_unit(claim, bounds):
     if size > max(abs(bound) for bound in bounds if np.isfinite(bound)):
         number = f'{size:.3g} {claim.unit}'.strip()
         derived = claim.published_source.startswith('derived')
-        return size, f'× {number}, {claim.published_source}' if derived else f'× the published {number}'
+        return size, f'× {number},\n{claim.published_source}' if derived else f'× the published {number}'
     return 1.0, claim.unit
 
 
