@@ -14,6 +14,8 @@ from scipy import stats
 from adt_repro.paper.evidence import TABLE1
 from adt_repro.paper.report import COLUMNS, claims_table, frame_markdown
 from adt_repro.paper.summaries import headline
+from adt_repro.planning.costs import step_costs
+from adt_repro.runs.scales import load_scale
 
 OUTPUTS = ROOT / 'outputs'
 SCALES = ['cpu', 'digits', 'gpu']
@@ -181,6 +183,35 @@ def test_power_of_the_main_claim():
         assert abs(estimate(line['power, %']) - 100 * steps.power[plan]) <= 0.0501
         assert int(line.seeds) == steps.seeds[plan] and int(line.images) == steps.images[plan]
     assert estimate(page['power, %'].iloc[0]) < 50 < estimate(page['power, %'].iloc[-1])
+
+
+@pytest.mark.parametrize('scale', ['cpu', 'digits'])
+def test_claims_are_planned_at_the_level_at_which_they_are_tested(scale):
+    tables = OUTPUTS / scale / 'tables'
+    claims, plan = (pd.read_csv(tables / f'{name}.csv').set_index('key') for name in ('claims', 'power'))
+    tested = claims.index[claims.p_adjusted.notna()].drop('C1', errors='ignore')
+    assert plan.alpha['C1'] == 0.025 and set(plan.index) <= set(claims.index)
+    for key, alpha in plan.alpha.drop('C1').items():
+        assert np.isclose(alpha, 0.025 / (len(tested) + (key not in tested)), rtol=1e-5), key
+        if key in tested:
+            assert np.isclose(claims.p_adjusted[key], min(1, claims.p[key] * 0.025 / alpha), rtol=1e-4)
+
+
+def test_each_claim_is_priced_by_what_it_is_measured_by():
+    "One more seed of each row at cpu: trained, and measured on the claim's images; from the table of costs"
+    steps = step_costs(load_scale(ROOT / 'nbs' / 'scales' / 'cpu.yaml'))
+    each = (steps.hours / steps.jobs).groupby([steps.experiment, steps.what]).sum()
+    images = steps.groupby(['experiment', 'what']).images.first()
+    parts = dict(C6a='landscape {}, curvature', C7='landscape {}, alignment', C11a='transfer {}')
+    parts |= dict(C11b='spsa {}', C12='diversity {}')
+    plan = pd.read_csv(OUTPUTS / 'cpu' / 'tables' / 'power.csv').set_index('key')
+    for key, part in parts.items():
+        hours = 0
+        for row in ['adt_exp'] if key in ('C7', 'C12') else ['adt_exp', 'at_pgd']:
+            measured = tuple(part.format(row).split(' ', 1))
+            hours += each['train', row] + each['watch', row]
+            hours += plan.n[key] * each[measured] / images[measured]
+        assert np.isclose(plan.hours_of_a_seed[key], hours, rtol=1e-4), key
 
 
 def test_momentum_of_cpu():

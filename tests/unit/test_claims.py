@@ -597,6 +597,9 @@ def test_one_step_stands_beside_the_gate():
         gains = [gain | dict(fgsm=step) for gain, step in zip(e.gains['adt_exp'], steps, strict=True)]
         [gate] = claim_conditions(replace(e, gains=dict(adt_exp=gains)), ['C1'])['C1']
         assert gate.met and gate.says.endswith(f'at least {GATE}{said}')
+    worse = [dict(seed=s, share=0.4, lo=0.3, hi=0.5, n=200, fgsm=0.9) for s in (0, 1)]
+    [gate] = claim_conditions(replace(e, gains=dict(adt_exp=worse)), ['C1'])['C1']
+    assert not gate.met and gate.says.endswith(f'at least {GATE}, one FGSM step 0.90')
     some = dict(adt_exp=[e.gains['adt_exp'][0] | dict(fgsm=0.9), e.gains['adt_exp'][1]])
     [gate] = claim_conditions(replace(e, gains=some), ['C1'])['C1']
     assert gate.says.endswith(f'at least {GATE}')
