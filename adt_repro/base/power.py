@@ -64,15 +64,24 @@ def _limits(square, df, tail):
     return square * df / chdtri(df, tail), square * df / chdtri(df, 1 - tail)
 
 
+def _raised(terms):
+    "Terms whose sum is below 0, with the mean squares that are added raised alike until it is 0; else the terms"
+    missing = -sum(coefficient * square for coefficient, square, _ in terms)
+    if missing <= 0:
+        return terms
+    more = missing / sum(max(0.0, coefficient) for coefficient, _, _ in terms)
+    return [(c, square + more if c > 0 else square, df) for c, square, df in terms]
+
+
 def _deviation(terms, tail):
     "(sd, lo, hi) of the root of a sum of terms, each a coefficient, a mean square, its degrees of freedom"
-    estimate, below, above = 0.0, 0.0, 0.0
-    for coefficient, square, df in terms:
+    below, above = 0.0, 0.0
+    for coefficient, square, df in _raised(terms):
         lo, hi = _limits(square, df, tail)
         ends = sorted((coefficient * lo, coefficient * hi))
-        estimate += coefficient * square
         below += (coefficient * square - ends[0]) ** 2
         above += (ends[1] - coefficient * square) ** 2
+    estimate = max(0.0, sum(coefficient * square for coefficient, square, _ in terms))
     lo, hi = estimate - math.sqrt(below), estimate + math.sqrt(above)
     return tuple(math.sqrt(max(0.0, v)) for v in (estimate, lo, hi))
 

@@ -137,22 +137,42 @@ def _worst_case_name(e, key):
     return f'A_rob under {", ".join(_attacks_of(e, key))}'
 
 # %% ../../nbs/library/paper/claims.ipynb #claims-of
+def _declared_words(e, key):
+    "That a claim is a variant, and that it was declared later than others, as sentences"
+    words = [] if key == _base(key) else [f'A variant of {_base(key)}, secondary.']
+    if _declared(e, key).get('added'):
+        words.append(f'Declared later, {_declared(e, key)["added"]}.')
+    return ' '.join(words)
+
+
 def _claims_of(e, base, statistic, **fields):
     "A claim and its declared variants; in `statistic`, {rob} is the worst case and {rows} are the rows"
-    primary = fields.pop('primary', False)
+    primary, remark = fields.pop('primary', False), fields.pop('remark', '')
     claims = []
     for key in _keys(e, base):
         words = statistic.format(rob=_worst_case_name(e, key), rows=' − '.join(_rows_of(e, key)))
-        claims.append(Claim(key=key, statistic=words, primary=primary and key == base, **fields))
+        said = ' '.join(filter(None, [remark, _declared_words(e, key)]))
+        claims.append(Claim(key=key, statistic=words, primary=primary and key == base, remark=said, **fields))
     return claims
 
 
 _LABELS = dict(adt_exp='ADT_EXP', adt_exp_am='ADT_EXP_AM', adt_imp_am='ADT_IMP_AM')
 
 # %% ../../nbs/library/paper/claims.ipynb #claims-robustness
+def _without_premise(e):
+    "Why C1 has no premise, as a sentence"
+    size, premise = '', None if e is None else _bends(e)
+    if premise is not None and premise.met is not None:
+        size = f' ({premise.says.partition(", at least")[0]}, 8.27 in the paper)'
+    return (
+        f'Tested as the paper states it, on any network, so without the premise that the loss bends{size}. '
+        'A nearly linear loss leaves less room for a difference.'
+    )
+
+
 def _robustness_claims(paper, e):
     "C1: each ADT method against AT_PGD"
-    claims = []
+    claims, remark = [], _without_premise(e)
     for key, method in dict(C1='adt_exp', C1b='adt_exp_am', C1c='adt_imp_am').items():
         claims += _claims_of(
             e,
@@ -165,6 +185,7 @@ def _robustness_claims(paper, e):
             published_source='Table 1',
             source='Table 1',
             primary=key == 'C1',
+            remark=remark,
         )
     return claims
 
@@ -214,7 +235,7 @@ def _cost_claims(e):
             unit='log₁₀',
             bounds=(-np.inf, np.log10(0.5)),
             published=float(np.log10(13 / 73)),  # passes of the network for an image
-            published_source='derived',
+            published_source='derived from the released code',
             source='released code',
         )
     return claims
@@ -231,7 +252,7 @@ def _baseline_claims(paper, margin, e):
         unit='points',
         bounds=(-np.inf, 0),
         published=float(paper.pgd20['at_fgsm'] - paper.fgsm['at_fgsm'] / 2),
-        published_source='derived',
+        published_source='derived from Table 1',
         source='Table 1',
     )
     illusion = _claims_of(
@@ -242,12 +263,20 @@ def _baseline_claims(paper, margin, e):
         unit='points',
         bounds=(-np.inf, -margin),
         published=float(lost['feature_scatter'] - lost['at_pgd']),
-        published_source='derived',
+        published_source='derived from Table 1',
         source='Table 1',
     )
     return [*collapse, *illusion]
 
 # %% ../../nbs/library/paper/claims.ipynb #claims-landscape
+def _same_direction(e):
+    "What C7's difference is for networks that were not trained by ADT, as sentences"
+    says = 'It shows what the fit of a distribution does to a network, not what ADT training does'
+    found = {} if e is None or e.alignment is None else _alignment_of_rows(e, ['at_pgd', 'standard'])
+    sizes = ', '.join(f'{size:.2f} for {row}' for row, size in found.items())
+    return f'{says}: the same difference is {sizes}.' if sizes else f'{says}.'
+
+
 def _landscape_claims(e):
     "C6, C7: curvature, and where the distribution points"
     claims = []
@@ -267,28 +296,44 @@ def _landscape_claims(e):
         text='The distribution points towards the ends of other attacks more than another image’s does',
         unit='cosine',
         bounds=(0, np.inf),
+        remark=_same_direction(e),
     )
 
 # %% ../../nbs/library/paper/claims.ipynb #claims-entropy
-def _entropy_claims():
-    "C8: without entropy the distribution degenerates"
-    without = 'without entropy (λ = 0) '
-    return [
-        Claim(
-            key='C8a',
-            text=without + 'the distribution shrinks',
-            statistic='entropy of the fitted distributions, λ = 0 − λ = 0.01',
-            unit='nats per pixel',
-            bounds=(-np.inf, 0),
-        ),
-        Claim(
-            key='C8b',
-            text=without + 'the expected loss comes closer to the largest',
-            statistic='expected loss over PGD-20’s, λ = 0 − λ = 0.01',
-            unit='share',
-            bounds=(0, np.inf),
-        ),
-    ]
+_LBD = 0.01  # the paper's weight of the entropy
+
+
+def _last_step(e, key):
+    "What C8's change is between the paper's weight and 0 alone, and how it ranks, as a sentence; empty if not known"
+    wide = _by_weight(e, key) if e is not None else pd.DataFrame()
+    if not {0, _LBD} <= set(wide.columns) or len(wide) < 2 or wide.shape[1] < 3:
+        return ''
+    last = mean_interval(wide[0] - wide[_LBD])
+    ranks = wide.T.rank().corrwith(pd.Series(range(wide.shape[1]), index=wide.columns))
+    return (
+        f'λ = 0 − λ = {_LBD:g} alone: {last["mean"]:.3f} [{last["lo"]:.3f}, {last["hi"]:.3f}]. '
+        f'Rank correlation with λ: {ranks.mean():.2f}, mean of {len(wide)} seeds.'
+    )
+
+# %% ../../nbs/library/paper/claims.ipynb #claims-entropy-2
+_DEGENERATES = dict(  # text, measure, unit, bounds
+    C8a=('the distribution shrinks', 'entropy of the fitted distributions', 'nats per pixel', (-np.inf, 0)),
+    C8b=('the expected loss nears the largest', 'expected loss over PGD-20’s', 'share', (0, np.inf)),
+)
+
+
+def _entropy_claims(e):
+    "C8: as the weight of the entropy falls, the distribution degenerates"
+    weights = sorted(set(_by_weight(e, 'C8a').columns)) if e is not None else []
+    over = f'over λ = {", ".join(f"{w:g}" for w in weights)}' if weights else 'over all λ'
+    claims = []
+    for key, (text, measure, unit, bounds) in _DEGENERATES.items():
+        fields = dict(
+            text=f'As the weight λ of the entropy falls, {text}', unit=f'{unit} a step', bounds=bounds
+        )
+        statistic = f'{measure}, mean change as λ falls by one step, {over}'
+        claims.append(Claim(key, statistic=statistic, remark=_last_step(e, key), **fields))
+    return claims
 
 # %% ../../nbs/library/paper/claims.ipynb #claims-across
 def _across_claims(paper, e):
@@ -303,7 +348,7 @@ def _across_claims(paper, e):
             unit='points',
             bounds=(-np.inf, 0),
             published=float(lost[method] - lost['at_pgd']),
-            published_source='derived',
+            published_source='derived from Table 1',
         )
     return claims
 
@@ -359,7 +404,7 @@ def paper_claims(
         *_cost_claims(e),
         *_baseline_claims(paper, margin, e),
         *_landscape_claims(e),
-        *_entropy_claims(),
+        *_entropy_claims(e),
         *_across_claims(paper, e),
         *_black_box_claims(e),
         *_other_claims(paper, margin, e),
@@ -525,13 +570,17 @@ def _diversity(e, key):
     by_run = _between(e.diversity, 'kind', 'distribution', 'restarts', 'variance')
     return [_by_seed(e, *_rows_of(e, key), by_run, key)]
 
+# %% ../../nbs/library/paper/claims.ipynb #statistics-alignment-rows
+def _alignment_of_rows(e, rows):
+    "By row, the difference of cosines of C7: a mean over its networks and their images; only rows that have it"
+    by_run = _between(e.alignment, 'cloud', 'own', 'other_image', 'cosine')
+    grids = {row: _by_seed(e, row, by_run) for row in rows}
+    return {row: float(grid.values.mean()) for row, grid in grids.items() if grid is not None}
+
 # %% ../../nbs/library/paper/claims.ipynb #statistics-ablation
-_LBD = 0.01  # the paper's weight of the entropy
-
-
-def _largest_loss(rows):
-    "By run, the mean loss under PGD-20; empty if there are no such records"
-    met = rows[(rows.attack == 'pgd20') & rows.attacked]
+def _mean_loss(rows, attack):
+    "By run, the mean loss under an attack; empty if there are no such records"
+    met = rows[(rows.attack == attack) & rows.attacked]
     return met.groupby('run').loss.mean()
 
 
@@ -541,16 +590,35 @@ def _at_weight(frame, value, lbd):
     return of_sweep[[value]].dropna().to_numpy(dtype=float)
 
 
-def _without_entropy(e, key):
-    "C8: the entropy, or the expected loss over PGD-20's, at λ = 0 and at the paper's λ"
-    frame = e.ablation
-    if frame is None or (key == 'C8b' and e.ablation_rows is None):
+_OF_ENTROPY = dict(C8a='entropy', C8b='share')
+
+
+def _swept(e, key):
+    "The ablation's frame with the column of `_OF_ENTROPY`; None if it was not run"
+    if e.ablation is None or _OF_ENTROPY[key] == 'entropy':
+        return e.ablation
+    if e.ablation_rows is None:
         return None
-    if key == 'C8b':
-        frame = frame.assign(share=frame.expected_loss / frame.run.map(_largest_loss(e.ablation_rows)))
-    value = dict(C8a='entropy', C8b='share')[key]
-    grids = _at_weight(frame, value, 0), _at_weight(frame, value, _LBD)
-    return grids if all(len(grid) for grid in grids) else None
+    largest = e.ablation.run.map(_mean_loss(e.ablation_rows, 'pgd20'))
+    return e.ablation.assign(share=e.ablation.expected_loss / largest)
+
+# %% ../../nbs/library/paper/claims.ipynb #statistics-trend
+def _by_weight(e, key):
+    "Seeds by weights of the entropy, in increasing order: a value of ADT_EXP; only seeds that have all weights"
+    frame = _swept(e, key)
+    if frame is None:
+        return pd.DataFrame()
+    of_sweep = frame[(frame.option == 'lbd') & (frame.method == 'adt_exp')]
+    return of_sweep.pivot(index='seed', columns='value', values=_OF_ENTROPY[key]).sort_index(axis=1).dropna()
+
+
+def _entropy_trend(e, key):
+    "C8: for each seed, minus the slope of the least-squares line over 0, 1, 2, …, the order of the weights"
+    wide = _by_weight(e, key)
+    if not len(wide) or wide.shape[1] < 2:
+        return None
+    order = np.arange(wide.shape[1]) - (wide.shape[1] - 1) / 2
+    return (-(wide.to_numpy(dtype=float) @ order / (order @ order))[:, None],)
 
 # %% ../../nbs/library/paper/claims.ipynb #statistics-end
 def _end_of_entropy(e, key):
@@ -565,7 +633,7 @@ _BY_IMAGE = dict.fromkeys(_FROM_RECORDS, _robustness)  # gives a grid for each r
 _BY_IMAGE |= dict.fromkeys(['C6a', 'C6b', 'C6c'], _curvature)
 _BY_IMAGE |= dict.fromkeys(['C11a', 'C11b'], _black_box)
 _BY_IMAGE |= dict(C7=_alignment, C12=_diversity)
-_OTHERS = dict.fromkeys(['C2c', 'C2d'], _work) | dict.fromkeys(['C8a', 'C8b'], _without_entropy)
+_OTHERS = dict.fromkeys(['C2c', 'C2d'], _work) | dict.fromkeys(_OF_ENTROPY, _entropy_trend)
 _OTHERS |= dict(C9=_end_of_entropy)
 _IN_PERCENT = [*_FROM_RECORDS, 'C11a', 'C11b']
 
@@ -613,7 +681,7 @@ def _images_of(e, key, n):
     "How many images are behind a number that is not given by image"
     if _base(key) == 'C9':
         return 0
-    return int(e.ablation.n_test.min()) if _base(key) in ('C8a', 'C8b') else n
+    return int(e.ablation.n_test.min()) if _base(key) in _OF_ENTROPY else n
 
 
 def claim_estimates(
@@ -633,6 +701,18 @@ BEND = 3.0  # least FGSM − PGD-20 of at_pgd, in points
 _DEAR = 2.1  # most passes of the network that a pass of the generator may cost
 
 
+def _one_step(gains, is_met):
+    "What one FGSM step reaches on the same networks, as words; empty if that was not measured"
+    steps = [gain['fgsm'] for gain in gains if 'fgsm' in gain]
+    if len(steps) < len(gains):
+        return ''
+    share = float(np.mean(steps))
+    says = f', one FGSM step {share:.2f}'
+    if is_met and share >= GATE:
+        says += ', so this gate does not tell the inner problem from one step'
+    return says
+
+# %% ../../nbs/library/paper/claims.ipynb #gates-2
 def _gate(e, key, row):
     "Do the networks of a row in a claim solve the inner problem?"
     name, grid = f'inner problem of {row}', _grids_of(e, key)[row]
@@ -648,7 +728,8 @@ def _gate(e, key, row):
         share = ends['mean']
     size = f'{share:.2f} [{ends["lo"]:.2f}, {ends["hi"]:.2f}] of PGD-20’s gain in loss'
     networks = 'one network' if len(gains) == 1 else f'mean of {len(gains)} networks'
-    return Condition(name, 'gate', bool(share >= GATE), f'{size} ({networks}), at least {GATE}')
+    says = f'{size} ({networks}), at least {GATE}{_one_step(gains, share >= GATE)}'
+    return Condition(name, 'gate', bool(share >= GATE), says)
 
 # %% ../../nbs/library/paper/claims.ipynb #premises
 def _bends(e):
@@ -704,11 +785,29 @@ def _cheap_generator(e, key):
     says = f'a pass costs {costs.max():.1f} of the network’s, at most {_DEAR} (2.0 in the paper)'
     return Condition(f'the generator of {row} is cheap', 'premise', bool(costs.max() <= _DEAR), says)
 
+# %% ../../nbs/library/paper/claims.ipynb #gate-ablation
+def _ablation_gate(e, key):
+    "Do an ablation's networks with the paper's weight of the entropy solve the inner problem?"
+    name = f'inner problem of adt_exp at λ = {_LBD:g}'
+    if e.ablation is None or e.ablation_rows is None:
+        return Condition(name, 'gate', None, '')
+    clean, most = (e.ablation.run.map(_mean_loss(e.ablation_rows, attack)) for attack in ('natural', 'pgd20'))
+    gained = e.ablation.assign(gain=(e.ablation.expected_loss - clean) / (most - clean))
+    shares = _at_weight(gained, 'gain', _LBD)[:, 0]
+    if not len(shares):
+        return Condition(name, 'gate', None, '')
+    found = mean_interval(shares)
+    ends = f' [{found["lo"]:.2f}, {found["hi"]:.2f}]' if len(shares) > 1 else ''
+    networks = 'one network' if len(shares) == 1 else f'mean of {len(shares)} networks'
+    says = f'{found["mean"]:.2f}{ends} of PGD-20’s gain in loss ({networks}), at least {GATE}'
+    return Condition(name, 'gate', bool(found['mean'] >= GATE), says)
+
 # %% ../../nbs/library/paper/claims.ipynb #conditions
 _GATED = ['C1', 'C1b', 'C1c', 'C2a', 'C2b', 'C6a', 'C6b', 'C6c', 'C7', 'C10a', 'C10b', 'C10c']
 _GATED += ['C11a', 'C11b', 'C12', 'C13']
 _BENT = ['C3', 'C4', 'C10a', 'C10b', 'C10c']
 _PREMISES = dict(C4=[_looks_robust], C7=[_finds_restarts])
+_PREMISES |= dict.fromkeys(_OF_ENTROPY, [_ablation_gate])
 _PREMISES |= dict.fromkeys(['C2c', 'C2d'], [_several_draws, _cheap_generator])
 
 

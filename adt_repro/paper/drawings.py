@@ -90,7 +90,9 @@ def _claim_unit(claim, bounds):
     "What 1 means on a claim's axis, in the claim's unit, and the name of the axis"
     size = abs(claim.published)
     if size > max(abs(bound) for bound in bounds if np.isfinite(bound)):
-        return size, f'× the published {size:.3g} {claim.unit}'.strip()
+        number = f'{size:.3g} {claim.unit}'.strip()
+        derived = claim.published_source.startswith('derived')
+        return size, f'× {number},\n{claim.published_source}' if derived else f'× the published {number}'
     return 1.0, claim.unit
 
 

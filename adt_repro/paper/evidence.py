@@ -239,14 +239,20 @@ class Evidence:
 # %% ../../nbs/library/paper/evidence.ipynb #declared
 def declared_claims(
     folder: Path | str,  # of a scale, such as outputs/mid
-) -> dict:  # by a claim's key: rows, attacks, effect (in points), seeds, n_test; empty: none
-    "What the file of a scale, nbs/scales/<scale>.yaml, declares; a `ParameterError` if it does not fit"
+) -> dict:  # by a claim's key: rows, attacks, effect (in points), seeds, n_test, added; empty: none
+    """What the file of a scale, nbs/scales/<scale>.yaml, declares; a `ParameterError` if it does not fit
+
+    added: for a claim that was declared later than the first, a date and a reason; else empty.
+    """
     folder = Path(folder).absolute()
     file = find_nbs(folder.parents[1]) / 'scales' / f'{folder.name}.yaml'
     if not file.exists():
         return {}
     declared = read_scale(file).asked['declared']
-    return dict(declared['claims']) if declared else {}
+    if not declared:
+        return {}
+    later = declared.get('added') or {}
+    return {key: claim | dict(added=later.get(key, '')) for key, claim in declared['claims'].items()}
 
 # %% ../../nbs/library/paper/evidence.ipynb #evidence
 def _joined(frames):

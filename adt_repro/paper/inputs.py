@@ -362,15 +362,18 @@ def _told_gain(folder, run):
 def run_gain_share(
     folder: Path | str,  # of a scale, such as outputs/cpu
     run: str,  # name of a finished run
-) -> dict:  # share of PGD-20's gain in loss, lo, hi, n, see `gain_share`; None if it was not measured
-    "How well a run's inner problem is solved, from its frame or else its run.json"
+) -> dict:  # share of PGD-20's gain in loss, lo, hi, n, see `gain_share`; fgsm; None if it was not measured
+    """How well a run's inner problem is solved, from its frame or else its run.json
+
+    fgsm is the share that one FGSM step reaches on the same images; a run.json does not have it.
+    """
     path = Path(folder) / 'frames' / f'gain-{run}.csv'
     if not path.exists():
         return _told_gain(folder, run)
     rows = read_frame(path, GAIN)
     if not (rows.pgd20 - rows.clean).mean() > 0:
         return None  # PGD-20 gains nothing, so there is no share
-    return gain_share(rows)
+    return gain_share(rows) | dict(fgsm=gain_share(rows, 'fgsm')['share'])
 
 # %% ../../nbs/library/paper/inputs.ipynb #panel
 _PANEL = [*CHECKS, 'black box: Square']

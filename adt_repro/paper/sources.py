@@ -194,7 +194,7 @@ class SourceOfClaim:
 
     key: str  # such as C1
     claim: str  # as a sentence
-    reads: tuple  # of `ReadByClaim`: first its statistic, then gates and premises
+    reads: tuple  # of `ReadByClaim`: first its statistic, then gates, premises and remark
 
 
 _WORST_CASE = ['C1', 'C1b', 'C1c', 'C2a', 'C2b', 'C10a', 'C10b', 'C10c']
@@ -262,15 +262,32 @@ def _statistic_reads(e, c, sources):
     return ReadByClaim('rows in' if rows else 'all rows of', rows=rows, files=files)
 
 # %% ../../nbs/library/paper/sources.ipynb #conditions-read
+def _bend_read(sources, kind):
+    attacks = 'fgsm', 'pgd20'
+    return ReadByClaim(f'{kind}: {_records_with(sources, ["at_pgd"], attacks)}', attacks, ('at_pgd',))
+
+
+def _remark_reads(e, c, sources):
+    "What the numbers in the remark of a claim are computed from"
+    remark = getattr(c, 'remark', '')
+    if 'the loss bends (' in remark and 'at_pgd' in sources:
+        yield _bend_read(sources, 'remark')
+    if _base(c.key) == 'C7':
+        rows = tuple(row for row in ('at_pgd', 'standard') if f' for {row}' in remark)
+        if rows:
+            yield ReadByClaim('remark: rows in', rows=rows, files=('frames/alignment.csv',))
+
+
 def _conditions_read(e, c, sources):
     "What the gates and premises of a claim read beyond its statistic"
     gated = re.findall('inner problem of ([^,;]+)', c.conditions)
     gated = tuple(row for row in gated if row in e.gains)
     if gated:
         yield ReadByClaim('gate: frames gain, or gain in run.json', rows=gated)
+    if 'at λ = ' in c.conditions:
+        yield ReadByClaim('gate: all rows of', files=('frames/ablation.csv', 'records/ablation.parquet'))
     if 'the loss bends' in c.conditions and 'at_pgd' in sources:
-        attacks = 'fgsm', 'pgd20'
-        yield ReadByClaim(f'premise: {_records_with(sources, ["at_pgd"], attacks)}', attacks, ('at_pgd',))
+        yield _bend_read(sources, 'premise')
     if 'looks robust' in c.conditions:
         rows, attacks = _rows_of_claim(e, c), ('pgd20',)
         yield ReadByClaim(f'premise: {_records_with(sources, rows, attacks)}', attacks, rows)
@@ -284,7 +301,8 @@ def claim_sources(
     "What stands behind each claim"
     found = []
     for c in judged[judged.verdict != 'not run'].itertuples():
-        reads = _statistic_reads(e, c, sources), *_conditions_read(e, c, sources)
+        beyond = *_conditions_read(e, c, sources), *_remark_reads(e, c, sources)
+        reads = _statistic_reads(e, c, sources), *beyond
         found.append(SourceOfClaim(c.key, c.claim, reads))
     return found
 

@@ -75,14 +75,14 @@ def network_pairs(
     a: str = 'adt_exp',  # a row of the table
     b: str = 'at_pgd',  # another
 ) -> pd.DataFrame:  # one row per seed: images that only one gets right, n, p; None: one was not run
-    "Two methods' networks of the same seed under A_rob, image by image"
+    "Two methods' networks of the same seed under A_rob, image by image; p is of one pair, and not corrected"
     if (a, 'rob') not in e.found or (b, 'rob') not in e.found:
         return None
     ours, theirs = e.found[a, 'rob'].align(e.found[b, 'rob'], join='inner')
     pairs = []
     for seed in ours.index:
         pairs.append(dict(seed=seed) | mcnemar(ours.loc[seed].values > 0, theirs.loc[seed].values > 0))
-    names = dict(only_a=f'correct for {a} only', only_b=f'correct for {b} only')
+    names = dict(only_a=f'correct for {a} only', only_b=f'correct for {b} only', p='p of this pair')
     return pd.DataFrame(pairs).rename(columns=names).set_index('seed')
 
 # %% ../../nbs/library/paper/summaries.ipynb #beyond

@@ -287,6 +287,13 @@ _OF_FIGURES['power'] = dict(
         _EVIDENCE,
         networks=False,
     ),
+    steps=Unit(
+        ('tables/power_steps.csv',),  # only where the main claim has two seeds on each side
+        _cells('power', f'{_CLAIMED} before'),
+        _COMPARED,
+        _EVIDENCE,
+        networks=False,
+    ),
     figure=Unit(
         ('figures/power.png',),
         _cells('power', f'{_CLAIMED} main figure'),

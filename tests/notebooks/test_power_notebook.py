@@ -159,7 +159,7 @@ def test_claims_of_the_paper_with_a_declared_one(digits):
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(digits / 'outputs' / 'digits' / 'tables' / 'power.few.csv').set_index('key')
     assert table.loc['C1', ['effect', 'effect_source']].tolist() == [3, 'declared']
-    assert table.alpha['C1'] == 0.025 and (table.alpha.drop('C1') < 0.025).all()
+    assert (table.alpha == 0.025).all()  # no other is tested without a gate: each would be the only one
     assert (
         'A_rob without FGSM, MIM' in table.statistic['C1']
         and table.effect_source['C13'] == 'half of the published'

@@ -14,6 +14,8 @@ from scipy import stats
 from adt_repro.paper.evidence import TABLE1
 from adt_repro.paper.report import COLUMNS, claims_table, frame_markdown
 from adt_repro.paper.summaries import headline
+from adt_repro.planning.costs import step_costs
+from adt_repro.runs.scales import load_scale
 
 OUTPUTS = ROOT / 'outputs'
 SCALES = ['cpu', 'digits', 'gpu']
@@ -99,8 +101,12 @@ def test_claims_of_a_page_are_the_committed_ones(scale):
     committed = pd.read_csv(OUTPUTS / scale / 'tables' / 'claims.csv').set_index('key')
     rows = [row for row in markdown_rows(shown(scale)['claims']) if row[0]]
     assert {row[0] for row in rows} == set(committed.index[committed.verdict != 'not run'])
-    for key, _, size, published, _, word in rows:
+    for key, _, size, published, _, word, gate, why in rows:
         assert word.startswith(committed.verdict[key])
+        assert gate == (committed.conditions[key] if isinstance(committed.conditions[key], str) else '–')
+        remark = committed.remark[key] if isinstance(committed.remark[key], str) else ''
+        reason = '' if word.startswith('not testable') else committed.why[key]
+        assert why == ' '.join(f'{text.rstrip(".")}.' for text in (reason, remark) if text) or why == '–'
         assert size == '–' or abs(estimate(size) - committed.estimate[key]) <= 0.00501
         assert published == '–' or abs(estimate(published) - committed.published[key]) <= 0.00501
 
@@ -108,7 +114,9 @@ def test_claims_of_a_page_are_the_committed_ones(scale):
 def test_the_first_thing_on_a_page_is_the_main_claim():
     for scale in SCALES:
         main = headline(scale)
-        key, _, size, _, of, word = markdown_rows(shown(scale)['answer'])[1]
+        key, _, size, _, of, word, gate, why = markdown_rows(shown(scale)['answer'])[1]
+        assert gate.startswith('gate ') and (gate.startswith('gate not measured') or 'at least 0.85' in gate)
+        assert 'without the premise that the loss bends' in why
         assert key == 'C1' and abs(estimate(size) - main['estimate']) <= 0.00501
         assert word.startswith(main['verdict']) and of.endswith(f'{main["n"]:,}')
         assert of.startswith(', '.join(map(str, main['seeds'])))
@@ -152,6 +160,58 @@ def test_first_images_of_cpu():
             assert int(line[attack]) == standing(asked, [attack])
         found += 1
     assert found == len(page) == 10
+
+
+@pytest.mark.parametrize('scale', ['cpu', 'digits'])
+def test_gates(scale):
+    "Shares counted from the frames: of the distribution and of one FGSM step"
+    page = frame_of(scale, 'gates')
+    for row, line in page.iterrows():
+        frames = [pd.read_csv(file) for file in OUTPUTS.glob(f'{scale}/frames/gain-*-{row}-s?.csv')]
+        assert int(line.networks) == len(frames)
+        for cell, column in (line['share'], 'expected'), (line['one FGSM step'], 'fgsm'):
+            means = [(f[column] - f.clean).mean() / (f.pgd20 - f.clean).mean() for f in frames]
+            assert abs(float(cell) - np.mean(means)) <= 0.00501
+    assert page.gate['adt_exp'] == ('met, and so by one step' if scale == 'cpu' else 'not met')
+
+
+def test_power_of_the_main_claim():
+    steps = pd.read_csv(OUTPUTS / 'cpu' / 'tables' / 'power_steps.csv').set_index('plan')
+    page = frame_of('cpu', 'power')
+    assert list(page.index) == list(steps.index) and len(page) == 5
+    for plan, line in page.iterrows():
+        assert abs(estimate(line['power, %']) - 100 * steps.power[plan]) <= 0.0501
+        assert int(line.seeds) == steps.seeds[plan] and int(line.images) == steps.images[plan]
+    assert estimate(page['power, %'].iloc[0]) < 50 < estimate(page['power, %'].iloc[-1])
+
+
+@pytest.mark.parametrize('scale', ['cpu', 'digits'])
+def test_claims_are_planned_at_the_level_at_which_they_are_tested(scale):
+    tables = OUTPUTS / scale / 'tables'
+    claims, plan = (pd.read_csv(tables / f'{name}.csv').set_index('key') for name in ('claims', 'power'))
+    tested = claims.index[claims.p_adjusted.notna()].drop('C1', errors='ignore')
+    assert plan.alpha['C1'] == 0.025 and set(plan.index) <= set(claims.index)
+    for key, alpha in plan.alpha.drop('C1').items():
+        assert np.isclose(alpha, 0.025 / (len(tested) + (key not in tested)), rtol=1e-5), key
+        if key in tested:
+            assert np.isclose(claims.p_adjusted[key], min(1, claims.p[key] * 0.025 / alpha), rtol=1e-4)
+
+
+def test_each_claim_is_priced_by_what_it_is_measured_by():
+    "One more seed of each row at cpu: trained, and measured on the claim's images; from the table of costs"
+    steps = step_costs(load_scale(ROOT / 'nbs' / 'scales' / 'cpu.yaml'))
+    each = (steps.hours / steps.jobs).groupby([steps.experiment, steps.what]).sum()
+    images = steps.groupby(['experiment', 'what']).images.first()
+    parts = dict(C6a='landscape {}, curvature', C7='landscape {}, alignment', C11a='transfer {}')
+    parts |= dict(C11b='spsa {}', C12='diversity {}')
+    plan = pd.read_csv(OUTPUTS / 'cpu' / 'tables' / 'power.csv').set_index('key')
+    for key, part in parts.items():
+        hours = 0
+        for row in ['adt_exp'] if key in ('C7', 'C12') else ['adt_exp', 'at_pgd']:
+            measured = tuple(part.format(row).split(' ', 1))
+            hours += each['train', row] + each['watch', row]
+            hours += plan.n[key] * each[measured] / images[measured]
+        assert np.isclose(plan.hours_of_a_seed[key], hours, rtol=1e-4), key
 
 
 def test_momentum_of_cpu():

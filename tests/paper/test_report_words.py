@@ -102,6 +102,7 @@ def constructed(**changes):
         conditions='gate met: inner problem of adt_exp',
         verdict='smaller than published',
         why='interval [-1.24, 0.92] covers 0 and excludes the published 2.3',
+        remark='',
     )
     return row | changes
 
@@ -127,8 +128,18 @@ def test_a_word_stands_beside_what_it_follows_from(word):
         assert text in page, text
 
 
+@pytest.mark.parametrize('made', [claims_html, lambda judged, _: frame_markdown(claims_table(judged))])
+def test_a_remark_stands_beside_the_reason(made):
+    row = constructed(why='the reason', remark='What a reader must know.')
+    text = made(pd.DataFrame([row]), 'said')
+    assert text.index('the reason') < text.index('What a reader must know.')
+    assert 'What a reader must know.' in made(pd.DataFrame([row | dict(verdict='not testable here')]), 'said')
+
+
 def test_text_of_a_claim_stays_text():
-    texts = dict.fromkeys('key claim source statistic unit published_source conditions why'.split(), PROBE)
+    texts = dict.fromkeys(
+        'key claim source statistic unit published_source conditions why remark'.split(), PROBE
+    )
     rows = pd.DataFrame([constructed(**texts)])
     page = claims_html(rows, PROBE, [PROBE])
     assert '<script' not in page and '<img' not in page and page.count('&lt;script&gt;') >= 8
@@ -153,8 +164,8 @@ def test_the_table_says_why_there_is_no_verdict():
         constructed(key='C9', verdict='not run'),
     ]
     lines = claims_lines(rows)
-    assert lines[2].endswith('| one network, against |')
-    assert lines[3].endswith('| not testable here (not met: the loss bends) |')
+    assert '| one network, against | gate met: inner problem of adt_exp | against: interval [1' in lines[2]
+    assert lines[3].endswith(f'| not testable here (not met: the loss bends) | {gates} | – |')
     assert len(lines) == 4  # no line for a claim that was not run
 
 
@@ -186,14 +197,14 @@ def test_the_table_says_that_a_gate_was_not_measured():
         constructed(verdict='supported', conditions=unknown.replace('gate', 'premise')),
         constructed(verdict='supported'),
     ]
-    ends = [line.rsplit(' | ', 1)[1] for line in claims_lines(rows)[2:]]
-    assert ends == [
-        'not testable here (gate not measured) |',
-        'not testable here (not met: the loss bends) |',
-        'one network, against (gate not measured) |',
-        'supported (gate not measured) |',
-        'supported (premise not measured) |',
-        'supported |',
+    words = [line.split(' | ')[5] for line in claims_lines(rows)[2:]]
+    assert words == [
+        'not testable here (gate not measured)',
+        'not testable here (not met: the loss bends)',
+        'one network, against (gate not measured)',
+        'supported (gate not measured)',
+        'supported (premise not measured)',
+        'supported',
     ]
 
 
@@ -201,7 +212,7 @@ def test_nothing_is_shown_of_a_claim_that_is_not_complete():
     nan = math.nan
     early = constructed(verdict='not complete', why='3 of 5 seeds', estimate=nan, lo=nan, hi=nan)
     line = claims_lines([early])[-1]
-    assert '| – |' in line and line.endswith('| not complete (3 of 5 seeds) |')
+    assert '| – |' in line and '| not complete (3 of 5 seeds) |' in line
 
 
 # Table 1
@@ -323,6 +334,16 @@ def test_a_bound_beyond_the_published_effect_is_not_counted_in_it():
     lo, hi = ends(ax)
     assert -2.4 < lo < -2 and 1.3 < hi < 1.7
     assert 'points' in [text.get_text() for text in ax.texts]
+
+
+def test_a_derived_effect_is_not_called_published():
+    for source, called in (
+        ('Table 1', '× the published 2.3'),
+        ('derived from Table 1', 'derived from Table 1'),
+    ):
+        (ax,) = drawn(dict(published_source=source))
+        texts = ' '.join(text.get_text() for text in ax.texts).partition('smaller than published')[2]
+        assert called in texts and ('published' in texts) == (source == 'Table 1')
 
 
 def test_every_axis_has_its_word_and_what_was_not_run_has_none():

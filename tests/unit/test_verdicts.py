@@ -23,7 +23,16 @@ from adt_repro.base.stats import (
     two_level,
     two_sample,
 )
-from adt_repro.paper.verdicts import SOURCES, WORDS, Claim, Condition, cell_verdict, judge, verdict
+from adt_repro.paper.verdicts import (
+    SOURCES,
+    WORDS,
+    Claim,
+    Condition,
+    cell_verdict,
+    claim_levels,
+    judge,
+    verdict,
+)
 
 inf = math.inf
 
@@ -703,21 +712,22 @@ def test_bounds_are_refused(bounds):
 
 COLUMNS = (
     'key claim source statistic unit estimate lo hi published published_source seeds n p p_adjusted '
-    'conditions verdict why'
+    'conditions verdict why remark'
 ).split()
 
 
 def test_judge():
     claims = [Claim(k, f'claim {k}', (0, inf), 2.3, 'points', 'difference') for k in 'abcd'] + [
-        Claim('e', 'claim e', (-2, 2), source='ours', published_source='derived')
+        Claim('e', 'claim e', (-2, 2), source='ours', published_source='derived from Table 1')
     ]
     f = dict(a=found(2, 0.3), b=found(2, 0.9), c=None, e=found(0, 5.0))
     rows = judge(claims, f)
     assert list(rows.columns) == COLUMNS and list(rows.key) == list('abcde')
     assert rows.verdict.tolist() == ['supported', 'inconclusive', 'not run', 'not run', 'inconclusive']
-    assert rows.source.tolist() == ['poster'] * 4 + ['ours'] and rows.published_source.iloc[-1] == 'derived'
+    assert rows.source.tolist() == ['poster'] * 4 + ['ours']
+    assert rows.published_source.iloc[-1] == 'derived from Table 1'
     run = rows.key.isin(list('abe'))
-    assert np.allclose(rows.p_adjusted[run], plain_holm(list(rows.p[run])))
+    assert np.allclose(rows.p_adjusted[run], np.minimum(1, run.sum() * rows.p[run]))
     assert rows.loc[~run, ['p', 'p_adjusted', 'estimate']].isna().all(axis=None)
     assert rows.seeds.tolist() == ['3', '3', '0', '0', '3'] and rows.n.tolist() == [360, 360, 0, 0, 360]
     assert judge(claims[:1], f, alpha=1e-9).verdict.item() != 'supported'
@@ -764,8 +774,61 @@ def test_a_row_without_spread_gains_nothing_and_helps_no_other():
     assert math.isclose(rows.p_adjusted[1], 2 * rows.p[1])
 
 
+def test_levels_are_those_of_the_test():
+    "A claim is found exactly if its p value is at most its level"
+    claims = [Claim('C1', 'first', (0, inf), primary=True)] + [Claim(k, k, (0, inf)) for k in 'abcd']
+    f = {c.key: found(2.0, 0.9) for c in claims} | dict(d=None)
+    levels = claim_levels(claims, judge(claims, f))
+    assert levels == pytest.approx(dict(C1=0.025, a=0.025 / 3, b=0.025 / 3, c=0.025 / 3, d=0.025 / 4))
+    others = {k: found(9.0, 1.0) for k in ('C1', 'b', 'c')}  # that the others are found is of no help
+    for p, word in (0.99 * levels['a'], 'supported'), (1.01 * levels['a'], 'inconclusive'):
+        for side, words in (1, word), (-1, word.replace('supported', 'contradicted')):
+            just = found(side * student.isf(p, 20.0), 1.0)
+            assert judge(claims, others | dict(a=just)).set_index('key').verdict['a'] == words
+    one = judge(claims, dict(C1=None, a=found(2.0, 0.9)))
+    assert claim_levels(claims, one) == pytest.approx(dict(C1=0.025, a=0.025, b=0.0125, c=0.0125, d=0.0125))
+    assert one.p_adjusted[1] == one.p[1]
+
+
+def any_false_word(reps, how):
+    """How often a table of independent claims has any false word; every other claim is true, by next to nothing
+
+    Independent claims whose standard errors are known: there, errors are as many as they can be. The controls:
+    the primary claim alone, and the others as a family of their own at 5 %; and nothing corrected.
+    """
+    rng, errors, claims = np.random.default_rng(0), 0, []
+    for k in range(9):
+        claims.append(Claim(f'c{k}', 'c', (0 if k % 2 else -1e-9, inf), primary=k == 0))
+    wrong = ['supported' if k % 2 else 'contradicted' for k in range(9)]
+    tables = dict(judge=[(claims, 0.025)], two_families=[(claims[:1], 0.025), (claims[1:], 0.05)])
+    tables['nothing'] = [([claim], 0.025) for claim in claims]
+    for z in rng.normal(0, 1, (reps, 9)):
+        f = {c.key: found(of_claim, 1.0, df=1e9) for c, of_claim in zip(claims, z, strict=True)}
+        words = [word for table, alpha in tables[how] for word in judge(table, f, alpha=alpha).verdict]
+        errors += any(word == of_claim for word, of_claim in zip(words, wrong, strict=True))
+    return errors / reps
+
+
+def test_any_false_word_of_a_whole_table():
+    "At most 5 %; three standard errors more are 6.1 %. Other procedures with 7.3 and 20 % are found out"
+    assert 0.035 < any_false_word(3500, 'judge') <= 0.061
+    assert any_false_word(3500, 'two_families') > 0.061
+    assert any_false_word(300, 'nothing') > 0.1
+
+
+def test_any_false_word_however_claims_depend():
+    "All claims find the same, or the opposite: false words come together, and so in fewer tables"
+    claims = [Claim(f'c{k}', 'c', (0, inf), primary=k == 0) for k in range(9)]
+    for sign in 1, -1:
+        errors, rng = 0, np.random.default_rng(1)
+        for z in rng.normal(0, 1, 800):
+            f = {c.key: found(z * (sign if k % 2 else 1), 1.0, df=1e9) for k, c in enumerate(claims)}
+            errors += judge(claims, f).verdict.eq('supported').any()
+        assert errors / 800 <= 0.05 + 3 * (0.05 * 0.95 / 800) ** 0.5
+
+
 def family_errors(S, effect, reps, secondary=8):
-    """How often a table of claims holds a false word, in the primary family and in the other one
+    """How often a table of claims holds a false word: the primary claim, any of the others, any of all
 
     All claims share one side, and its seeds and images. Half of them are false, with the truth at the bound:
     there "supported" is an error. The others are true, by next to nothing: there "contradicted" is one.
@@ -773,7 +836,7 @@ def family_errors(S, effect, reps, secondary=8):
     keys = ['C1', *(f's{k}' for k in range(secondary))]
     claims = [Claim(k, k, (0, inf) if i % 2 else (-1e-9, inf), primary=k == 'C1') for i, k in enumerate(keys)]
     wrong = {k: 'supported' if i % 2 else 'contradicted' for i, k in enumerate(keys)}
-    errors = np.zeros(2)
+    errors = np.zeros(3)
     for rep in range(reps):
         rng = np.random.default_rng([rep, S, effect])
         n = 30
@@ -785,14 +848,14 @@ def family_errors(S, effect, reps, secondary=8):
             f[k] = two_sample(other, base)
         word = dict(judge(claims, f)[['key', 'verdict']].values)
         is_wrong = [word[k] == wrong[k] for k in keys]
-        errors += is_wrong[0], any(is_wrong[1:])
+        errors += is_wrong[0], any(is_wrong[1:]), any(is_wrong)
     return errors / reps
 
 
 def family_error_of_seeds(S, claims, reps, counted_claims):
     """Any false word, of one number a seed: no image adds to the width, so errors are as many as there can be
 
-    Holm's steps are written out; the p values are SciPy's. `counted_claims`: how many the first step counts.
+    The correction is written out; the p values are SciPy's. `counted_claims`: how many share the level.
     """
     rng = np.random.default_rng([S, claims])
     a, b = rng.normal(0, 1, (reps, claims, S)), rng.normal(0, 1, (reps, 1, S))
@@ -800,35 +863,30 @@ def family_error_of_seeds(S, claims, reps, counted_claims):
     df = df_of_seeds((va, vb), (S, S))
     p = student.sf((a.mean(-1) - b.mean(-1)) / np.sqrt(va + vb), df)
     is_false = np.arange(claims) < claims // 2  # these are wrong if supported, the others if contradicted
-    steps = 0.025 / np.maximum(counted_claims - np.arange(claims), 1)
-    wrong = np.zeros(reps, bool)
-    for q, concerned in ((p, is_false), (1 - p, ~is_false)):
-        order = q.argsort(1)
-        passed = np.logical_and.accumulate(np.take_along_axis(q, order, 1) <= steps, axis=1)
-        wrong |= (passed & concerned[order]).any(1)
-    return wrong.mean()
+    wrong = np.where(is_false, p, 1 - p) <= 0.025 / counted_claims
+    return wrong.any(1).mean()
 
 
 @pytest.mark.parametrize('S', [2, 3, 5, 10])
 def test_family_error_of_many_claims(S):
     "Any false word among twelve; the same check finds out a table whose claims are not counted"
-    assert family_error_of_seeds(S, 12, 20_000, 12) <= 0.05
+    assert family_error_of_seeds(S, 12, 20_000, 12) <= 0.025
     if S > 2:
         assert family_error_of_seeds(S, 12, 4000, 1) > 0.1
 
 
 @pytest.mark.parametrize('S, effect', [(2, 3), (3, 3)])
 def test_family_error_of_judge(S, effect):
-    primary, others = family_errors(S, effect, 50)
-    assert primary <= 0.12 and others <= 0.12  # two standard errors above 5 %; all of it is marked slow
+    primary, others, all_of_them = family_errors(S, effect, 50)
+    assert primary <= 0.1 and others <= 0.1 and all_of_them <= 0.15  # three standard errors; see the slow one
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('S', [2, 3, 5, 10])
 @pytest.mark.parametrize('effect', [0, 1, 3])
 def test_family_error_of_judge_in_full(S, effect):
-    primary, others = family_errors(S, effect, 800)
-    assert primary <= 0.05 and others <= 0.05
+    primary, others, all_of_them = family_errors(S, effect, 800)
+    assert primary <= 0.035 and others <= 0.035 and all_of_them <= 0.05
 
 
 # Cells of a table
