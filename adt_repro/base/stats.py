@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['share', 'mean_interval', 'with_interval', 'mean_words', 'seeds_by_examples', 'mean_variances', 'combined_interval',
-           'two_level', 'careful_df', 'two_sample', 'check_bounds', 'p_outside', 'p_inside', 'counted', 'holm',
-           'mcnemar', 'paired_gap']
+           'two_level', 'careful_df', 'two_sample', 'check_bounds', 'p_outside', 'p_inside', 'counted', 'mcnemar',
+           'paired_gap']
 
 # %% ../../nbs/library/base/stats.ipynb #imports
 import math
@@ -323,20 +323,6 @@ def counted(
         refuse('value', value, 'a finite number')
     value = float(value)
     return dict(estimate=value, lo=value, hi=value, se=0.0, df=math.inf, seeds=0, n=0)
-
-# %% ../../nbs/library/base/stats.ipynb #holm
-def holm(
-    p,  # (m,) p values in [0, 1], in any order
-) -> np.ndarray:  # (m,) adjusted p values in the same order
-    "Holm's adjusted p values; a `ParameterError` if one is not in [0, 1]"
-    p = np.asarray(p, dtype=float)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        refuse('p', p.tolist(), 'a list of numbers in [0, 1]')
-    order = np.argsort(p, kind='stable')
-    multiplied = p[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(multiplied), 1)
-    return adjusted
 
 # %% ../../nbs/library/base/stats.ipynb #mcnemar
 def mcnemar(

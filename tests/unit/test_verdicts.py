@@ -14,7 +14,6 @@ from adt_repro.base.parameters import ParameterError
 from adt_repro.base.stats import (
     combined_interval,
     counted,
-    holm,
     mcnemar,
     mean_interval,
     mean_variances,
@@ -457,41 +456,6 @@ def test_p_and_interval_agree():
             p_outside(f, (-inf, f['hi'])), alpha, rel_tol=1e-5
         )
         assert math.isclose(p_outside(f, (f['hi'], inf)), 1 - alpha, rel_tol=1e-5)
-
-
-def plain_holm(p):
-    "Each p value's smallest level at which the step-down procedure rejects it, found by trying"
-
-    def rejected(level):
-        left, out = sorted(range(len(p)), key=lambda k: p[k]), set()
-        while left and p[left[0]] * len(left) <= level:
-            out.add(left.pop(0))
-        return out
-
-    levels = sorted({min(1.0, q * k) for q in p for k in range(1, len(p) + 1)} | {1.0})
-    return [next((a for a in levels if k in rejected(a)), 1.0) for k in range(len(p))]
-
-
-def test_holm():
-    rng = np.random.default_rng(0)
-    for m in 1, 2, 5, 9:
-        for scale in 1, 0.05:
-            p = scale * rng.random(m)
-            p[m // 2] = p[0]
-            q = holm(p)
-            assert (
-                np.allclose(q, plain_holm(list(p)))
-                and (q >= p).all()
-                and q.max() <= 1
-                and (np.diff(q[np.argsort(p)]) >= 0).all()
-            )
-    assert np.allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06]) and len(holm([])) == 0
-
-
-@pytest.mark.parametrize('p', [[-0.1], [1.01], [math.nan, 0.1], [[0.1]]], ids=str)
-def test_holm_refuses(p):
-    with pytest.raises(ParameterError, match='p='):
-        holm(p)
 
 
 def test_mcnemar():
