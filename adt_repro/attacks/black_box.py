@@ -228,6 +228,13 @@ def _next_patch(x, first, spent):
     return _random_patches(x, *_patch_size(*x.shape[2:], share_of_pixels))
 
 
+def _better_of(oracle, tried, live, best, least):
+    "For each image the better of two points, and its margin"
+    margins = oracle(tried, live)
+    better = margins < least
+    return torch.where(better.view(-1, 1, 1, 1), tried, best), torch.where(better, margins, least)
+
+
 def _check_is_image(x):
     if x.ndim != 4:
         raise ParameterError(f'x: expected images (N, C, H, W), here {tuple(x.shape)}')
@@ -257,10 +264,7 @@ def square(
         else:
             inside, signs = _next_patch(images, first, t / budget)
             tried = torch.where(inside, images + eps * signs, best)
-        tried = linf_ball(images, eps)(tried)
-        margins = oracle(tried, live)
-        better = margins < least
-        return torch.where(better.view(-1, 1, 1, 1), tried, best), torch.where(better, margins, least)
+        return _better_of(oracle, linf_ball(images, eps)(tried), live, best, least)
 
     return _until_misclassified(model, x, y, budget, 1, step)
 
@@ -290,10 +294,7 @@ def patches_l2(
         else:
             inside, signs = _next_patch(images, first, t / budget)
             move = inside * signs
-        tried = l2_ball(images, eps)(best + length * unit_l2(move))
-        margins = oracle(tried, live)
-        better = margins < least
-        return torch.where(better.view(-1, 1, 1, 1), tried, best), torch.where(better, margins, least)
+        return _better_of(oracle, l2_ball(images, eps)(best + length * unit_l2(move)), live, best, least)
 
     return _until_misclassified(model, x, y, budget, 1, next_points)
 

@@ -153,8 +153,8 @@ def fea_attack(
         for targets in which.split(group, 1):
             starts = torch.stack([rand_unit(x) for _ in targets.T], 1)
             live = (least >= 0).nonzero()[:, 0]
-            if len(live) == 0:
-                continue
-            found, margins = _try_targets(approach, x[live], y[live], goals[targets[live]], starts[live], eps)
-            _keep_better(worst, least, live, found, margins)
+            if len(live):
+                close = goals[targets[live]]
+                found, margins = _try_targets(approach, x[live], y[live], close, starts[live], eps)
+                _keep_better(worst, least, live, found, margins)
     return worst

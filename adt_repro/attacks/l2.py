@@ -46,7 +46,7 @@ def _rounded_towards(x, exact):
     is_too_far = (rounded.double() - x.double()).abs() > (exact - x.double()).abs()
     return torch.where(is_too_far, torch.nextafter(rounded, x), rounded)
 
-
+# %% ../../nbs/library/attacks/l2.ipynb #l2-ball-2
 def l2_ball(
     x: torch.Tensor,  # (N, C, H, W) clean images in [0, 1]
     eps: float,  # radius in pixel values, at least 0

@@ -107,7 +107,7 @@ def _add_scale_commands(commands):
     notebook.add_argument('notebook', metavar='NAME', help='such as landscape, diversity or spsa')
     _add_notebook_options(notebook)
 
-
+# %% ../../nbs/library/command/main.ipynb #parser-scales-2
 def _add_judge(commands):
     "The subcommand about a model from elsewhere"
     does = 'Say how robust any model is, on one page'
@@ -134,7 +134,7 @@ def _add_judge(commands):
     where = 'file for the executed notebook; default none is kept'
     judge.add_argument('-o', metavar='OUTPUT', help=where)
 
-
+# %% ../../nbs/library/command/main.ipynb #parser-scales-3
 def make_parser() -> argparse.ArgumentParser:  # of the whole command line
     "The parser of `adt`, with all its subcommands"
     does = 'Train and judge robust networks by Adversarial Distributional Training'

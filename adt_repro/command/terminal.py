@@ -71,7 +71,7 @@ def _width(stream):
 # %% ../../nbs/library/command/terminal.ipynb #shown-lines
 _LONGEST = 500  # characters of what a cell prints
 
-
+# %% ../../nbs/library/command/terminal.ipynb #shown-lines-2
 class _Shown:
     "A stream, and the lines on it that stay"
 

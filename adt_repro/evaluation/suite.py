@@ -28,6 +28,8 @@ from adt_repro.evaluation.evaluate import (
     warn_of_answers,
     warn_of_gradients,
 )
+
+# %% ../../nbs/library/evaluation/suite.ipynb #imports-2
 from adt_repro.evaluation.records import (
     OPTIONAL,
     SCHEMA,
@@ -58,7 +60,7 @@ def _checked_kept(kept, x):
     check_images(x)
     return kept
 
-
+# %% ../../nbs/library/evaluation/suite.ipynb #kept-counting-2
 def _counting(kept, y, norm='linf', **call):
     "The rows that count for a call: attacked, with the image's label and the call's values"
     labels = pd.Series(y.cpu().numpy())
@@ -94,7 +96,7 @@ def _rows_before(y, norm):
         unknown[norm] = math.nan
     return pd.DataFrame(dict(i=range(len(y)), y=y.cpu().numpy(), **unknown))
 
-
+# %% ../../nbs/library/evaluation/suite.ipynb #meet-attacks-2
 def _meet_attacks(judge, kept, y, norm, attacks, cascaded, limits, on_attack):
     "Rows of the clean images and of each attack; `judge` maps an attack and indices to rows"
     still_right = np.ones(len(y), bool)

@@ -292,7 +292,7 @@ def _conditions_read(e, c, sources):
         rows, attacks = _rows_of_claim(e, c), ('pgd20',)
         yield ReadByClaim(f'premise: {_records_with(sources, rows, attacks)}', attacks, rows)
 
-
+# %% ../../nbs/library/paper/sources.ipynb #conditions-read-2
 def claim_sources(
     e: Evidence,  # as returned by `read_evidence`
     judged: pd.DataFrame,  # as returned by `judge_paper` or `judge_code`

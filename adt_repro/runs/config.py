@@ -73,6 +73,8 @@ JUDGED_ATTACK_NAMES = (  # in `judging.budget.JUDGE_ATTACKS`, which says for whi
     'feature',
     'autoattack',
 )
+
+# %% ../../nbs/library/runs/config.ipynb #choices-2
 EXPERIMENTS = (  # experiments of a scale
     'white_box',
     'all_images',

@@ -272,6 +272,8 @@ _OF_FIGURES['paper'] = {
 # %% ../../nbs/library/runs/made_from.ipynb #units-power
 _CLAIMED = 'grids-rows grids-of-rows grids effect'
 _COMPARED = 'rows', 'attacks', 'runs', 'effect'
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-power-2b
 _OF_FIGURES['power'] = dict(
     power=Unit(
         ('tables/power.csv',),
@@ -287,6 +289,10 @@ _OF_FIGURES['power'] = dict(
         _EVIDENCE,
         networks=False,
     ),
+)
+
+# %% ../../nbs/library/runs/made_from.ipynb #units-power-2b-2
+_OF_FIGURES['power'] |= dict(
     steps=Unit(
         ('tables/power_steps.csv',),  # only where the main claim has two seeds on each side
         _cells('power', f'{_CLAIMED} before'),

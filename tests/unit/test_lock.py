@@ -509,7 +509,11 @@ def names_in(folder, *patterns):
 
 def fgsm_edit():
     "In the sanity checks, which call fgsm"
-    return 'adt_repro/evaluation/sanity.py', 'attacked(attacks.fast, eps=eps)', 'attacked(attacks.fast, eps=1 * eps)'
+    return (
+        'adt_repro/evaluation/sanity.py',
+        'attacked(attacks.fast, eps=eps)',
+        'attacked(attacks.fast, eps=1 * eps)',
+    )
 
 
 @pytest.mark.parametrize(
