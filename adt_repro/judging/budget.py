@@ -9,12 +9,16 @@ __all__ = ['SQUARE_QUERIES', 'FEATURE_TARGETS', 'TARGETED_CLASSES', 'JUDGE_DRAWS
 # %% ../../nbs/library/judging/budget.ipynb #imports
 import math
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
 
+from ..attacks.autoattack import l2_square_fits
+from ..attacks.black_box import patches_l2, square
 from ..attacks.gradient import pgd
 from ..attacks.inputs import check_images, check_labels
+from ..attacks.l2 import NORMS, pgd_l2
 from ..base.network import as_network
 from ..base.parameters import checked_value, maybe, number, one_of, refuse, several, whole
 from ..methods.adversaries import default_draws
@@ -67,45 +71,55 @@ JUDGE_ATTACKS = dict(
 # %% ../../nbs/library/judging/budget.ipynb #measure
 _REPEATS = 5  # measurements, of which the median counts
 _STEPS = 2  # steps of PGD in a measurement
+_QUERIES = 10  # queries for an image in a measurement
+_LONGEST = 0.5  # seconds that a forward pass may take in a measurement
+_MEASURED = dict(linf=(pgd, square), l2=(pgd_l2, patches_l2))
+
+
+def _some(network, x):
+    "As many of the images as pass through the network in half a second, at least 8"
+    few = x[:8]
+    with torch.no_grad():
+        network(few)
+        seconds = clock(partial(network, few), x.device)
+    return x[: max(len(few), int(len(few) * _LONGEST / max(seconds, 1e-6)))]
 
 
 def _typical(f, device):
-    "The median of several calls after one to warm up, in seconds"
-    f()
-    return median(clock(f, device) for _ in range(_REPEATS))
+    "The median of several calls, in seconds; the first call alone if it is long"
+    first = clock(f, device)
+    return first if first > _LONGEST else median(clock(f, device) for _ in range(_REPEATS))
 
-
+# %% ../../nbs/library/judging/budget.ipynb #measure-passes
 def measure_passes(
     model: torch.nn.Module,  # images (N, C, H, W) to logits; called in evaluation mode
-    x: torch.Tensor,  # (N, C, H, W) images in [0, 1], at least one; the first `batch` are used
+    x: torch.Tensor,  # (N, C, H, W) images in [0, 1], at least one; at most the first `batch` are used
     y: torch.Tensor,  # (N,) labels
     batch: int = 256,  # images at a time, at least 1
+    norm: str = 'linf',  # of the attacks that are measured: linf or l2
 ) -> dict:  # forward, gradient: seconds for an image, above 0
-    "Measure how long passes through a network take; a `ParameterError` if the images do not fit"
+    "Measure how long passes in attacks take; a `ParameterError` if the images do not fit"
     x, batch = check_images(x), checked_value('batch', batch, whole())
+    climb, search = _MEASURED[checked_value('norm', norm, one_of(*NORMS))]
     x, y = x[:batch], check_labels(y, x)[:batch]
-    network = as_network(model, y)
-
-    def forward():
-        with torch.no_grad():
-            network(x)
-
-    def climb():
-        pgd(network, x, y, eps=1e-3, steps=_STEPS)
-
     with measuring(model):
-        seconds = dict(forward=_typical(forward, x.device), gradient=_typical(climb, x.device) / _STEPS)
-    return {name: value / len(x) for name, value in seconds.items()}
+        network = as_network(model, y)
+        x = _some(network, x)
+        with torch.no_grad():
+            own = network(x).argmax(1)  # an image that is misclassified is not queried
+        forward = _typical(partial(search, network, x, own, eps=1e-3, budget=_QUERIES), x.device)
+        gradient = _typical(partial(climb, network, x, own, eps=1e-3, steps=_STEPS), x.device)
+    return dict(forward=forward / _QUERIES / len(x), gradient=gradient / _STEPS / len(x))
 
 # %% ../../nbs/library/judging/budget.ipynb #others
 FEWEST_IMAGES = 50  # no part of a judgement is planned on fewer images
 _FIRST_IMAGES = 100  # all parts are planned on this many images before the attacks are on all
 _SOME_IMAGES = 200  # checks, curve and distribution are on this many before expensive attacks are planned
-_CHECKS = dict(linf=(262, 520), l2=(262, 520))  # gradients and forwards of `sanity_checks`
+_CHECKS = 262, 520  # gradients and forwards of `sanity_checks`, in both norms
 _OTHERS = dict(natural='clean images', checks='checks', curve='curve', distribution='distribution')
 
 
-def _costs(names, norm, n_classes, shape, draws):
+def _costs(names, n_classes, shape, draws):
     "By attack or other part: gradients and forwards for an image"
     costs = {name: (JUDGE_ATTACKS[name].gradients, JUDGE_ATTACKS[name].forwards) for name in names}
     if 'targeted' in names:
@@ -113,7 +127,7 @@ def _costs(names, norm, n_classes, shape, draws):
         costs['targeted'] = 20 * targets, 2 * targets + 2
     new_radii = 7 if 'pgd20' in names else 8
     fit = 7 * default_draws(shape)
-    costs |= dict(natural=(0, 1), checks=_CHECKS[norm], curve=(20 * new_radii, new_radii))
+    costs |= dict(natural=(0, 1), checks=_CHECKS, curve=(20 * new_radii, new_radii))
     return costs | dict(distribution=(fit, draws + 1))
 
 # %% ../../nbs/library/judging/budget.ipynb #stages
@@ -121,7 +135,8 @@ def _stages(names, others, n):
     "The list of what is bought: (what, up to how many images, as a whole?)"
     few, first, some = (min(most, n) for most in (FEWEST_IMAGES, _FIRST_IMAGES, _SOME_IMAGES))
     core = [name for name in names if JUDGE_ATTACKS[name].kind != 'extra']
-    extra = [name for name in names if JUDGE_ATTACKS[name].kind == 'extra']
+    core = core or names[:1]  # without any attack there is no answer
+    extra = [name for name in names if name not in core]
     attacked = ['natural', *core]
     stages = [(['natural', *core[:2], 'checks'], few, True)]
     stages += [([what], few, True) for what in [*core[2:], *others]]
@@ -150,14 +165,16 @@ _COUNTERPARTS = 'fgsm', 'fgm', 'square', 'patches', 'restarts'  # in one norm on
 _NOT_INSTALLED = "pyautoattack is not installed: uv pip install 'pyautoattack>=0.2,<0.3' installs it"
 
 
-def _impossible(name, norm, n_classes, has_features, autoattack):
+def _impossible(name, norm, n_classes, shape, has_features, autoattack):
     "Why an attack cannot be run; None if it can"
     if norm not in JUDGE_ATTACKS[name].norms:
-        return f'it exists for {"ℓ∞" if norm == "l2" else "ℓ2"} only'
+        return f'it exists for {NORMS[JUDGE_ATTACKS[name].norms[0]].title} only'
     if name == 'feature' and not has_features:
         return 'the network has no features(x), the input of its last layer, with that layer as fc'
     if name == 'autoattack' and n_classes < 4:
         return f'it needs at least four classes, there are {n_classes}'
+    if name == 'autoattack' and norm == 'l2' and not l2_square_fits(*shape[1:]):
+        return f'its Square fails in ℓ2 on images of {shape[1]}×{shape[2]} pixels'
     if name == 'autoattack' and not autoattack:
         return _NOT_INSTALLED if autoattack is None else 'it was switched off by autoattack=False'
     return None
@@ -207,7 +224,7 @@ _SHARE = 0.9  # of the minutes that is planned; the rest is for loading, picture
 _RULES = dict(
     n=whole(),
     n_classes=whole(2),
-    norm=one_of('linf', 'l2'),
+    norm=one_of(*NORMS),
     minutes=maybe(number(0, above=True)),
     batch=whole(),
     attacks=maybe(several(one_of(*JUDGE_ATTACKS), least=1)),
@@ -256,7 +273,7 @@ def make_plan(
         n=n, n_classes=n_classes, norm=norm, minutes=minutes, batch=batch, attacks=attacks, draws=draws
     )
     given = {name: checked_value(name, value, _RULES[name]) for name, value in given.items()}
-    how = dict(norm=norm, n_classes=n_classes, has_features=has_features, autoattack=autoattack)
+    how = dict(norm=norm, n_classes=n_classes, shape=shape, has_features=has_features, autoattack=autoattack)
     names, left_out = _possible(attacks, **how)
     others = ['curve', 'distribution'] if norm == 'linf' else ['curve']
     if norm != 'linf':
@@ -270,7 +287,7 @@ def make_plan(
 def _planned(names, others, shape, passes, given):
     "Images of each part, and the price of each in seconds for an image, None if passes are not known"
     n, minutes = given['n'], given['minutes']
-    costs = _costs(names, given['norm'], given['n_classes'], shape, given['draws'])
+    costs = _costs(names, given['n_classes'], shape, given['draws'])
     if passes is None:
         if minutes is not None:
             refuse('passes', passes, 'measured passes if there are minutes, see measure_passes')
@@ -304,7 +321,9 @@ def _duration(seconds):
     "A duration in words; nothing is known without measured passes"
     if seconds is None:
         return ''
-    return f', at most {seconds:.0f} s' if seconds < 120 else f', at most {seconds / 60:.1f} min'
+    if seconds < 1:
+        return ', under 1 s'
+    return f', at most {math.ceil(seconds)} s' if seconds < 120 else f', at most {seconds / 60:.1f} min'
 
 
 def budget_lines(
@@ -314,8 +333,8 @@ def budget_lines(
     minutes = plan['minutes']
     whole_plan = 'everything' if minutes is None else f'{minutes:g} minutes'
     lines = [f'{whole_plan}, {plan["n"]} images{_duration(plan["at_most_seconds"])}']
-    parts = [(JUDGE_ATTACKS[step['attack']].title, step) for step in plan['steps']]
-    parts += [(_OTHERS[part['what']], part) for part in plan['others']]
+    first, *later = [(_OTHERS[part['what']], part) for part in plan['others']]
+    parts = [first, *((JUDGE_ATTACKS[step['attack']].title, step) for step in plan['steps']), *later]
     for title, part in parts:
         if part['n']:
             lines.append(f'  {title}: {part["n"]} images{_duration(part["at_most_seconds"])}')

@@ -16,7 +16,7 @@ import pandas as pd
 from filelock import FileLock
 
 from ..base.files import find_root, lock_file, try_folder
-from ..base.parameters import read_number, refuse
+from ..base.parameters import refuse
 from ..base.tables import write_table, write_text
 from ..base.yaml_files import parse_json, read_json
 from ..data import DATASETS
@@ -26,12 +26,12 @@ from ..runs.config import PARAMETERS
 # %% ../../nbs/library/judging/files.ipynb #eps-words
 def eps_words(
     eps: float,  # the radius, above 0
-) -> str:  # such as 8/255 or 0.15
+) -> str:  # such as 8/255 or 0.15; `read_number` gives exactly the same radius
     "A radius as people write it"
     short, in_bytes = f'{eps:.4g}', round(255 * eps)
-    if read_number(short) != eps and in_bytes and in_bytes / 255 == eps:
-        return f'{in_bytes}/255'
-    return short
+    if float(short) == eps:
+        return short
+    return f'{in_bytes}/255' if in_bytes and in_bytes / 255 == eps else repr(float(eps))
 
 # %% ../../nbs/library/judging/files.ipynb #check-call
 _PLACES = '.npz or .safetensors with x and y, a folder of images by class, module:name, or a data set such as'
@@ -155,12 +155,12 @@ def _clear(folder):
 def kept_plan(
     folder: Path | str,  # locked, see `open_judged`
     question: dict,  # see `judged_question`
-    fresh: bool = False,  # delete what is there?
+    fresh: bool = False,  # begin again? What is there is deleted by `keep_plan`, after all is checked
 ) -> dict | None:  # the plan of an earlier call with the same question; None: there was none
     "The plan that a call must go on with; a `ParameterError` if the folder answers another question"
-    folder = Path(folder)
     if fresh:
-        _clear(folder)
+        return None
+    folder = Path(folder)
     file = folder / 'plan.json'
     if file.exists():
         kept = read_json(file, f'judged/{folder.name}/plan.json')
@@ -177,7 +177,8 @@ def keep_plan(
     question: dict,  # see `judged_question`
     plan: dict,  # see `make_plan`
 ) -> dict:  # the plan as it will be read again
-    "Write question and plan, before anything is attacked"
+    "Write question and plan, before anything is attacked; what the folder had is deleted"
+    _clear(Path(folder))
     kept = json.dumps(dict(question=question, plan=plan), indent=1, ensure_ascii=False) + '\n'
     write_text(Path(folder) / 'plan.json', kept)
     return parse_json(kept, 'plan.json')['plan']

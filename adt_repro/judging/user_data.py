@@ -29,6 +29,7 @@ from adt_repro.base.parameters import (
     whole,
 )
 from ..data import DATASETS, fingerprint, load_data
+from .budget import FEWEST_IMAGES
 from .user_model import find_object
 
 # %% ../../nbs/library/judging/user_data.ipynb #order
@@ -162,7 +163,6 @@ class _Source:
     files: dict = None  # name to SHA-256
 
 
-_FEWEST = 50  # images on which a share says something
 _MOST_PIXELS = 2**31  # float32 numbers of all images together, 8 GiB
 
 
@@ -362,7 +362,7 @@ def _decoded(path, size):
     return (pixels[:, :, None] if pixels.ndim == 2 else pixels), mode
 
 # %% ../../nbs/library/judging/user_data.ipynb #folder-source
-def _stacked(images, names):
+def _stacked(images):
     "Arrays (H, W, C) as one tensor (N, C, H, W); a `ParameterError` if their sizes differ"
     sizes = Counter(f'{image.shape[0]}×{image.shape[1]}' for image in images)
     if len(sizes) > 1:
@@ -392,7 +392,7 @@ def _folder_source(folder, size, said):
             )
         if modes - {'L', 'RGB'} or len(modes) > 1:
             said.append(f'images of mode {", ".join(sorted(modes))} were converted to one mode')
-        return _pixels(_stacked([image for image, _ in found], names), said), None
+        return _pixels(_stacked([image for image, _ in found]), said), None
 
     first, last = (shown(name) for name in (classes[0], classes[-1]))
     said.append(f'labels go by the names of the folders: 0 is {first}, {len(classes) - 1} is {last}')
@@ -439,7 +439,7 @@ def _labels_of(data, spec):
     return np.array([_item(data, i, spec)[1] for i in range(len(data))], dtype=np.int64)
 
 # %% ../../nbs/library/judging/user_data.ipynb #code-source-2
-def _code_source(spec, said):
+def _code_source(spec):
     "The source in a user's Dataset"
     data, files = find_object(spec, Dataset, 'data')
     is_list = hasattr(data, '__len__') and hasattr(data, '__getitem__')
@@ -506,7 +506,7 @@ def _source_of(spec, size, data_root, said):
     if path.is_dir():
         return _folder_source(path, size, said)
     if ':' in spec:
-        return _code_source(spec, said)
+        return _code_source(spec)
     why = 'this file is of another kind' if path.exists() else f'there is no {path.absolute()}'
     refuse('data', spec, f'{_DATA_FORMS}, or one of {", ".join(DATASETS)}: {why}')
 
@@ -540,14 +540,14 @@ def load_user_data(
     that are not class indices, images of several sizes.
     """
     spec, said = _as_text(spec), []
-    n_test = checked_value('n_test', n_test, maybe(whole(_FEWEST)))
+    n_test = checked_value('n_test', n_test, maybe(whole(FEWEST_IMAGES)))
     size = checked_value('size', size, maybe(whole(1, 4096)))
     source = _source_of(spec, size, data_root, said)
     if size is not None and source.kind != 'folder':
         refuse('size', size, 'None: only images of a folder are resized')
     y = _checked_labels(source.labels, source.n, said)
-    if source.n < _FEWEST:
-        refuse('data', spec, f'at least {_FEWEST} images: it has {source.n}')
+    if source.n < FEWEST_IMAGES:
+        refuse('data', spec, f'at least {FEWEST_IMAGES} images: it has {source.n}')
     if len(y.unique()) < 2:
         refuse('data', spec, f'images of at least two classes: all labels are {y[0].item()}')
     index = stratified_order(y, seed)[:n_test]

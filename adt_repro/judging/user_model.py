@@ -379,8 +379,9 @@ def _check_types(network, x):
     own = user_network_of(network)
     weight = next((p for p in own.parameters() if p.is_floating_point()), None)
     if weight is not None and weight.dtype != x.dtype:
+        advice = 'return model.float()' if x.dtype == torch.float32 else 'use x.float()'
         raise JudgeError(
-            f'{_name_of(own)}: its weights are {weight.dtype}, expected {x.dtype}: return model.float()'
+            f'{_name_of(own)}: its weights are {weight.dtype}, expected {x.dtype} as the images: {advice}'
         )
     if weight is not None and weight.device != x.device:
         raise JudgeError(

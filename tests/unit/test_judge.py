@@ -1,11 +1,10 @@
 "A judgement: its answer on networks of known flaws, its numbers against slow plain loops, its plan, and its repeats"
 
 import json
-import math
 import random
+from fractions import Fraction
 from functools import partial
 
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,9 @@ from adt_repro.data import load_data
 from adt_repro.evaluation.evaluate import evaluate
 from adt_repro.evaluation.metrics import robust
 from adt_repro.judging.budget import JUDGE_ATTACKS, budget_lines, make_plan, measure_passes
+from adt_repro.judging.files import eps_words
 from adt_repro.judging.judgement import judge_attacks, judge_model
-from adt_repro.judging.page import check_report
+from adt_repro.judging.page import check_report, judgement_page
 from adt_repro.judging.user_data import stratified_order
 from adt_repro.judging.user_model import JudgeError
 from adt_repro.methods.adversaries import distribution_stats, exp_adversary
@@ -180,6 +180,7 @@ def test_a_clean_error_is_no_verdict():
         (dict(attacks=['fgm']), 'ℓ2 only'),
         (dict(plan=make_plan(n=99, n_classes=10, shape=(1, 8, 8))), 'plan='),
         (dict(x=X[:49], y=Y[:49]), 'x: there are 49 images'),
+        (dict(y=torch.full_like(Y, 3)), 'y: all labels are 3, expected at least two classes'),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(change, says):
@@ -196,6 +197,37 @@ def test_a_fraction_is_read_and_shown():
     assert found.report['threat'] == dict(norm='linf', eps=8 / 255, eps_text='8/255')
 
 
+def test_the_text_of_a_radius_is_exact():
+    "It stands in the command that asks the same question again"
+    for eps in 0.15, 8 / 255, 0.0313725, 7.3 / 255, 1e-7, 1.0, 300 / 255:
+        text = eps_words(eps)
+        assert float(Fraction(text)) == pytest.approx(eps, rel=1e-15), text
+    assert eps_words(8 / 255) == '8/255' and eps_words(0.15) == '0.15'
+
+
+def test_labels_that_do_not_fit_are_said(sound):
+    "All checks pass, because there is nothing to attack; but the line says what is wrong"
+    shifted = judge_model(trained_network('at_pgd'), X, (Y + 1) % 10, eps=EPS, attacks=['fgsm', 'square'])
+    assert shifted.report['clean']['accuracy'] < 0.1 and 'look at labels' in shifted.line
+    assert 'look at labels' not in sound.line
+    assert shifted.report['images'] == dict(worst=[], closest=[])
+    assert judgement_page(shifted.report, shifted.pictures).count('there is no such image') == 2
+
+
+def test_no_change_of_a_robust_network():
+    "A network that no attack moves by much: no worst images, and closest ones"
+
+    class Easy(nn.Module):
+        def forward(self, x):
+            mean = x.flatten(1).mean(1, keepdim=True)
+            return torch.cat([0.01 * mean + 5, -0.01 * mean, 0 * mean - 1], 1)
+
+    found = judge_model(Easy(), X, (Y > 7).long(), eps=EPS, attacks=['fgsm', 'pgd20', 'pgd100', 'targeted'])
+    assert found.report['robust'] == found.report['clean'] and not found.report['images']['worst']
+    assert len(found.report['images']['closest']) == 12
+    assert 'no better than always naming one class' in found.line, 'it always names one class'
+
+
 def test_the_public_face():
     assert adt.judge_model is judge_model and 'judge_model' in adt.__all__
 
@@ -206,7 +238,7 @@ def test_the_public_face():
 def test_accuracies_are_those_of_a_plain_loop(sound):
     "Every attack on every image, without a cascade"
     net = trained_network('at_pgd')
-    attacks = judge_attacks(net, n_classes=10, pool=(X, Y), names=QUICK)
+    attacks = judge_attacks(n_classes=10, pool=(X, Y), names=QUICK)
     assert [attack['name'] for attack in sound.report['attacks']] == QUICK
 
     def right_under(attack):
@@ -475,6 +507,36 @@ def test_the_numbers_of_a_plan_add_up():
     assert len(lines) >= 1 + len(plan['steps']) + len(plan['left_out'])
 
 
+def test_a_plan_always_has_an_attack():
+    "Also if only expensive attacks are asked for: else the clean accuracy would be the robust one"
+    for minutes in (0.4 * 1.3**k for k in range(20)):
+        try:
+            plan = planned(minutes, attacks=['square', 'feature'])
+        except ParameterError as error:
+            assert 'expected at least' in str(error)
+            continue
+        assert plan['steps'][0]['attack'] == 'square' and plan['steps'][0]['n'] >= plan['n_checks'] >= 50
+        assert images_of(plan)['natural'] == images_of(plan)['square']
+        assert images_of(plan).get('feature', 0) in (0, 1000)
+    assert images_of(plan)['feature'] == 1000, 'the largest budget pays for it'
+
+
+def test_autoattack_is_left_out_where_its_square_fails():
+    def why(shape, norm='l2'):
+        left_out = planned(None, shape=shape, norm=norm)['left_out']
+        return next((item['why'] for item in left_out if item['what'] == 'AutoAttack'), None)
+
+    assert why((3, 32, 32)) is None and why((3, 14, 14), 'linf') is None
+    assert '14×14 pixels' in why((3, 14, 14)) and '28×20 pixels' in why((1, 28, 20))
+
+
+def test_the_lines_of_a_plan():
+    lines = budget_lines(planned(10, n=60))
+    assert lines[0].startswith('10 minutes, 60 images, at most')
+    assert lines[1] == '  clean images: 60 images, under 1 s' and lines[2].startswith('  FGSM: 60 images')
+    assert not any(' 0 s' in line for line in lines)
+
+
 def test_what_a_budget_leaves_out_is_said():
     whole = ' '.join(item['what'] for item in planned(None)['left_out'])
     assert 'Square' not in whole and 'FGSM' not in whole
@@ -537,7 +599,7 @@ def test_costs_are_those_of_the_attacks(name):
     pool = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
 
     def run(net, x, y):
-        attack = judge_attacks(net, norm=card.norms[0], n_classes=10, pool=pool, names=[name])[name]
+        attack = judge_attacks(norm=card.norms[0], n_classes=10, pool=pool, names=[name])[name]
         attack(net, x, y, eps=0.1)
 
     forwards = counted(run) + 1
@@ -562,20 +624,42 @@ def test_autoattack_is_run_if_it_is_installed():
     assert found.report['attacks'][-1]['name'] == 'autoattack' and 'pyautoattack' in found.report['versions']
 
 
-def test_measured_passes_follow_the_cost_of_the_network():
-    class Slow(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = trained_network()
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_measured_passes_are_counted(norm, monkeypatch):
+    "With a clock on which every call takes a millisecond, and a hook that counts passes"
+    net = trained_network('at_pgd')
+    seen = []
 
+    def clock(run, device):
+        with count_passes(net, next(m for m in net.modules() if isinstance(m, nn.Conv2d))) as passes:
+            run()
+        seen.append(passes['forward'] / len(X[:64]))
+        return 0.001
+
+    monkeypatch.setattr('adt_repro.judging.budget.clock', clock)
+    found = measure_passes(net, X, Y, 64, norm)
+    per_query, per_step = (0.001 / 64 / found[name] for name in ('forward', 'gradient'))
+    queried, climbed = seen[1], seen[-1]
+    assert queried == pytest.approx(per_query, abs=1.1) and climbed == pytest.approx(per_step, abs=1.1)
+    assert per_query > 5 > per_step
+
+
+def test_a_slow_network_is_measured_on_few_images_and_once(monkeypatch):
+    sizes = []
+
+    class Noted(nn.Module):
         def forward(self, x):
-            for _ in range(30):
-                z = self.net(x)
-            return z
+            sizes.append(len(x))
+            return x.flatten(1)[:, :10]
 
-    quick, slow = (measure_passes(net, X, Y, 64) for net in (trained_network(), Slow()))
-    assert all(math.isfinite(value) and value > 0 for value in [*quick.values(), *slow.values()])
-    assert isinstance(pd.Series(slow).max(), float) and slow['forward'] > quick['forward']
+    def clock(run, device):
+        run()
+        return 40.0
+
+    monkeypatch.setattr('adt_repro.judging.budget.clock', clock)
+    found = measure_passes(Noted(), X, Y)
+    assert max(sizes) == 8 and len(sizes) < 20
+    assert found['forward'] > 0.1
 
 
 def test_reports_fit_the_schema(sound, weak):

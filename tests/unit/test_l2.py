@@ -489,7 +489,7 @@ def test_sizes_on_which_the_package_fails_are_refused(height, width):
     x = torch.rand(4, 1, height, width)
     y = net(x).argmax(1)
     options = dict(p_init=0.8, n_queries=3, eps=0.1, norm='L2', n_restarts=1, seed=0, device='cpu')
-    is_refused = not autoattack._square_fits(height, width)
+    is_refused = not autoattack.l2_square_fits(height, width)
     fails = 'Error: ' in refusal(package.SquareAttack(net, **options).perturb, x, y)
     assert is_refused == fails
 
