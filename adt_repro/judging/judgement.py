@@ -274,7 +274,9 @@ def _between_radii(row):
     moves = moves if row.value else 'stays the same'
     if not row.passed:
         return f'accuracy {moves} from one radius to a larger one'
-    return f'accuracy does not rise beyond chance from one radius to a larger one; nearest to that, it {moves}'
+    return (
+        f'accuracy does not rise beyond chance from one radius to a larger one; nearest to that, it {moves}'
+    )
 
 # %% ../../nbs/library/judging/judgement.ipynb #saw-table
 _TWICE = partial(_of_images, 'get other logits on a second pass')
@@ -338,7 +340,11 @@ def _seen_by(check):
     if kind != 'black box':
         return _SAW[kind]
     name = check.partition(': ')[2]
-    return f'{name}, without gradients, is not stronger', partial(_compared, name, _ALL_STARTS), 'points higher'
+    return (
+        f'{name}, without gradients, is not stronger',
+        partial(_compared, name, _ALL_STARTS),
+        'points higher',
+    )
 
 
 def _check_entries(found):
@@ -491,12 +497,11 @@ def _checked_call(model, x, y, eps, **given):
     if len(x) < FEWEST_IMAGES:
         raise JudgeError(f'x: there are {len(x)} images, expected at least {FEWEST_IMAGES}: give more images')
     if len(y.unique()) < 2:
-        raise JudgeError(f'y: all labels are {int(y[0])}, expected at least two classes: give images of others')
+        raise JudgeError(
+            f'y: all labels are {int(y[0])}, expected at least two classes: give images of others'
+        )
     device = _device_of(model, x)
     return x.to(device), y.to(device), eps, given
-
-
-
 
 # %% ../../nbs/library/judging/judgement.ipynb #features
 def _has_features(model, x):

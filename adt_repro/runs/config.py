@@ -753,7 +753,9 @@ _MINUTES = Rule(
 )
 _JUDGED = dict(
     model=Parameter(
-        maybe(text()), None, 'module:name, file.py:name, a file or a run; default a small network, trained here'
+        maybe(text()),
+        None,
+        'module:name, file.py:name, a file or a run; default a small network, trained here',
     ),
     weights=Parameter(maybe(text()), None, 'a file of weights for this model: .safetensors, .pt or .pth'),
     inputs=Parameter(
@@ -771,15 +773,21 @@ _JUDGED = dict(
 # %% ../../nbs/library/runs/config.ipynb #judge
 _JUDGE = _JUDGED | dict(
     eps=Parameter(
-        maybe(number(0, _LARGEST, above=True)), None, 'radius, such as 8/255; default only for known data sets'
+        maybe(number(0, _LARGEST, above=True)),
+        None,
+        'radius, such as 8/255; default only for known data sets',
     ),
-    norm=Parameter(one_of(*NORM_NAMES), 'linf', 'linf: each pixel within eps; l2: the whole change within eps'),
+    norm=Parameter(
+        one_of(*NORM_NAMES), 'linf', 'linf: each pixel within eps; l2: the whole change within eps'
+    ),
     minutes=Parameter(
         _MINUTES, 10.0, 'time for the attacks, by which the plan is made; None: everything on all images'
     ),
     n_test=Parameter(_MAYBE_COUNT, None, 'images, at least 50; default 1000, or all if there are fewer'),
     attacks=Parameter(
-        maybe(several(one_of(*JUDGED_ATTACK_NAMES), least=1)), None, 'some of the attacks; default all that fit'
+        maybe(several(one_of(*JUDGED_ATTACK_NAMES), least=1)),
+        None,
+        'some of the attacks; default all that fit',
     ),
     autoattack=Parameter(
         maybe(flag()), None, 'run AutoAttack, which needs pyautoattack; default if it is installed'
@@ -787,7 +795,9 @@ _JUDGE = _JUDGED | dict(
     batch=_BATCH,
     seed=Parameter(_SEED, 0, 'seed of the choice of images and of all noise'),
     name=Parameter(maybe(word()), None, 'files go to outputs/judged/<name>/; default from the model'),
-    fresh=Parameter(flag(), False, 'delete what the folder has, and judge again; else finished parts are used'),
+    fresh=Parameter(
+        flag(), False, 'delete what the folder has, and judge again; else finished parts are used'
+    ),
     device=_DEVICE,
 )
 
