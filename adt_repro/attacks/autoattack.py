@@ -60,8 +60,8 @@ def _check_precision(x):
 def l2_square_fits(
     height: int,  # of an image in pixels, at least 1
     width: int,  # of the same image, at least 1
-) -> bool:
-    "Do the windows of the package's Square for ℓ2 fit into an image? Else it fails"
+) -> bool:  # False: it fails
+    "Do the windows of the package's Square for ℓ2 fit into an image?"
     side = height // 5
     if side < 2:
         return side == 1

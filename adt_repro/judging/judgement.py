@@ -274,9 +274,8 @@ def _between_radii(row):
     moves = moves if row.value else 'stays the same'
     if not row.passed:
         return f'accuracy {moves} from one radius to a larger one'
-    return (
-        f'accuracy does not rise beyond chance from one radius to a larger one; nearest to that, it {moves}'
-    )
+    words = 'from one radius to the next, accuracy does not rise beyond chance'
+    return f'{words}; at the step nearest to the limit it {moves}'
 
 # %% ../../nbs/library/judging/judgement.ipynb #saw-table
 _TWICE = partial(_of_images, 'get other logits on a second pass')
@@ -460,6 +459,10 @@ def _percents(accuracy):
     return f'{100 * accuracy["accuracy"]:.1f} % {ends}'
 
 
+def _attack_count(attacks):
+    return '1 attack' if len(attacks) == 1 else f'{len(attacks)} attacks'
+
+
 def _answer(found):
     "Status, word, line and reasons from the parts of a report"
     failed = [check for check in found['checks'] if not check['passed']]
@@ -472,7 +475,7 @@ def _answer(found):
     is_guess = found['clean']['lo'] <= max(entry['n'] for entry in found['classes']) / found['clean']['n']
     line = (
         f'{word}: robust accuracy {_percents(found["robust"])}, n = {found["robust"]["n"]}, '
-        f'in {NORMS[threat["norm"]].title} with ε = {threat["eps_text"]}; '
+        f'under {_attack_count(found["attacks"])} in {NORMS[threat["norm"]].title} with ε = {threat["eps_text"]}; '
         f'clean {_percents(found["clean"])}{_GUESS if is_guess else ""}; {checks}'
     )
     reasons = [dict(check=c['name'], reason=c['reason'], advice=c['advice']) for c in failed]
@@ -638,7 +641,10 @@ def _facts(model, x, n_classes, about, test_set):
     "What is known of the network and of the data; what the caller knows comes first"
     model_facts = {'class': type(model).__name__}
     data_facts = dict(n=len(x), shape=list(x.shape[1:]), n_classes=n_classes, test_set=test_set)
-    return dict(model=about.get('model') or model_facts, data=about.get('data') or data_facts)
+    data_facts = dict(about.get('data') or data_facts)
+    if about.get('classes'):
+        data_facts['class_names'] = [str(name) for name in about['classes']]
+    return dict(model=about.get('model') or model_facts, data=data_facts)
 
 
 def _report(rows, sections, plan, facts, about, n_classes, *, eps, norm, batch, seed):

@@ -98,6 +98,7 @@ _DATA = _field(
         n=_count('number of images that were given; if time was short, robust.n is smaller', least=1),
         shape=_list_of('channels, height and width of an image', _count('', least=1)),
         n_classes=_count('number of classes of the network', least=1),
+        class_names=_list_of('names of the classes, if known, in the order of labels', {'type': 'string'}),
         test_set=_field('string', 'fingerprint of the images and labels'),
         said=_list_of('what was done to them, in sentences', {'type': 'string'}),
         files=_DIGESTS,
@@ -426,8 +427,10 @@ def _fact(value):
 
 # %% ../../nbs/library/judging/page.ipynb #class-name
 def _class_name(report, label):
-    "The name of a class, or its number"
-    name = next((c['name'] for c in report['classes'] if c['label'] == label), None)
+    "The name of a class, or its number; a prediction may be a class of which there is no image"
+    known = dict(enumerate(report['data'].get('class_names', [])))
+    known |= {c['label']: c['name'] for c in report['classes']}
+    name = known.get(label)
     return f'class {label}' if name in (None, '', str(label)) else name
 
 # %% ../../nbs/library/judging/page.ipynb #answer
@@ -693,7 +696,7 @@ def _class_table(classes, label):
     for c in classes:
         robust = c['robust']
         numbers = dict(robust=_percent(robust['accuracy']), interval=_interval(robust), n=f'{c["n"]:,}')
-        name = _class_name(dict(classes=[c]), c['label'])
+        name = _class_name(dict(classes=[c], data={}), c['label'])
         rows.append(numbers | dict(name=name, bar=_bar(robust), clean=_percent(c['clean']['accuracy'])))
     return fill(_CLASS_ROWS, rows=rows, label=label)
 
@@ -1062,7 +1065,7 @@ def _made_html(report):
     parts = [
         fill(_REPEAT_HTML, command=report['command'] or '', schema=report['schema']),
         _facts_html('Network', report['model']),
-        _facts_html('Images', report['data']),
+        _facts_html('Images', {k: v for k, v in report['data'].items() if k != 'class_names'}),
         _plan_html(report),
         _facts_html('Settings and versions', run),
         fill(_CITE_HTML, cite=report['cite']),

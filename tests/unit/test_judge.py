@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 from fractions import Fraction
 from functools import partial
 
@@ -16,11 +17,12 @@ import adt_repro as adt
 from adt_repro.attacks.autoattack import autoattack_version
 from adt_repro.attacks.gradient import pgd
 from adt_repro.base.parameters import ParameterError
+from adt_repro.command.main import main
 from adt_repro.data import load_data
 from adt_repro.evaluation.evaluate import evaluate
 from adt_repro.evaluation.metrics import robust
 from adt_repro.judging.budget import JUDGE_ATTACKS, budget_lines, make_plan, measure_passes
-from adt_repro.judging.files import eps_words
+from adt_repro.judging.files import eps_words, judge_command
 from adt_repro.judging.judgement import judge_attacks, judge_model
 from adt_repro.judging.page import check_report, judgement_page
 from adt_repro.judging.user_data import stratified_order
@@ -29,6 +31,7 @@ from adt_repro.methods.adversaries import distribution_stats, exp_adversary
 from adt_repro.models.classifiers import SmallCNN
 from adt_repro.models.flops import count_passes
 from adt_repro.models.trained import trained_network
+from adt_repro.runs.config import PARAMETERS
 
 EPS = 0.15
 DATA = load_data('digits')
@@ -103,6 +106,7 @@ def test_an_adversarially_trained_network_is_sound(sound):
     report = sound.report
     assert sound.status == 0 and report['answer']['word'] == 'sound' and not report['answer']['reasons']
     assert '\n' not in sound.line and 'all 11 checks passed' in sound.line
+    assert f'under {len(QUICK)} attacks in ℓ∞' in sound.line
     assert all(check['passed'] and check['saw'] and not check['advice'] for check in report['checks'])
     assert 0.5 < report['robust']['accuracy'] < report['clean']['accuracy']
 
@@ -203,6 +207,26 @@ def test_the_text_of_a_radius_is_exact():
         text = eps_words(eps)
         assert float(Fraction(text)) == pytest.approx(eps, rel=1e-15), text
     assert eps_words(8 / 255) == '8/255' and eps_words(0.15) == '0.15'
+
+
+def test_the_command_asks_the_same_question(monkeypatch):
+    "Read again by the command itself, which is stopped before it calls the notebook"
+    default = {name: parameter.default for name, parameter in PARAMETERS['judge'].items()}
+    base = default | dict(model='my module.py:make', data="it's.npz", eps=8 / 255)
+    read = []
+
+    def noted(name, output, given, *rest):
+        read.append(default | given)
+        raise ParameterError('stopped')
+
+    monkeypatch.setattr('adt_repro.command.main.run_notebook', noted)
+    asked = [dict(), dict(minutes=None), dict(autoattack=False), dict(inputs=[-1, 1]), dict(eps=0.0313725)]
+    asked += [dict(attacks=['pgd20', 'cw'], seed=3), dict(norm='l2', eps=3.0, size=224), dict(name='a-b')]
+    for change in asked:
+        given = base | change
+        assert main(shlex.split(judge_command(given))[1:]) == 2
+        assert read.pop() == given
+    assert judge_command(base | dict(fresh=True)) == judge_command(base)
 
 
 def test_labels_that_do_not_fit_are_said(sound):
@@ -454,7 +478,7 @@ def test_what_the_caller_knows(sound):
     report = judge_model(trained_network('at_pgd'), X, Y, eps=EPS, attacks=QUICK, about=about).report
     assert (
         report['model'] == about['model']
-        and report['data'] == about['data']
+        and report['data'] == about['data'] | dict(class_names=classes)
         and report['command'] == 'adt judge'
     )
     assert [entry['name'] for entry in report['classes']] == classes

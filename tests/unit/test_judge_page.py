@@ -205,6 +205,18 @@ def test_a_thousand_classes():
     assert len(text.encode()) < 1_500_000
 
 
+def test_a_predicted_class_without_images_has_its_name():
+    report = made_up_report()
+    names = [entry['name'] for entry in report['classes']]
+    first = report['images']['worst'][0]
+    report['classes'] = [entry for entry in report['classes'] if entry['label'] != first['pred']]
+    assert f'taken for class {first["pred"]}' in plain(page_of(report).select_one('article'))
+    report['data']['class_names'] = names
+    page = page_of(report)
+    assert f'taken for {names[first["pred"]]}' in plain(page.select_one('article'))
+    assert 'class_names' not in plain(page)
+
+
 # Nothing but the page itself
 
 
