@@ -73,7 +73,7 @@ def _first_misclassified(copies, margins):
     return copies[rows, pick], margins[rows, pick]
 
 
-def _try_targets(approach, x, y, goals, starts, eps):
+def _try(approach, x, y, goals, starts, eps):
     """The best of k copies and its margin; `goals` are (N, k, D), `starts` (N, k, C, H, W) in [-1, 1]
 
     All images are climbed towards their first target, then all towards their second."""
@@ -154,7 +154,6 @@ def fea_attack(
             starts = torch.stack([rand_unit(x) for _ in targets.T], 1)
             live = (least >= 0).nonzero()[:, 0]
             if len(live):
-                close = goals[targets[live]]
-                found, margins = _try_targets(approach, x[live], y[live], close, starts[live], eps)
+                found, margins = _try(approach, x[live], y[live], goals[targets[live]], starts[live], eps)
                 _keep_better(worst, least, live, found, margins)
     return worst

@@ -179,7 +179,7 @@ def _impossible(name, norm, n_classes, shape, has_features, autoattack):
         return _NOT_INSTALLED if autoattack is None else 'it was switched off by autoattack=False'
     return None
 
-
+# %% ../../nbs/library/judging/budget.ipynb #impossible-2
 def _possible(attacks, **how):
     "Names of the attacks to plan, and what is left out, with the reasons"
     reasons = {name: _impossible(name, **how) for name in JUDGE_ATTACKS}
@@ -261,14 +261,8 @@ def make_plan(
     autoattack: bool = False,  # run AutoAttack? None: it is not installed
     attacks: list = None,  # names in `JUDGE_ATTACKS` to be planned; None: all that are possible
     draws: int = JUDGE_DRAWS,  # draws from each image's distribution, at least 1
-) -> dict:  # what JSON can hold, see below
-    """Which attacks are run on how many images; a `ParameterError` for a value or a budget that does not fit
-
-    The keys: n, minutes, passes, batch, norm; steps, the attacks in their order, each a dict of attack, n and
-    at_most_seconds; others, the same for clean images, checks, curve and distribution, with `what` instead
-    of attack; n_checks, n_curve, draws, n_distribution; left_out, a list of dicts of what and why;
-    at_most_seconds, the sum. Without minutes and passes all seconds are None.
-    """
+) -> dict:  # what JSON can hold, see above
+    "Which attacks are run on how many images; a `ParameterError` for a value or a budget that does not fit"
     given = dict(
         n=n, n_classes=n_classes, norm=norm, minutes=minutes, batch=batch, attacks=attacks, draws=draws
     )
@@ -298,7 +292,7 @@ def _planned(names, others, shape, passes, given):
     _check_minutes(planned, stages, price, minutes)
     return planned, price
 
-
+# %% ../../nbs/library/judging/budget.ipynb #as-plan-2
 def _as_plan(planned, price, names, left_out, passes, given):
     "The plan as JSON can hold it"
     steps = [

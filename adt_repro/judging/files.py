@@ -171,7 +171,7 @@ def kept_plan(
         refuse('name', folder.name, expected)
     return None
 
-
+# %% ../../nbs/library/judging/files.ipynb #begin-2
 def keep_plan(
     folder: Path | str,  # locked
     question: dict,  # see `judged_question`

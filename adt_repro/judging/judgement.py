@@ -35,6 +35,8 @@ from ..evaluation.cache import in_parts
 from ..evaluation.evaluate import EvaluationWarning, attack_and_judge
 from ..evaluation.metrics import accuracies, robust
 from ..evaluation.sanity import sanity_checks
+
+# %% ../../nbs/library/judging/judgement.ipynb #imports-2
 from ..evaluation.suite import run_suite
 from adt_repro.judging.budget import (
     FEATURE_TARGETS,
@@ -553,7 +555,7 @@ def plan_judgement(
         how['passes'] = measure_passes(model, first, labels, batch, norm)
     return make_plan(**how, attacks=attacks)
 
-
+# %% ../../nbs/library/judging/judgement.ipynb #plan-for-2
 def _check_plan(plan, x, norm):
     "Refuse a plan for other images or another norm"
     if not isinstance(plan, dict) or not {'n', 'norm', 'steps', 'others'} <= set(plan):
@@ -665,6 +667,22 @@ def _report(rows, sections, plan, facts, about, n_classes, *, eps, norm, batch, 
     found |= dict(command=about.get('command'), cite=f'{_CITE}\n\n{software}')
     return found | dict(answer=_answer(found))
 
+# %% ../../nbs/library/judging/judgement.ipynb #judged-call
+def _judged(model, x, y, plan, wanted, about, *, eps, norm, batch, seed, folder, on_step):
+    "The judgement of inputs that are checked"
+    n_classes = try_model(model, x, y)
+    if plan is None:
+        plan = plan_judgement(model, x, y, n_classes, norm=norm, batch=batch, **wanted)
+    _check_plan(plan, x, norm)
+    names = [step['attack'] for step in plan['steps']]
+    made = judge_attacks(norm=norm, n_classes=n_classes, pool=(x, y), seed=seed, names=names)
+    how = dict(eps=eps, norm=norm, batch=batch, seed=seed)
+    found = _measured(model, x, y, plan, made, about, folder=folder, on_step=on_step, **how)
+    rows, sections, pictures = found
+    facts = _facts(model, x, n_classes, about, fingerprint(x, y))
+    report = _report(rows, sections, plan, facts, about, n_classes, **how)
+    return Judgement(report, rows, pictures)
+
 # %% ../../nbs/library/judging/judgement.ipynb #judge-model
 def judge_model(
     model: torch.nn.Module,  # images (N, C, H, W) in [0, 1] to logits (N, classes); in evaluation mode
@@ -680,29 +698,16 @@ def judge_model(
     batch: int = 256,  # images at a time
     seed: int = 0,  # of all noise, at least 0
     folder: Path | str = None,  # folder of finished parts, written and read; None: none are saved
-    about: dict = None,  # what the report says of its origin, see below; None: what is known from the call
+    about: dict = None,  # what the report says of its origin, see above; None: what the call knows
     on_step=None,  # called with (name, number of images) before each step, such as ('pgd20', 1000)
 ) -> Judgement:  # its `status` and `line` are the answer
     """How robust is a network, and can the number be believed?
 
-    Raises a `JudgeError`, which is a `ParameterError`, if the network cannot be judged this way: if its outputs
-    are random, not finite, or depend on the batch, or if they have no gradient. Raises a `ParameterError` if
-    another value does not fit. `about` may have model and data (facts for the report), eps_text, command, index
-    (by image, its place in the source), names (by image, or None), and classes (the classes' names).
+    Raises a `JudgeError` if the network cannot be judged this way: if its outputs are random, not finite, or
+    depend on the batch, or have no gradient; and a `ParameterError` if another value does not fit.
     """
-    about, on_step = about or {}, on_step or (lambda name, n: None)
     x, y, eps, given = _checked_call(model, x, y, eps, norm=norm, batch=batch, seed=seed)
-    folder = None if folder is None else Path(folder)
+    where = dict(folder=folder and Path(folder), on_step=on_step or (lambda name, n: None))
+    wanted = dict(minutes=minutes, attacks=attacks, autoattack=autoattack)
     with _judgeable():
-        n_classes = try_model(model, x, y)
-        if plan is None:
-            how = dict(norm=norm, minutes=minutes, attacks=attacks, autoattack=autoattack)
-            plan = plan_judgement(model, x, y, n_classes, **how, batch=given['batch'])
-        _check_plan(plan, x, norm)
-        names = [step['attack'] for step in plan['steps']]
-        made = judge_attacks(norm=norm, n_classes=n_classes, pool=(x, y), seed=given['seed'], names=names)
-        where = dict(eps=eps, folder=folder, on_step=on_step)
-        rows, sections, pictures = _measured(model, x, y, plan, made, about, **where, **given)
-    facts = _facts(model, x, n_classes, about, fingerprint(x, y))
-    report = _report(rows, sections, plan, facts, about, n_classes, eps=eps, **given)
-    return Judgement(report, rows, pictures)
+        return _judged(model, x, y, plan, wanted, about or {}, eps=eps, **where, **given)

@@ -117,7 +117,7 @@ def _accuracy(meaning):
         hi=_share_of('upper end of Wilson’s 95 % interval'),
     )
 
-
+# %% ../../nbs/library/judging/page.ipynb #schema-shares-2
 _ATTACK = _fields(
     'one attack',
     name=_field('string', 'short name, as in the records'),
