@@ -527,6 +527,9 @@ def test_the_numbers_of_a_plan_add_up():
     assert sum(parts) == pytest.approx(plan['at_most_seconds'], abs=1e-2)
     pgd100 = next(step for step in plan['steps'] if step['attack'] == 'pgd100')
     assert pgd100['at_most_seconds'] == pytest.approx(pgd100['n'] * (100 * 0.001 + 0.0004), abs=1e-3)
+    longer = planned(1000)
+    square = next(step for step in longer['steps'] if step['attack'] == 'square')
+    assert square['at_most_seconds'] == pytest.approx((1000 + 24) * 1002 * 0.0004), 'and for 24 pictures'
     lines = budget_lines(plan)
     assert len(lines) >= 1 + len(plan['steps']) + len(plan['left_out'])
 
