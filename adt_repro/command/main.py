@@ -121,6 +121,8 @@ def _add_judge(commands):
     judge.add_argument('--data', metavar='DATA', help=of_data)
     judge.add_argument('--eps', metavar='E', help='radius for pixels in [0, 1], such as 8/255')
     judge.add_argument('--norm', metavar='NORM', help='linf (default) or l2')
+    judge.add_argument('--attacks', metavar='NAME', nargs='+', help='only these, such as pgd20 cw')
+    judge.add_argument('--size', metavar='N', help='of a folder: resize to N pixels, and crop the centre')
     judge.add_argument('--minutes', metavar='M', help='time for the attacks; default 10; None: no limit')
     judge.add_argument('--weights', metavar='FILE', help='weights for this model')
     judge.add_argument(
@@ -386,7 +388,7 @@ def _audit(options):
         raise _Refused(str(error)) from None
 
 # %% ../../nbs/library/command/main.ipynb #judge
-_JUDGE_OPTIONS = 'model', 'data', 'eps', 'norm', 'minutes', 'weights', 'inputs', 'name'
+_JUDGE_OPTIONS = 'model data eps norm attacks size minutes weights inputs name'.split()
 
 
 def _judged_given(options):
@@ -423,11 +425,14 @@ def _executed_judge(given, output, follow):
     return _answer(output)
 
 
+_SHOWN_WHOLE = 'The images', 'Can it be judged?', 'The plan'  # sections of judge.ipynb
+
+
 def _judge(options):
     "Judge a model by `judge.ipynb`: its closing lines, and the exit status"
     try:
         given = _judged_given(options)
-        with tempfile.TemporaryDirectory() as folder, follower(sys.stderr, ('The plan',)) as follow:
+        with tempfile.TemporaryDirectory() as folder, follower(sys.stderr, _SHOWN_WHOLE) as follow:
             return _executed_judge(given, options.o or Path(folder) / 'judge.ipynb', follow)
     except (ParameterError, NotebookError) as error:
         raise _Refused(str(error)) from None

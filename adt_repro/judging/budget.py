@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SQUARE_QUERIES', 'FEATURE_TARGETS', 'TARGETED_CLASSES', 'JUDGE_DRAWS', 'MOST_PICTURES', 'JUDGE_ATTACKS',
-           'FEWEST_IMAGES', 'AttackCard', 'measure_passes', 'make_plan', 'budget_lines']
+           'FEWEST_IMAGES', 'AttackCard', 'measure_passes', 'minutes_words', 'make_plan', 'budget_lines']
 
 # %% ../../nbs/library/judging/budget.ipynb #imports
 import math
@@ -199,25 +199,28 @@ def _possible(attacks, **how):
     return names, left_out
 
 # %% ../../nbs/library/judging/budget.ipynb #too-long
+def minutes_words(
+    minutes: float,  # above 0
+) -> str:  # such as "1 minute" or "2.5 minutes"
+    "Minutes as text"
+    return f'{minutes:g} minute{"" if minutes == 1 else "s"}'
+
+
 def _missing(planned, names, others, n, minutes):
     "What does not fit into the minutes"
-    why = f'it does not fit into {minutes:g} minutes'
+    left = f'too little was left of the {minutes_words(minutes)}'
     titles = {name: JUDGE_ATTACKS[name].title for name in names}
     absent = [name for name in [*names, *others] if not planned[name]]
-    left_out = [dict(what=titles.get(name, f'the {name}'), why=why) for name in absent]
+    left_out = [dict(what=titles.get(name, f'the {name}'), why=left) for name in absent]
     fewer = [name for name in names if 0 < planned[name] < n]
     if fewer:
         listed = ', '.join(titles[name] for name in fewer)
         counts = f'{n - planned[fewer[0]]} of {n} images'
-        left_out.append(
-            dict(what=f'{counts} under {listed}', why=f'they do not fit into {minutes:g} minutes')
-        )
+        left_out.append(dict(what=f'{counts} under {listed}', why=left))
     for name in ['checks', *others]:
         if 0 < planned[name] < n:
             counts = f'{n - planned[name]} of {n} images'
-            left_out.append(
-                dict(what=f'the {name} on {counts}', why=f'they do not fit into {minutes:g} minutes')
-            )
+            left_out.append(dict(what=f'the {name} on {counts}', why=left))
     return left_out
 
 # %% ../../nbs/library/judging/budget.ipynb #plan-check
@@ -329,7 +332,7 @@ def budget_lines(
 ) -> list:  # of str, one line each: the whole, each part, and what is left out
     "A plan in words"
     minutes = plan['minutes']
-    whole_plan = 'everything' if minutes is None else f'{minutes:g} minutes'
+    whole_plan = 'everything' if minutes is None else minutes_words(minutes)
     lines = [f'{whole_plan}, {plan["n"]} images{_duration(plan["at_most_seconds"])}']
     first, *later = [(_OTHERS[part['what']], part) for part in plan['others']]
     parts = [first, *((JUDGE_ATTACKS[step['attack']].title, step) for step in plan['steps']), *later]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JUDGED_FILES', 'eps_words', 'asked_eps', 'judge_command', 'judged_question', 'judged_folder', 'open_judged',
-           'kept_plan', 'keep_plan', 'write_judged', 'image_table']
+           'kept_plan', 'keep_plan', 'resume_words', 'write_judged', 'image_table']
 
 # %% ../../nbs/library/judging/files.ipynb #imports
 import json
@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import torch
 from filelock import FileLock
 
 from ..base.files import find_root, lock_file, try_folder
@@ -20,6 +21,8 @@ from ..base.parameters import refuse
 from ..base.tables import write_table, write_text
 from ..base.yaml_files import parse_json, read_json
 from ..data import DATASETS
+from ..evaluation.cache import digest
+from ..evaluation.reachable import Undescribable
 from ..evaluation.records import save_records
 from ..runs.config import PARAMETERS
 
@@ -56,7 +59,7 @@ def asked_eps(
     return DATASETS[data or 'digits'].eps if eps is None else eps
 
 # %% ../../nbs/library/judging/files.ipynb #command
-_OPTIONS = 'data', 'eps', 'norm', 'minutes', 'weights', 'inputs', 'name'  # options of `adt judge`
+_OPTIONS = 'data eps norm attacks size minutes weights inputs name'.split()  # options of `adt judge`
 _NOT_ASKED = 'fresh', 'data_root', 'device'  # how a call is made; not part of its question
 
 
@@ -69,12 +72,13 @@ def judge_command(
         value = given[name]
         if name == 'model' or name in _NOT_ASKED or value == parameter.default:
             continue
-        if isinstance(value, list):
-            listed = json.dumps(value)
-            words += [f'--{name}', listed] if name in _OPTIONS else ['-y', f'{name}: {listed}']
-            continue
-        text = eps_words(value) if name == 'eps' else f'{value}'
-        words += [f'--{name}', text] if name in _OPTIONS else ['-p', name, text]
+        option = [f'--{name}'] if name in _OPTIONS else ['-p', name]
+        if name == 'attacks':
+            words += [*option, *value]
+        elif name == 'inputs':
+            words += [*option, json.dumps(value)]
+        else:
+            words += [*option, eps_words(value) if name == 'eps' else f'{value}']
     return shlex.join(words)
 
 # %% ../../nbs/library/judging/files.ipynb #question
@@ -182,6 +186,17 @@ def keep_plan(
     kept = json.dumps(dict(question=question, plan=plan), indent=1, ensure_ascii=False) + '\n'
     write_text(Path(folder) / 'plan.json', kept)
     return parse_json(kept, 'plan.json')['plan']
+
+# %% ../../nbs/library/judging/files.ipynb #resume
+def resume_words(
+    model: torch.nn.Module,  # the network that will be judged
+) -> str:  # one line; empty if an interrupted call can go on
+    "What to know before a call is interrupted"
+    try:
+        digest(model=model)
+    except Undescribable as error:
+        return f'if this call is interrupted, it begins again: no parts are kept, because {error}'
+    return ''
 
 # %% ../../nbs/library/judging/files.ipynb #write
 def write_judged(

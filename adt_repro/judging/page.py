@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..attacks.l2 import NORMS
 from ..base.parameters import ParameterError, refuse, shown
+from .budget import minutes_words
 from ..paper.report import fill
 
 # %% ../../nbs/library/judging/page.ipynb #schema-parts
@@ -406,7 +407,8 @@ def _counted(n, noun='image'):
 
 def _model_name(model):
     "What the page calls the network"
-    return str(model.get('spec') or model.get('name') or model.get('class') or 'this network')
+    name = str(model.get('spec') or model.get('name') or model.get('class') or 'this network')
+    return name.rstrip('/\\').replace('\\', '/').rpartition('/')[2]  # of a path the last part: a page is sent around
 
 # %% ../../nbs/library/judging/page.ipynb #fact
 def _fact(value):
@@ -481,7 +483,7 @@ def _answer_html(report):
     sound = answer['status'] == 0
     why = f'{len(checks)} of {len(checks)} checks passed.'
     if not sound:
-        why = f'{len(reasons)} of {len(checks)} checks failed: the true number is likely to be lower.'
+        why = f'{len(reasons)} of {len(checks)} checks failed: the true number may be lower.'
     return fill(
         _ANSWER_HTML,
         name=_model_name(report['model']),
@@ -1041,7 +1043,7 @@ def _plan_html(report):
     if not plan:
         return Markup('')
     minutes = plan.get('minutes')
-    words = 'No limit of time was given.' if minutes is None else f'The limit was {minutes:g} minutes.'
+    words = 'No limit of time was given.' if minutes is None else f'The limit was {minutes_words(minutes)}.'
     for name, noun in (
         ('n_checks', 'the checks'),
         ('n_curve', 'the curve'),

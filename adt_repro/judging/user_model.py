@@ -366,8 +366,9 @@ def load_user_model(
 
 # %% ../../nbs/library/judging/user_model.ipynb #try-forms
 def _judge_error(error, advice=''):
-    "The same line as a `JudgeError`"
-    return JudgeError(f'{error}{advice}')
+    "The same line as a `JudgeError`, without attacks that a judgement cannot do with alone"
+    line, _, _ = str(error).partition('; the attacks spsa and square')
+    return JudgeError(f'{line}{advice}')
 
 
 def _name_of(network):
@@ -421,6 +422,16 @@ def _logits_of(network, x):
         ) from error
 
 # %% ../../nbs/library/judging/user_model.ipynb #try-pass-2
+def _check_logits(network, z):
+    "A `JudgeError` if outputs are probabilities: the cross-entropy of these is nearly flat"
+    sums = z.detach().double().sum(1)
+    if z.min() >= 0 and (sums - 1).abs().max() < 1e-3:
+        raise JudgeError(
+            f'{_name_of(user_network_of(network))}: gives probabilities that add up to 1; expected logits: '
+            'leave out the softmax at its end'
+        )
+
+
 def _check_finite(network, t, what):
     if not t.isfinite().all():
         raise JudgeError(
@@ -469,6 +480,7 @@ def _check_answers(network, x):
     images = x.clone().requires_grad_()
     logits = _logits_of(network, images)
     _check_finite(network, logits, 'the logits')
+    _check_logits(network, logits)
     _check_gradient(network, images, logits)
     _logits_of(network, x[:1])
     try:

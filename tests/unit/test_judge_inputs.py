@@ -85,6 +85,15 @@ NET = """
     def always_dropout():
         return Net(change=lambda x, z: F.dropout(z))
 
+    def probabilities():
+        return Net(change=lambda x, z: z.softmax(1))
+
+    def log_probabilities():
+        return Net(change=lambda x, z: z.log_softmax(1))
+
+    def above_zero():
+        return Net(change=lambda x, z: z.exp())
+
     def noisy():
         return Net(change=lambda x, z: z + torch.randn_like(z))
 
@@ -490,6 +499,10 @@ MISTAKES = {
     'no gradient': (dict(model='net.py:no_gradient'), 'model=Net: its logits have no gradient.*detach'),
     'through NumPy': (dict(model='net.py:through_numpy'), 'model=Net: its logits have no gradient.*NumPy'),
     'dropout in evaluation': (dict(model='net.py:always_dropout'), 'model=Net: .*second pass.*dropout'),
+    'probabilities': (
+        dict(model='net.py:probabilities'),
+        'model=Net: gives probabilities.*leave out the softmax',
+    ),
     'noise': (dict(model='net.py:noisy'), 'model=Net: .*second pass.*noise'),
     'batch statistics': (dict(model='net.py:batch_statistics'), 'model=Sequential: .*another batch.*running'),
     'double precision': (
@@ -631,6 +644,12 @@ def test_there_are_enough_mistakes_and_none_without_one(spoiled):
     assert try_model(user.model, data.x, data.y) == 10
     with pytest.raises(JudgeError):
         try_model(load_user_model('net.py:noisy').model, data.x, data.y)
+
+
+@pytest.mark.parametrize('name', ['log_probabilities', 'above_zero'])
+def test_outputs_that_only_look_like_probabilities(name, home):
+    x, y = digits_like()
+    assert try_model(load_user_model(f'net.py:{name}').model, x, y) == 10
 
 
 def test_a_network_that_never_looks_at_its_pixels():
