@@ -408,7 +408,9 @@ def _counted(n, noun='image'):
 def _model_name(model):
     "What the page calls the network"
     name = str(model.get('spec') or model.get('name') or model.get('class') or 'this network')
-    return name.rstrip('/\\').replace('\\', '/').rpartition('/')[2]  # of a path the last part: a page is sent around
+    return (
+        name.rstrip('/\\').replace('\\', '/').rpartition('/')[2]
+    )  # of a path the last part: a page is sent around
 
 # %% ../../nbs/library/judging/page.ipynb #fact
 def _fact(value):

@@ -82,7 +82,7 @@ def draw_table1(
 
 # %% ../../nbs/library/paper/drawings.ipynb #claim-axis
 _HOLDS = '#dff2ea'  # the colour of the area where a claim holds
-_WORDS = 1.75  # inches right of a claim's axis, for its word and its unit
+_WORDS = 1.95  # inches right of a claim's axis, for its word and its unit
 _REACH = 3.0  # published effects beyond estimate, bounds and published size, where an interval is cut
 
 
