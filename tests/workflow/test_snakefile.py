@@ -271,7 +271,10 @@ CW = (
 )
 
 
-SQUARE = '_next_patch(images, first, t / budget)', '_next_patch(images, first, 1.01 * t / budget)'
+SQUARE = (  # in `square`, and not in `patches_l2`
+    '_next_patch(images, first, t / budget)\n            tried',
+    '_next_patch(images, first, 1.01 * t / budget)\n            tried',
+)
 PGD_STEPS = (
     '(from_attack(pgd, eps=eps, steps=inner_steps, step_size=step_size, clip_start=True))',
     ('(from_attack(pgd, eps=eps, steps=1 + inner_steps, step_size=step_size, clip_start=True))'),
