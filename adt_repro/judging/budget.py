@@ -162,7 +162,13 @@ def _bought(stages, price, seconds):
     return planned
 
 # %% ../../nbs/library/judging/budget.ipynb #impossible
-_COUNTERPARTS = 'fgsm', 'fgm', 'square', 'patches', 'restarts'  # in one norm only, for a reason: not left out
+_COUNTERPARTS = (
+    'fgsm',
+    'fgm',
+    'square',
+    'patches',
+    'restarts',
+)  # made for one norm: not listed as missing in the other
 _NOT_INSTALLED = "pyautoattack is not installed: uv pip install 'pyautoattack>=0.2,<0.3' installs it"
 
 
@@ -289,7 +295,7 @@ def _planned(names, others, shape, passes, given):
     if passes is None:
         if minutes is not None:
             refuse('passes', passes, 'measured passes if there are minutes, see measure_passes')
-        return dict.fromkeys(costs, n) | dict(distribution=n * ('distribution' in others)), None
+        return dict.fromkeys(costs, n) | dict(distribution=n if 'distribution' in others else 0), None
     price = {what: g * passes['gradient'] + f * passes['forward'] for what, (g, f) in costs.items()}
     for name in names:
         if JUDGE_ATTACKS[name].kind == 'extra':  # on all images, and once more for the pictures

@@ -320,7 +320,7 @@ CHECK_ADVICE = {  # by the beginning of a check's name: what to do if it fails
     'restarts': 'Judge with many random starts; an image is wrong if any of them fools the network.',
     'zero gradients': f'{_SCALE}; replace rounding or steps by the identity in the backward pass.',
     'finite gradients': 'Add a small constant inside the root, logarithm or division that has no finite slope.',
-    'loss increase': f'{_SCALE}; replace what has no useful slope by a smooth stand-in in the backward pass.',
+    'loss increase': f'{_SCALE}; replace what has no useful slope by something smooth in the backward pass.',
     'black box': f'The gradients hide what queries find: {_SMOOTH}.',
 }
 
@@ -422,7 +422,9 @@ _SOFTWARE = """@software{adt_repro,
 
 def _versions(names):
     "Versions of what the numbers depend on"
-    packages = ['torch', 'numpy', 'scipy', *['pyautoattack'] * ('autoattack' in names)]
+    packages = ['torch', 'numpy', 'scipy']
+    if 'autoattack' in names:
+        packages.append('pyautoattack')
     found = dict(python=platform.python_version(), adt_repro=adt_repro.__version__)
     for package in packages:
         try:

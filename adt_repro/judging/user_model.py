@@ -366,7 +366,7 @@ def load_user_model(
 
 # %% ../../nbs/library/judging/user_model.ipynb #try-forms
 def _judge_error(error, advice=''):
-    "The same line as a `JudgeError`, without attacks that a judgement cannot do with alone"
+    "The same line as a `JudgeError`; attacks without gradients are no advice here, so they are left out"
     line, _, _ = str(error).partition('; the attacks spsa and square')
     return JudgeError(f'{line}{advice}')
 
