@@ -668,9 +668,17 @@ def _report(rows, sections, plan, facts, about, n_classes, *, eps, norm, batch, 
     return found | dict(answer=_answer(found))
 
 # %% ../../nbs/library/judging/judgement.ipynb #judged-call
+def _check_class_names(names, y):
+    "A `ParameterError` if a label has no name"
+    n_labels = int(y.max()) + 1
+    if names and len(names) < n_labels:
+        refuse('about', f'{len(names)} names in classes', f'a name for each label, 0 to {n_labels - 1}')
+
+
 def _judged(model, x, y, plan, wanted, about, *, eps, norm, batch, seed, folder, on_step):
     "The judgement of inputs that are checked"
     n_classes = try_model(model, x, y)
+    _check_class_names(about.get('classes'), y)
     if plan is None:
         plan = plan_judgement(model, x, y, n_classes, norm=norm, batch=batch, **wanted)
     _check_plan(plan, x, norm)

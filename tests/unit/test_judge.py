@@ -487,6 +487,14 @@ def test_what_the_caller_knows(sound):
     assert report['robust'] == sound.report['robust'] and json.loads(json.dumps(report)) == report
 
 
+def test_each_label_needs_a_name():
+    about = dict(classes=['zero', 'one'])
+    with pytest.raises(
+        ParameterError, match='^about=.2 names in classes.: expected a name for each label, 0 to 9$'
+    ):
+        judge_model(trained_network('at_pgd'), X, Y, eps=EPS, attacks=QUICK, about=about)
+
+
 # The plan
 
 
