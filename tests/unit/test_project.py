@@ -4,6 +4,7 @@ import configparser
 import json
 import re
 import runpy
+import subprocess
 from importlib.metadata import requires, version
 
 import nbformat
