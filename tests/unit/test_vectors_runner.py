@@ -311,6 +311,13 @@ def fgsm(case):
     assert 'pgd-a passed' in verbose and '  losses: largest difference 0' in verbose
 
 
+def test_an_explanation_is_printed_once(runner, folder, capsys):
+    code = "EXPLAINED = {'pgd': 'its line 3'}\ndef pgd(case): return dict(x_adv=right(case)['iterates'][3])"
+    status, out, _ = status_and_lines(runner, capsys, put_adapter(folder, code))
+    explained = [line for line in out if line.startswith('  explained: ')]
+    assert status == 1 and explained == ['  explained: its line 3', '  explained: as pgd-a']
+
+
 def test_what_fails_is_an_error_and_the_others_go_on(runner, folder, capsys):
     code = 'def fgsm(case): return right(case)\ndef square(case): raise SystemExit(3)\n'
     code += 'def pgd(case):\n    if case.name == "pgd-a":\n        raise ValueError("two\\nlines")\n'
