@@ -28,7 +28,7 @@ def smallest(
     *numbers: np.ndarray,  # each (...)
 ) -> float:  # 0 or more; infinite if there are no numbers
     "The smallest absolute value"
-    return min((float(np.min(abs(a), initial=np.inf)) for a in numbers), default=np.inf)
+    return min((float(np.min(abs(a) + 0.0, initial=np.inf)) for a in numbers), default=np.inf)
 
 
 def smallest_share(
