@@ -115,7 +115,6 @@ def amortised_outputs(
     generated,  # maps such `parts`, possibly complex, to (N,) losses, (N,) entropies, (N, C, H, W) images
     objective,  # maps (N,) losses and (N,) entropies to a number
     over=np.mean,  # makes one number of the images' losses
-    sign: float = 1.0,  # factor of the gradients by `parts`; -1: downhill
 ) -> dict:  # `loss`, `entropy`, `x_adv`, and `gradient.` with a part and the name of an array
     "The outputs of adt_exp_am or adt_imp_am"
     losses, entropies, x_adv = generated(parts)
@@ -126,5 +125,5 @@ def amortised_outputs(
     found = {f'gradient.network.{k}': g for k, g in weight_gradients(network_loss, weights).items()}
     for part, arrays in parts.items():
         by_part = weight_gradients(lambda w, part=part: objective(*generated({**parts, part: w})[:2]), arrays)
-        found |= {f'gradient.{part}.{k}': sign * g for k, g in by_part.items()}
+        found |= {f'gradient.{part}.{k}': g for k, g in by_part.items()}
     return dict(loss=over(losses), entropy=entropies.mean(), x_adv=x_adv, **found)

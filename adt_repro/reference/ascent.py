@@ -51,7 +51,6 @@ def exp_ascent(
     step_size: float,  # α, above 0
     momentum: float,  # in [0, 1]: the share of the former gradients that is kept
     tol: float,  # above 0
-    sign: float = 1.0,  # factor of the steps; -1: downhill
 ) -> dict:  # `laws` (T + 1, N, 2, C, H, W), `objective` (T, N), `gradients` (T, N, 2, C, H, W), with momentum
     "The steps of ADT_EXP from μ = 0 and ρ"
     images = noise.shape[2:]
@@ -61,7 +60,7 @@ def exp_ascent(
     for drawn in noise:
         values.append(objective(law, drawn))
         collected = momentum * collected + own_gradients(lambda z, drawn=drawn: objective(z, drawn), law)
-        law = law + sign * step_size * collected / (np.abs(collected) + tol)
+        law = law + step_size * collected / (np.abs(collected) + tol)
         laws.append(law)
         gradients.append(collected)
     return dict(laws=np.stack(laws), objective=np.stack(values), gradients=np.stack(gradients))

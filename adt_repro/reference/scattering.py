@@ -8,7 +8,7 @@ __all__ = ['cosine_costs', 'transport_plan', 'scattering_step']
 # %% ../../nbs/library/reference/scattering.ipynb #imports
 import numpy as np
 
-from .networks import clip, gradient, logits, positive_part
+from .networks import clip, gradient, positive_part
 
 # %% ../../nbs/library/reference/scattering.ipynb #cost
 def cosine_costs(
@@ -47,7 +47,6 @@ def scattering_step(
     eps: float,  # above 0
     plan_of,  # maps costs to a plan, such as transport_plan with its numbers
     clip_start: bool = False,  # is the start kept in [0, 1]?
-    sign: float = 1.0,  # factor of the step; -1: downhill
 ) -> dict:  # `x_adv`, `plan`, `cost`, `signs`; and `gradient`, which is not an output
     "One step of feature scattering"
     moved = x + eps * start
@@ -61,7 +60,6 @@ def scattering_step(
         return (plan_of(costs(images)) * costs(images)).sum()
 
     found = gradient(total, moved)
-    stepped = moved + sign * eps * np.sign(found)
-    x_adv = clip(stepped, np.maximum(0, x - eps), np.minimum(1, x + eps))
+    x_adv = clip(moved + eps * np.sign(found), np.maximum(0, x - eps), np.minimum(1, x + eps))
     cost = costs(moved)
     return dict(x_adv=x_adv, plan=plan_of(cost), cost=cost, signs=np.sign(found), gradient=found)
