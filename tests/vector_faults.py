@@ -11,12 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'vectors'))
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'vectors'))
 import run
 
-PLAIN = ROOT / 'tests' / 'vector_plain.py'
+PLAIN = Path(__file__).with_name('vector_plain.py')
 
 
 class Fault(NamedTuple):
