@@ -655,6 +655,7 @@ def vectors():
     return run.load_cases()
 
 
+@cache
 def results_of(
     fault,  # one of `FAULTS` or of `HARMLESS`
 ):
