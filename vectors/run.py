@@ -211,7 +211,10 @@ def _functions_of(module, file):
 def _texts(module, name, file, known=None):
     "A dict of texts of an adapter; `Refused` if it is another thing or has a name that is not known"
     found = getattr(module, name, {})
-    found = found() if callable(found) else found
+    try:
+        found = found() if callable(found) else found
+    except Exception as error:
+        raise Refused(f'{file}: {name} fails ({_last_line(error)})') from None
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise Refused(f'{file}: {name} is {found!r}, expected a dict of names and texts')
     for key in found:

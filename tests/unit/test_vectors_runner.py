@@ -459,6 +459,8 @@ def test_answers_that_are_refused(runner, folder, capsys, spoil, expected):
         ('def pdg(case): return right(case)', 'pdg is no function of the specification, expected pgd'),
         ("PRECISION = 'double'", "PRECISION is 'double'"),
         ("NOT_OFFERED = {'sqare': 'why'}", "NOT_OFFERED has 'sqare'"),
+        ('def VERSIONS(): return 1 / 0', 'VERSIONS fails (ZeroDivisionError'),
+        ('VERSIONS = dict(torch=2)', "VERSIONS is {'torch': 2}"),
         ("NOT_OFFERED = ['square']", "NOT_OFFERED is ['square']"),
         ("EXPLAINED = {'pgd-z': 'why'}", "EXPLAINED has 'pgd-z'"),
         (
