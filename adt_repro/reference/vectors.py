@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .adt_cases import adt_cases
 from .attack_cases import attack_cases
-from .cases import Case, compare_case, load_case, save_case
+from .cases import compare_case, load_case, save_case
 
 # %% ../../nbs/library/reference/vectors.ipynb #all
 def all_cases() -> list:  # of `Case`, each with another name
