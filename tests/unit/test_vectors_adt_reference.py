@@ -19,7 +19,7 @@ NEEDED = dict(
         'small_number_inside',
         'all_rounds',
         'one_round_too_few',
-        'clipped_start',
+        'start_clipped',
     },
     tanh_gaussian={'exp_for_softplus', 'gaussian_entropy', 'eps_left_out', 'pixel_sum', 'entropy_sign'},
     adt_exp={'gradients_zeroed', 'gradients_kept', 'entropy_left_out', 'entropy_sum', 'entropy_sign'}
