@@ -90,7 +90,7 @@ def _told(case, tried, shown):
     "The deviations that can be told from the right result and from each other"
     kept, names = {}, {*case.required, *shown}
     for name, (reason, outputs) in tried.items():
-        held = {k: np.asarray(v) for k, v in outputs.items() if k in names}
+        held = {k: np.array(v, order='C') for k, v in outputs.items() if k in names}
         if all(_apart(case, held, other) for other in (case.outputs, *(found for _, found in kept.values()))):
             kept[name] = reason, held
     for name, (reason, held) in kept.items():
@@ -112,7 +112,7 @@ def _searched(number, make, must=(), shown=(), **least):
         case, tried = make(np.random.default_rng([number, attempt]))
         if not _wide(case.margins, **least):
             continue
-        case.outputs = {name: np.asarray(value) for name, value in case.outputs.items()}
+        case.outputs = {name: np.array(value, order='C') for name, value in case.outputs.items()}
         case.deviations = _told(case, tried(), shown)
         if set(must) <= set(case.deviations):
             return case
