@@ -20,7 +20,7 @@ def draw_surprise(
     "−log p of a draw's entries, constants left out"
     return noise**2 / 2 + np.log(spread + 1e-8) + np.log(1 - t * t + 1e-8)
 
-
+# %% ../../nbs/library/reference/ascent.ipynb #draws-objective-def
 def draws_objective(
     network,  # maps images, possibly complex, to (N, K) logits
     x: np.ndarray,  # (N, C, H, W) images in [0, 1]
@@ -47,7 +47,7 @@ def draws_objective(
 def exp_ascent(
     objective,  # maps a law (N, 2, C, H, W), possibly complex, and noise (k, N, C, H, W) to (N,)
     noise: np.ndarray,  # (T, k, N, C, H, W) standard normal numbers
-    rho: float,  # where ρ begins, any number
+    rho: float,  # in (-∞, ∞), where ρ begins
     step_size: float,  # α, above 0
     momentum: float,  # in [0, 1]: the share of the former gradients that is kept
     tol: float,  # above 0
@@ -65,7 +65,7 @@ def exp_ascent(
         gradients.append(collected)
     return dict(laws=np.stack(laws), objective=np.stack(values), gradients=np.stack(gradients))
 
-
+# %% ../../nbs/library/reference/ascent.ipynb #last-draw-def
 def last_draw(
     x: np.ndarray,  # (N, C, H, W) images in [0, 1]
     law: np.ndarray,  # (N, 2, C, H, W) μ and ρ
