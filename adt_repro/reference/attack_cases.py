@@ -105,7 +105,8 @@ class Plan:
     least: dict = field(default_factory=dict)  # the smallest margins, where they differ from `LEAST`
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #draw-case
-LEAST = dict(gradient=1e-3, probability=1e-2, activation=1e-4, margin=1e-3, other_logit=1e-3, comparison=1e-3)
+LEAST = dict(gradient=1e-3, probability=1e-2, slope=1e-3, activation=1e-4)
+LEAST |= dict(margin=1e-3, other_logit=1e-3, comparison=1e-3)
 POINTS = {name: (1e-9, 1e-6) for name in ('x_adv', 'iterates')}  # their steps are exact
 
 
@@ -664,20 +665,32 @@ def _plans_of_trades_attack():
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #plans-3
 def _plans_of_searches():
+    def awake(weights):
+        return weights | dict(bias1=weights['bias1'] + 2)  # most features are not 0
+
     misleads = dict(draw=_draw_targets, shows=_last_iterate_misleads, shape=(3, 4, 5))
     about = 'One image is misclassified at the last iterate of one target only.'
     spsa = dict(draw=_draw_directions, tolerances=dict(gradient=(1e-9, 1e-3)))
     square = dict(draw=_draw_proposals, shows=_all_ends)
     return [
-        Plan('feature_attack-relu', about, 'relu', dict(eps=0.1, step_size=0.03, steps=5), **misleads),
+        Plan(
+            'feature_attack-relu',
+            about,
+            'relu',
+            dict(eps=0.1, step_size=0.03, steps=4),
+            edit=awake,
+            least=dict(gradient=3e-4),
+            **misleads,
+        ),
         Plan(
             'feature_attack-relu-small-steps',
             'A radius of 8/255. The first target and the last iterate do not mislead wherever another does.',
             'relu',
             dict(eps=8 / 255, step_size=5 / 255, steps=3),
             n=6,
+            edit=awake,
             shape=(3, 4, 5),
-            least=dict(gradient=2e-4),
+            least=dict(gradient=3e-4),
             draw=_draw_targets,
             must=('last_iterate', 'first_target', 'descends'),
         ),
@@ -686,7 +699,7 @@ def _plans_of_searches():
             'Convolution. ' + about,
             'conv',
             dict(eps=0.1, step_size=0.03, steps=4),
-            least=dict(gradient=1e-4, comparison=3e-4),
+            least=dict(gradient=4e-4),
             must=('first_target',),
             **misleads,
         ),
@@ -732,8 +745,8 @@ SEEDS = {
     'cw-conv': 1,
     'trades_attack-relu': 30,
     'trades_attack-conv': 84,
-    'feature_attack-relu': 222,
-    'feature_attack-relu-small-steps': 90,
+    'feature_attack-relu': 97,
+    'feature_attack-relu-small-steps': 954,
     'feature_attack-conv': 148,
     'spsa_gradient-relu': 0,
     'spsa_gradient-conv': 0,

@@ -314,8 +314,10 @@ def run_feature_attack(
         gaps += [gap, *(each[2] for each in results)]
         ends += [each[1] for each in results]
     found = dict(misclassified=margins(logits(*net, x_adv), y) < 0, x_adv=x_adv, iterates=iterates)
+    gradients = np.array([climb['followed'] for climb in climbs])
     ties = dict(
-        gradient=smallest_share(np.array([climb['followed'] for climb in climbs])),
+        gradient=smallest_share(gradients),
+        slope=smallest(abs(gradients).max((-3, -2, -1))),
         activation=kink(net, iterates[:-1].reshape(-1, *x.shape[1:])),
         margin=smallest(np.array(ends)),
         comparison=min(gaps),
