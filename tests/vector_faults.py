@@ -458,7 +458,7 @@ FAULTS = dict(
         'the cost is that between rows of the adversarial batch and columns of the clean one',
         'clean @ F.normalize(model(at)).T',
         'F.normalize(model(at)) @ clean.T',
-        'feature_scatter',
+        'feature_scatter:columns_first',
     ),
     plan_one_round=Fault(
         'only one round of Sinkhorn',
@@ -592,7 +592,7 @@ FAULTS = dict(
         'the images of a fit are not clipped',
         "at = (x + p['eps'] * delta).clamp(0, 1)",
         "at = x + p['eps'] * delta",
-        'adt_exp:images_not_clipped',
+        'adt_exp:not_clipped',
     ),
     exp_descends=Fault(
         'the fit descends',
