@@ -196,7 +196,7 @@ REASONS |= dict(
     one_sided='differences were taken to one side only',
     not_halved='differences were divided by σ, not by 2σ',
     summed='the sum over directions was given, not the mean',
-    averaged_over_batch='the mean over the batch was given, not each image\'s own',
+    averaged_over_batch="the mean over the batch was given, not each image's own",
     points_clipped='the points were clipped to [0, 1]',
     margin_not_negated='the margin was used, not its negative',
     goes_on='the search went on after the image was misclassified',
@@ -458,7 +458,9 @@ def with_deviations(
     ways = {}
     for find in WAYS[case.function]:
         ways |= find(case)
-    return replace(case, deviations=tell_apart(case, {name: (REASONS[name], make()) for name, make in ways.items()}))
+    return replace(
+        case, deviations=tell_apart(case, {name: (REASONS[name], make()) for name, make in ways.items()})
+    )
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #seek
 def seek(
@@ -544,7 +546,9 @@ def _last_iterate_misleads(case):
         wrong = margins(logits(case.network, case.weights, flat), labels).reshape(iterates.shape[:2]) < 0
         found.append((wrong.sum() == 1) & wrong[-1, 1:].any())
     targets = case.inputs['targets']
-    of_targets = [logits(case.network, case.weights, targets[:, s]).argmax(1) for s in range(targets.shape[1])]
+    of_targets = [
+        logits(case.network, case.weights, targets[:, s]).argmax(1) for s in range(targets.shape[1])
+    ]
     strange = (np.array(of_targets) != case.inputs['y']).all()
     return strange and any(found) and not case.outputs['misclassified'].all()
 
@@ -585,7 +589,9 @@ def _without_some_weights(weights):
 # %% ../../nbs/library/reference/attack_cases.ipynb #plans-b-p1
 def _plans_of_pgd():
     return [
-        Plan('pgd-linear-clean', 'It starts at the images themselves.', 'linear', _p(0.1, 0.03, 5), scale=0.3),
+        Plan(
+            'pgd-linear-clean', 'It starts at the images themselves.', 'linear', _p(0.1, 0.03, 5), scale=0.3
+        ),
         Plan(
             'pgd-relu-unclipped-start',
             'The start leaves [0, 1]; one image’s last iterate is not its best.',
@@ -638,7 +644,13 @@ def _plans_of_mim():
 
     half = _p(0.25, 0.09, 6, True, decay=0.5)
     return [
-        plan('mim-relu-decay-one', 'A decay of 1.', 'relu', _p(0.2, 0.06, 6, decay=1.0), 'normalised_over_batch'),
+        plan(
+            'mim-relu-decay-one',
+            'A decay of 1.',
+            'relu',
+            _p(0.2, 0.06, 6, decay=1.0),
+            'normalised_over_batch',
+        ),
         plan('mim-relu-decay-half', 'A decay of 0.5.', 'relu', half, 'decay_one', 'divided_by_length'),
         plan('mim-conv', 'Convolution, and a radius of 8/255.', 'conv', _p(8 / 255, 2 / 255, 6, decay=1.0)),
     ]
@@ -648,7 +660,13 @@ def _plans_of_cw():
     about = 'A small κ: an image whose margin is below −κ has a gradient of exactly 0, and stays where it is.'
     stays = dict(shows=_one_stays, zeros=True, draw=draw_start)
     return [
-        Plan('cw-relu', 'κ = 50, which no image reaches.', 'relu', _p(0.2, 0.06, 6, kappa=50.0), draw=draw_start),
+        Plan(
+            'cw-relu',
+            'κ = 50, which no image reaches.',
+            'relu',
+            _p(0.2, 0.06, 6, kappa=50.0),
+            draw=draw_start,
+        ),
         Plan(
             'cw-relu-small-kappa',
             about,

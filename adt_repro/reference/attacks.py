@@ -59,6 +59,8 @@ def other_gap(
     others[row, y] = -np.inf
     others = np.sort(others, 1)
     return smallest(others[:, -1] - others[:, -2]) if z.shape[1] > 2 else np.inf
+
+
 def unsaturated(
     z: np.ndarray,  # (N, K) logits
     y: np.ndarray,  # (N,) labels

@@ -89,7 +89,11 @@ def arrays_of(
     parts = dict(input=case.inputs, network=case.weights, output=case.outputs)
     for name, (_, outputs) in case.deviations.items():
         parts[f'deviation.{name}'] = outputs
-    arrays = {f'{part}.{name}': np.asarray(a) for part, named in parts.items() for name, a in named.items()}
+    arrays = {
+        f'{part}.{name}': np.asarray(a, order='C')
+        for part, named in parts.items()
+        for name, a in named.items()
+    }
     unknown = {name for name, a in arrays.items() if str(a.dtype) not in ('float64', 'int64', 'bool')}
     if unknown:
         raise TypeError(f'{case.name}: float64, int64 or bool expected: {sorted(unknown)}')
