@@ -38,8 +38,8 @@ FAULTS = dict(
     ),
     training_mode=Fault(
         'batch normalisation in training mode',
-        'model = build(case) if case.network else None',
-        'model = build(case).train() if case.network else None',
+        'model = build(case, DTYPE) if case.network else None',
+        'model = build(case, DTYPE).train() if case.network else None',
         (
             'forward-conv:training_mode fgsm-conv pgd-conv mim-conv cw-conv trades_attack-conv '
             'feature_attack-conv:start_left_out spsa_gradient-conv square-conv trades_loss-conv '
@@ -100,7 +100,7 @@ FAULTS = dict(
         (
             'fgsm:not_clipped pgd:not_clipped mim:not_clipped cw:not_clipped trades_attack:not_clipped '
             'feature_attack-conv:start_left_out feature_attack-relu feature_attack-relu-small-steps '
-            'feature_scatter:images_not_clipped'
+            'feature_scatter:not_clipped'
         ),
     ),
     fgsm_descends=Fault(
@@ -458,13 +458,35 @@ FAULTS = dict(
         'the cost is that between rows of the adversarial batch and columns of the clean one',
         'clean @ F.normalize(model(at)).T',
         'F.normalize(model(at)) @ clean.T',
-        'feature_scatter:columns_first',
+        'feature_scatter',
     ),
     plan_one_round=Fault(
         'only one round of Sinkhorn',
         "range(p['rounds'])",
         'range(1)',
         'feature_scatter',
+    ),
+    plan_round_less=Fault(
+        'one round of Sinkhorn too few',
+        "range(p['rounds'])",
+        "range(p['rounds'] - 1)",
+        (
+            'feature_scatter-conv-few-rounds:one_round_too_few '
+            'feature_scatter-linear-sharp-plan:one_round_too_few '
+            'feature_scatter-relu-small-eps:one_round_too_few'
+        ),
+    ),
+    plan_columns_first=Fault(
+        'the prices of the columns are set before those of the rows',
+        "u = -p['reg'] * (math.log(n) + ((v[None] - cost) / p['reg']).logsumexp(1))\n"
+        "        v = -p['reg'] * (math.log(n) + ((u[:, None] - cost) / p['reg']).logsumexp(0))",
+        "v = -p['reg'] * (math.log(n) + ((u[:, None] - cost) / p['reg']).logsumexp(0))\n"
+        "        u = -p['reg'] * (math.log(n) + ((v[None] - cost) / p['reg']).logsumexp(1))",
+        (
+            'feature_scatter-conv-few-rounds:columns_priced_first '
+            'feature_scatter-linear-sharp-plan:columns_priced_first feature_scatter-relu-settled '
+            'feature_scatter-relu-small-eps:columns_priced_first'
+        ),
     ),
     plan_all_rounds=Fault(
         'the rounds do not end early',
@@ -484,7 +506,7 @@ FAULTS = dict(
         'the start of feature scattering is clipped to [0, 1]',
         "start = x + eps * t['start']",
         "start = (x + eps * t['start']).clamp(0, 1)",
-        'feature_scatter:clipped_start',
+        'feature_scatter:start_clipped',
     ),
     scatter_from_clean=Fault(
         'the step starts at the clean image',

@@ -1,6 +1,7 @@
 "The test vectors: this package passes all, the authors' loops deviate where they should, and faults are caught"
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -90,6 +91,15 @@ def test_the_specification_in_plain_pytorch_passes():
     "Otherwise a fault would be caught for another reason"
     results = run.run_cases(adapter_of(PLAIN.read_text(encoding='utf-8')), vectors())
     assert {result['result'] for result in results} == {'passed'}
+
+
+def test_single_precision_passes_by_its_own_tolerances():
+    "No vector is so near a tie that rounding to float32 decides"
+    code = PLAIN.read_text(encoding='utf-8').replace("PRECISION = 'float64'", "PRECISION = 'float32'")
+    adapter = adapter_of(code)
+    assert {result['result'] for result in run.run_cases(adapter, vectors())} == {'passed'}
+    exact = run.run_cases(replace(adapter, precision='float64'), vectors())
+    assert sum(result['result'] == 'deviates' for result in exact) > len(exact) / 2
 
 
 @pytest.mark.parametrize('name', FAULTS)
