@@ -83,7 +83,9 @@ def foreign_imports(source):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add('.' * node.level + (node.module or ''))
-    own = {name for name in found if name.startswith('adt_repro.reference.') or name.lstrip('.') + '.py' in HERE}
+    own = {
+        name for name in found if name.startswith('adt_repro.reference.') or name.lstrip('.') + '.py' in HERE
+    }
     return {name for name in found - own if name.split('.')[0] not in ALLOWED}
 
 
@@ -93,10 +95,14 @@ HERE = {file.name for file in (ROOT / 'adt_repro' / 'reference').glob('*.py')}
 def test_the_oracle_imports_nothing_of_what_it_tests():
     assert len(HERE) >= 6
     for name in HERE:
-        assert not foreign_imports((ROOT / 'adt_repro' / 'reference' / name).read_text(encoding='utf-8')), name
+        assert not foreign_imports((ROOT / 'adt_repro' / 'reference' / name).read_text(encoding='utf-8')), (
+            name
+        )
     wrong = 'import torch\nfrom adt_repro.losses import margin\nfrom ..attacks.gradient import pgd\nimport scipy.special'
     assert foreign_imports(wrong) == {'torch', 'adt_repro.losses', '..attacks.gradient', 'scipy.special'}
-    assert not foreign_imports('import json\nimport numpy as np\nfrom .cases import Case\nfrom safetensors.numpy import save')
+    assert not foreign_imports(
+        'import json\nimport numpy as np\nfrom .cases import Case\nfrom safetensors.numpy import save'
+    )
 
 
 def test_the_files_say_what_is_made(made, there):
@@ -135,7 +141,9 @@ def test_a_file_read_and_written_has_the_same_bytes(there, tmp_path):
 def test_all_files_are_small_and_come_in_pairs():
     everything = list(FOLDER.iterdir())
     assert sum(file.stat().st_size for file in everything) <= 2_000_000
-    assert {file.stem for file in everything if file.suffix == '.safetensors'} == {file.stem for file in FILES}
+    assert {file.stem for file in everything if file.suffix == '.safetensors'} == {
+        file.stem for file in FILES
+    }
     assert len(everything) == 2 * len(FILES) >= 2 * len(OF_ATTACKS)
 
 
