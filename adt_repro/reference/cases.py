@@ -85,7 +85,7 @@ def tell_apart(
 def arrays_of(
     case: Case,  # a vector
 ) -> dict:  # names such as input.x and deviation.no_start.x_adv to arrays
-    "All arrays of a vector, with the names that they have in its file"
+    "All arrays of a vector, with the names that they have in its file; a `TypeError` for any other type"
     parts = dict(input=case.inputs, network=case.weights, output=case.outputs)
     for name, (_, outputs) in case.deviations.items():
         parts[f'deviation.{name}'] = outputs
