@@ -14,6 +14,7 @@ from art.attacks.evasion import (
 from art.attacks.evasion.projected_gradient_descent import projected_gradient_descent_pytorch
 from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
+from art.utils import to_categorical
 from draws import given
 from torch_networks import build, recorded, weight_gradients
 
@@ -48,18 +49,20 @@ EXPLAINED = dict(
     'the places, so that this does not show). A convention, and a fault',
 )
 
+SUM = torch.nn.CrossEntropyLoss(reduction='sum')  # with it the gradient of an image is that of its own loss
 
-def wrapped(case, reduction='sum', **options):
-    "The network, and it as ART sees it; by the sum of the losses, the gradient of an image is that of its own loss"
+
+def wrapped(case, loss=SUM, **options):
+    "The network, and it as ART sees it"
     model = build(case, torch.float32)
     classifier = PyTorchClassifier(
         model,
-        torch.nn.CrossEntropyLoss(reduction=reduction),
+        loss,
         case.inputs['x'].shape[1:],
         model.fc.out_features,
         clip_values=(0, 1),
         device_type='cpu',
-        **options,
+        **{name: make(model) for name, make in options.items()},
     )
     return model, classifier
 
@@ -85,8 +88,8 @@ def climbed(case, attack, **options):
 
 
 def forward(case):
-    _, classifier = wrapped(case)
-    x, y = images(case), case.inputs['y']
+    model, classifier = wrapped(case)
+    x, y = images(case), to_categorical(case.inputs['y'], model.fc.out_features)
     return dict(
         logits=classifier.predict(x),
         loss=classifier.compute_loss(x, y),
@@ -139,19 +142,13 @@ class Given:
 def trades_loss(case):
     # the step of the trainer with a learning rate of 0; it sets the network to training mode, in which batch
     # normalisation would use the batch, and so that mode is kept from the network
-    model = build(case, torch.float32)
-    x, y = images(case), case.inputs['y']
-    model.train = lambda mode=True: model
-    classifier = PyTorchClassifier(
-        model,
+    model, classifier = wrapped(
+        case,
         torch.nn.CrossEntropyLoss(),
-        x.shape[1:],
-        model.fc.out_features,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-        clip_values=(0, 1),
-        device_type='cpu',
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.0),
     )
+    model.train = lambda mode=True: model
     trainer = AdversarialTrainerTRADESPyTorch(classifier, Given(images(case, 'x_adv')), case.parameters['beta'])
-    total, _, count = trainer._batch_process(x, y)
+    total, _, count = trainer._batch_process(images(case), case.inputs['y'])
     gradients = weight_gradients(model)
     return dict(loss=np.float32(total / count), **{f'gradient.{name}': g for name, g in gradients.items()})
