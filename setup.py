@@ -19,16 +19,23 @@ def files_of_the_wheel(nbs):
     return sorted(file for file in shown if file.name != 'index.ipynb')  # the site's home is no experiment
 
 
+def files_of_the_vectors(vectors):
+    "The test vectors, their runner, specification and adapters in the folder vectors; no hidden files"
+    kinds = '*.py', '*.md', '*.json', 'adapters/*.py', 'cases/*.json', 'cases/*.safetensors'
+    found = [file for kind in kinds for file in vectors.glob(kind)]
+    return sorted(file for file in found if file.is_file() and not file.name.startswith('.'))
+
+
 class BuildWithNotebooks(build_py):
-    "Puts the experiments' notebooks, the scales and the published tables into the wheel, as adt_repro/_nbs/"
+    "Puts notebooks, scales and published tables into the wheel, as adt_repro/_nbs/, and test vectors, as _vectors/"
 
     def run(self):
         super().run()
         if self.editable_mode:  # a clone has them in nbs/
             return
-        nbs, package = here / 'nbs', Path(self.build_lib) / cfg['lib_path']
-        for file in files_of_the_wheel(nbs):
-            target = package / '_nbs' / file.relative_to(nbs)
+        package = Path(self.build_lib) / cfg['lib_path']
+        for file in [*files_of_the_wheel(here / 'nbs'), *files_of_the_vectors(here / 'vectors')]:
+            target = package / f'_{file.relative_to(here)}'
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(file), str(target))
 

@@ -25,6 +25,7 @@ from adt_repro.planning.progress import trained_share
 from adt_repro.runs.overview import runs_there
 
 COMMANDS = ['train', 'evaluate', 'judge', 'runs', 'plan', 'report', 'audit', 'notebook', 'import', 'export']
+COMMANDS += ['vectors']
 
 
 @pytest.fixture
@@ -330,11 +331,13 @@ def test_the_source_archive_has_the_notebooks():
     for kind, first, *more in patterns:
         globs = [first, *more] if kind == 'include' else [f'{first}/**/{pattern}' for pattern in more]
         taken |= {file for glob in globs for file in ROOT.glob(glob)}
-    listed = subprocess.run(['git', 'ls-files', 'nbs'], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(['git', 'ls-files', 'nbs', 'vectors'], cwd=ROOT, capture_output=True, text=True, check=True)
     tracked = {ROOT / name for name in listed.stdout.splitlines()}
     wheel = {
         file
         for file in tracked
-        if re.fullmatch(r'nbs/([^/]+\.ipynb|(scales|published)/.+)', file.relative_to(ROOT).as_posix())
+        if re.fullmatch(
+            r'nbs/([^/]+\.ipynb|(scales|published)/.+)|vectors/.+', file.relative_to(ROOT).as_posix()
+        )
     }
     assert len(wheel) >= 20 and wheel <= taken

@@ -143,6 +143,7 @@ SUBCOMMANDS = (
     'notebook',
     'import',
     'export',
+    'vectors',
 )
 
 
