@@ -42,11 +42,11 @@ START = (
 EXPLAINED = dict(
     pgd=START,
     mim=START,
-    square='SquareAttack._get_percentage_of_elements in attacks/evasion/square_attack.py takes the size of a patch '
-    'from (t - 1) / max_iter, with t - 1 from 0 on, and halves it only above each limit: its patches become smaller '
-    'later than in the schedule of the vectors. Its places are drawn with the upper end left out, so that a patch '
-    'cannot touch the lower or the right edge, and one as high as the image is refused by NumPy (the vector gives '
-    'the places, so that this does not show). A convention, and a fault',
+    square='SquareAttack._get_percentage_of_elements in attacks/evasion/square_attack.py makes the patches smaller by '
+    '(t - 1) / max_iter, above each limit, where the vectors have t / (max_iter + 1), from each limit on: a '
+    'convention. SquareAttack.generate draws the places with the upper end left out, so that a patch can never touch '
+    'the lower or the right edge, and NumPy refuses one that is as high as the image, which is a fault; the vectors '
+    'give the places, so that it does not show',
 )
 
 SUM = torch.nn.CrossEntropyLoss(reduction='sum')  # with it the gradient of an image is that of its own loss
@@ -80,7 +80,14 @@ def climbed(case, attack, **options):
         noise = (case.inputs['start'] * p['eps']).reshape(len(case.inputs['x']), -1)
         draw = given(projected_gradient_descent_pytorch, 'random_sphere', noise)
     attack = attack(
-        classifier, np.inf, p['eps'], p['step_size'], max_iter=p['steps'], batch_size=64, verbose=False, **options
+        classifier,
+        np.inf,
+        p['eps'],
+        p['step_size'],
+        max_iter=p['steps'],
+        batch_size=64,
+        verbose=False,
+        **options,
     )
     with draw, recorded(model) as calls:
         x_adv = attack.generate(images(case), case.inputs['y'])
@@ -148,7 +155,9 @@ def trades_loss(case):
         optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.0),
     )
     model.train = lambda mode=True: model
-    trainer = AdversarialTrainerTRADESPyTorch(classifier, Given(images(case, 'x_adv')), case.parameters['beta'])
+    trainer = AdversarialTrainerTRADESPyTorch(
+        classifier, Given(images(case, 'x_adv')), case.parameters['beta']
+    )
     total, _, count = trainer._batch_process(images(case), case.inputs['y'])
     gradients = weight_gradients(model)
     return dict(loss=np.float32(total / count), **{f'gradient.{name}': g for name, g in gradients.items()})

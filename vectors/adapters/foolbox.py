@@ -31,7 +31,7 @@ EXPLAINED = dict(
     'attacks/gradient_descent_base.py does so before the first step, and has no option for it. A convention: the '
     'paper of PGD starts in the ball, and does not say whether it is clipped',
     mim='BaseGradientDescent.run in attacks/gradient_descent_base.py normalises the gradient before it goes to the '
-    'optimizer, and LinfBaseGradientDescent.normalize is the sign. GDMOptimizer in attacks/mi_fgsm.py therefore adds '
+    'optimizer, and LinfBaseGradientDescent.normalize is the sign: GDMOptimizer in attacks/mi_fgsm.py therefore adds '
     'up signs, where the paper that it cites adds up gradients divided by their L1 norm. A fault',
     spsa_gradient='es_gradient_estimator in gradient_estimators.py evaluates samples // 2 pairs of points and then '
     'divides by 4 * sigma * samples, where the mean over pairs has sigma * samples: the estimate has a quarter of its '
@@ -51,10 +51,10 @@ def tensors(case, *names):
     return [torch.as_tensor(case.inputs[name]) for name in names]
 
 
-def climbed(case, attack, draw=nullcontext()):
+def climbed(case, attack, draw=None):
     "What an attack makes of the images, and the points at which it took a gradient"
     (x, y), (model, net) = tensors(case, 'x', 'y'), wrapped(case)
-    with draw, recorded(model) as calls:
+    with draw or nullcontext(), recorded(model) as calls:
         x_adv = attack.run(net, x, foolbox.Misclassification(y), epsilon=case.parameters['eps'])
     return dict(x_adv=x_adv.numpy(), iterates=torch.stack([*calls, x_adv]).numpy())
 

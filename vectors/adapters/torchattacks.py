@@ -31,10 +31,11 @@ EXPLAINED = dict(
     mim=START.format('UPGD.forward in attacks/upgd.py'),
     trades_attack=START.format('TPGD.forward in attacks/tpgd.py'),
     square='Square.perturb in attacks/square.py copies the result only of images that are misclassified in the end: '
-    'of the others it returns the clean image, not the best point, as its original in AutoAttack does. '
-    'attack_single_run also takes the stripes as the best point without comparing their margin with that of the '
-    'clean image. Its random_int never gives the last place, as the upper end is left out: a patch cannot touch the '
-    'lower or the right edge (the vector gives the places, so that this does not show). A convention, and a fault',
+    'for the others it returns the clean image, not the best point. Square.attack_single_run takes the stripes as '
+    'the best point without comparing their margin with that of the clean image. Square.p_selection makes the '
+    'patches smaller by (t - 1) / n_queries, where the vectors have t / (n_queries + 1). All three are conventions, '
+    'taken from AutoAttack. Square.random_int leaves the upper end out, so that a patch can never touch the lower '
+    'or the right edge, which is a fault; the vectors give the places, so that it does not show',
 )
 
 
@@ -47,10 +48,10 @@ def start_of(case):
     return torch.as_tensor(case.inputs['start']) * case.parameters['eps'] if 'start' in case.inputs else None
 
 
-def climbed(case, attack, draw=nullcontext()):
+def climbed(case, attack, draw=None):
     "What an attack makes of the images, and the points at which it took a gradient"
     x, y = tensors(case, 'x', 'y')
-    with draw, recorded(attack.model) as calls:
+    with draw or nullcontext(), recorded(attack.model) as calls:
         x_adv = attack(x, y)
     return dict(x_adv=x_adv.numpy(), iterates=torch.stack([*calls, x_adv]).numpy())
 
