@@ -16,7 +16,7 @@ def given(
     in_place=False,  # it is a method that fills its tensor and returns it, such as torch.Tensor.uniform_
     all_used=True,  # False: the library may end before it has used all values
 ):
-    "A context in which the draws `owner.name` give these values; a draw more, or one less, is an error"
+    "The draws `owner.name` give these values; a draw more or less is an error. It gives what is left"
     left = list(values)
 
     def draw(*args, **options):
@@ -29,6 +29,6 @@ def given(
         return args[0].copy_(value)
 
     with mock.patch.object(owner, name, draw):
-        yield
+        yield left
     if left and all_used:
         raise AssertionError(f'{name} was called {len(values) - len(left)} times, not {len(values)}')

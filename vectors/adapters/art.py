@@ -120,8 +120,9 @@ def mim(case):
 
 
 def square(case):
-    # one image at a time, as SquareAttack draws one patch for all images of a batch; its size is SquareAttack's own
-    p, x, x_adv = case.parameters, images(case), []
+    # one image at a time, as SquareAttack draws one patch for all images of a batch; its size is SquareAttack's own;
+    # its queries: the clean image, and a candidate for each choice of signs (some points it evaluates more than once)
+    p, x, x_adv, queries = case.parameters, images(case), [], []
     stripes, patches, signs = (case.inputs[name] for name in ('stripes', 'patches', 'patch_signs'))
     for i in range(len(x)):
         attack = SquareAttack(
@@ -129,11 +130,12 @@ def square(case):
         )
         choices = [stripes[i : i + 1, :, None], *(2 * p['eps'] * signs[:, i, :, None, None])]
         with (
-            given(np.random, 'choice', *choices, all_used=False),
+            given(np.random, 'choice', *choices, all_used=False) as left,
             given(np.random, 'randint', *patches[:, i, :2].flatten(), all_used=False),
         ):
             x_adv.append(attack.generate(x[i : i + 1].copy(), case.inputs['y'][i : i + 1]))
-    return dict(x_adv=np.concatenate(x_adv))
+        queries.append(1 + len(choices) - len(left))
+    return dict(x_adv=np.concatenate(x_adv), queries=queries)
 
 
 class Given:

@@ -112,17 +112,19 @@ def spsa_gradient(case):
 
 
 def square(case):
-    # one image at a time, as Square draws one patch for all images of a batch; the size of the patch is Square's own
+    # one image at a time, as Square draws one patch for all images of a batch; the size of the patch is Square's own;
+    # its queries: the clean image, and a candidate for each choice of signs
     x, y, stripes, patches, signs = tensors(case, 'x', 'y', 'stripes', 'patches', 'patch_signs')
     p = case.parameters
-    x_adv = []
+    x_adv, queries = [], []
     for i in range(len(x)):
         attack = torchattacks.Square(build(case), eps=p['eps'], n_queries=len(patches), p_init=p['first'])
         choices = [stripes[i : i + 1, :, None], *signs[:, i, :, None, None]]
         places = patches[:, i, :2].flatten().split(1)
         with (
-            given(attack, 'random_choice', *choices, all_used=False),
+            given(attack, 'random_choice', *choices, all_used=False) as left,
             given(attack, 'random_int', *places, all_used=False),
         ):
             x_adv.append(attack(x[i : i + 1], y[i : i + 1]))
-    return dict(x_adv=torch.cat(x_adv).numpy())
+        queries.append(1 + len(choices) - len(left))
+    return dict(x_adv=torch.cat(x_adv).numpy(), queries=queries)
