@@ -203,7 +203,7 @@ def _functions_of(module, file):
         meant = difflib.get_close_matches(name, FUNCTIONS, n=1, cutoff=0.66)
         if meant and not name.startswith('_'):
             raise Refused(
-                f'{file}: {name} is no function of the specification, expected {meant[0]} or another name'
+                f'{file}: {name} is no function of the specification, expected {meant[0]}; rename a helper'
             )
     return {name: f for name, f in found.items() if name in FUNCTIONS}
 
@@ -322,7 +322,7 @@ def arrays_of(
     answer: dict,  # as an adapter returns it
     known: set,  # names of the outputs that this function has
 ) -> dict:  # names of this vector's outputs to arrays
-    "The outputs of an answer; `Refused` if it is no dict or has other names, `ValueError` if it is incomplete"
+    "The outputs of an answer; `Refused` if it is no dict or has other names, `ValueError` if one is missing"
     if not isinstance(answer, dict):
         kind = type(answer).__name__
         raise Refused(f'{case.name}: the adapter returned {kind}, expected a dict of outputs')
@@ -361,7 +361,7 @@ def image_axis(
 
 
 def _images(case, name, given, precision):
-    "In how many images an output deviates, and their number; None: it has no axis of images, or another shape"
+    "In how many images an output deviates, and their number; None: no axis of images, or another shape"
     axis, expected = image_axis(case, name), case.expected[name]
     if axis is None or given.shape != expected.shape:
         return None, None
@@ -471,9 +471,8 @@ def judge(
     return result
 
 
-_EMPTY = dict.fromkeys(
-    'precision output difference images of_images first_iterate deviation reason explained differences'.split()
-)
+_KEYS = 'precision output difference images of_images first_iterate deviation reason explained'
+_EMPTY = dict.fromkeys([*_KEYS.split(), 'differences'])
 
 
 def run_case(

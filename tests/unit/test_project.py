@@ -4,6 +4,7 @@ import configparser
 import json
 import re
 import runpy
+import subprocess
 from importlib.metadata import requires, version
 
 import nbformat
@@ -119,6 +120,23 @@ def test_the_wheel_takes_no_folders_and_no_hidden_files(tmp_path, monkeypatch):
         (tmp_path / folder / 'cpu.yaml').touch()
     found = [file.relative_to(tmp_path).as_posix() for file in files_of_the_wheel(tmp_path)]
     assert found == wanted
+
+
+def test_the_wheel_takes_all_vectors_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(setuptools, 'setup', lambda **_: None)
+    files_of_the_vectors = runpy.run_path(str(ROOT / 'setup.py'))['files_of_the_vectors']
+    wanted = ['README.md', 'adapters/a.py', 'cases/a.json', 'cases/a.safetensors', 'run.py', 'schema.json']
+    for name in [*wanted, '.a.py', 'cases/.a.json', 'cases/a.npz', '__pycache__/a.pyc', 'adapters/old/b.py']:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    found = [file.relative_to(tmp_path).as_posix() for file in files_of_the_vectors(tmp_path)]
+    assert found == wanted
+    listed = subprocess.run(
+        ['git', 'ls-files', 'vectors'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert {str(file.relative_to(ROOT)) for file in files_of_the_vectors(ROOT / 'vectors')} == {
+        *listed.stdout.splitlines()
+    }
 
 
 def test_torch_and_torchvision_belong_together():

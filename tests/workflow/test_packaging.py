@@ -4,6 +4,7 @@ pytest -m slow tests/workflow/test_packaging.py                                 
 ADT_PYTHONS=python3.11,python3.12,python3.13 pytest -m slow tests/workflow/test_packaging.py
 """
 
+import json
 import os
 import re
 import subprocess
@@ -90,4 +91,11 @@ def check_command(adt, folder):
     assert re.search(r'^  digits-small_cnn-at_pgd-s0 +trained .+ yes$', run(adt, 'runs', cwd=folder), re.M)
     assert 'Costs of scale paper' in run(adt, 'plan', 'paper', cwd=folder)
     assert 'report.html' in run(adt, 'report', 'demo', cwd=folder)
+    listed = run(adt, 'vectors', '--list', cwd=folder)
+    assert '  adt_repro: ' in listed and re.search(r'^  pgd: pgd-', listed, re.M), listed
+    said = run(adt, 'vectors', '--json', 'vectors.json', cwd=folder)
+    assert re.search(r'^adt_repro: passes (\d+) of \1 vectors that it offers', said, re.M), said
+    found = json.loads((folder / 'vectors.json').read_text())
+    assert found['adapter'] == 'adt_repro' and len(found['results']) >= 40
+    (folder / 'vectors.json').unlink()
     assert sorted(file.name for file in folder.iterdir()) == ['outputs', 'settings.ini']

@@ -42,6 +42,7 @@ ELSEWHERE = {
     'pip install FOLDER_OF_THE_CLONE': 'tests/workflow/test_packaging.py',
     'uv run python': 'tests/unit/test_readme.py',
     'adt audit digits --rows 300': 'tests/notebooks/test_audit_notebook.py',
+    'adt vectors': 'tests/unit/test_vectors_runner.py',
     'adt judge my_module:make_model --data test.npz --eps 8/255 --minutes 10': 'tests/workflow/test_judge_command.py',
 }
 
