@@ -1,0 +1,161 @@
+"The test vectors: this package passes all, the authors' loops deviate where they should, and faults are caught"
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import ROOT
+from vector_faults import (
+    FAULTS,
+    HARMLESS,
+    PLAIN,
+    adapter_of,
+    code_with,
+    declared,
+    fault_table,
+    found,
+    results_of,
+    run,
+    vectors,
+)
+
+from adt_repro.reference import networks
+
+# Where the authors' loops deviate, and which of a vector's known deviations it is
+RELEASED = {}
+
+
+def results_by(name):
+    "The results of one of vectors/adapters, with the adapter"
+    adapter = run.find_adapter(name, vectors())
+    return adapter, run.run_cases(adapter, vectors())
+
+
+def test_this_package_passes_all_vectors():
+    adapter, results = results_by('adt_repro')
+    assert {result['result'] for result in results} == {'passed'}, run.table_text(adapter, results)
+    assert {result['function'] for result in results} == set(run.FUNCTIONS)
+    assert adapter.precision == 'float64' and set(adapter.versions) == {'adt_repro', 'torch'}
+
+
+def test_every_optional_output_is_given_by_this_package():
+    "What is not given is not compared"
+    adapter, given = run.find_adapter('adt_repro', vectors()), {}
+    for case in vectors():
+        missing = set(case.outputs) - set(adapter.answer(case))
+        if missing:
+            given[case.function] = missing
+    assert given == {}
+
+
+def test_the_authors_loops_deviate_where_they_differ():
+    adapter, results = results_by('released')
+    assert {r['case']: r['deviation'] for r in results if r['result'] == 'deviates'} == RELEASED
+    assert not any(r['result'] == 'error' for r in results)
+    assert {r['function'] for r in results if r['result'] == 'not offered'} == {'square'}
+    assert all(r['explained'] for r in results if r['result'] == 'deviates')
+    explained = {r['function'] for r in results if r['result'] == 'deviates'}
+    assert explained == set(adapter.explained), 'an explanation of what does not deviate'
+
+
+def test_the_specification_in_plain_pytorch_passes():
+    "Otherwise a fault would be caught for another reason"
+    results = run.run_cases(adapter_of(PLAIN.read_text(encoding='utf-8')), vectors())
+    assert {result['result'] for result in results} == {'passed'}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_fault_is_caught_by_these_vectors_and_no_other(name):
+    fault = FAULTS[name]
+    assert found(results_of(fault)) == declared(fault)
+
+
+def test_each_fault_is_caught_and_each_vector_catches_one():
+    caught = [declared(fault) for fault in FAULTS.values()]
+    assert all(caught) and len(caught) >= 20
+    assert set().union(*caught) == {case.name for case in vectors()}
+
+
+@pytest.mark.parametrize('name', HARMLESS)
+def test_what_changes_no_result_is_not_caught(name):
+    assert found(results_of(HARMLESS[name])) == {}
+
+
+def test_a_fault_that_is_not_there_is_an_error():
+    missing = next(iter(FAULTS.values()))._replace(right='no such text')
+    with pytest.raises(AssertionError, match='stands 0 times'):
+        code_with(missing)
+
+
+def test_the_committed_table_of_faults_is_what_comes_out(tmp_path):
+    committed = ROOT / 'outputs' / 'vectors' / 'faults.csv'
+    fault_table().to_csv(tmp_path / 'faults.csv', index=False)
+    assert (tmp_path / 'faults.csv').read_text() == committed.read_text()
+    table = pd.read_csv(committed)
+    assert table.fault.is_unique and (table.vectors >= 1).all() and (table.named <= table.vectors).all()
+
+
+def test_a_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = [ROOT / 'vectors', ROOT / 'tests', tmp_path]
+
+    def state():
+        files = [file for place in places for file in place.rglob('*') if '__pycache__' not in file.parts]
+        return {file: file.stat().st_mtime_ns for file in files}
+
+    before = state()
+    results_of(next(iter(FAULTS.values())))
+    results_by('adt_repro')
+    assert state() == before
+
+
+# The networks for adapters
+
+
+def cases_of(network):
+    "A vector of `forward` with this network"
+    return next(case for case in vectors() if case.function == 'forward' and case.network == network)
+
+
+@pytest.mark.parametrize('network', ['linear', 'relu', 'conv'])
+def test_networks_agree_with_numpy(network):
+    from torch_networks import build
+
+    case = cases_of(network)
+    model, x = build(case), torch.as_tensor(case.inputs['x'])
+    assert not any(module.training for module in model.modules())
+    features = networks.features(network, case.weights, case.inputs['x'])
+    assert np.abs(model.features(x).detach().numpy() - features).max() < 1e-12
+    logits = networks.logits(network, case.weights, case.inputs['x'])
+    assert np.abs(model(x).detach().numpy() - logits).max() < 1e-12
+    single = build(case, torch.float32)
+    assert single(x.float()).dtype == torch.float32
+    assert np.abs(single(x.float()).detach().numpy() - logits).max() < 1e-4
+
+
+def test_only_calls_for_a_gradient_are_recorded():
+    from torch_networks import build, recorded
+
+    case = cases_of('relu')
+    model, x = build(case), torch.as_tensor(case.inputs['x'])
+    with recorded(model) as calls:
+        model(x)
+        at = x.clone().requires_grad_()
+        with torch.no_grad():
+            model(at)
+        model(at)
+        model.features(2 * at)
+        at.data.add_(1)
+    model(at)
+    assert [call.tolist() for call in calls] == [x.tolist(), (2 * x).tolist()]
+
+
+def test_gradients_by_the_weights_have_the_vectors_names():
+    from torch_networks import build, weight_gradients
+
+    for network, fixed in dict(linear=(), relu=(), conv=('mean', 'variance')).items():
+        case = cases_of(network)
+        model = build(case)
+        model(torch.as_tensor(case.inputs['x'])).sum().backward()
+        shapes = {name: value.shape for name, value in weight_gradients(model).items()}
+        assert shapes == {name: a.shape for name, a in case.weights.items() if name not in fixed}
