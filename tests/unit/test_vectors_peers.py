@@ -7,10 +7,17 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+
+from adt_repro.reference.attack_cases import run_again
+from adt_repro.reference.attacks import THRESHOLDS, negative_margin
+from adt_repro.reference.cases import load_case
+from adt_repro.reference.networks import logits, margins
 
 VECTORS = ROOT / 'vectors'
 NAMES = ['torchattacks', 'foolbox', 'art', 'adv_lib']
@@ -140,30 +147,55 @@ def test_a_draw_is_replaced_exactly_as_often_as_it_is_given():
 # With the libraries
 
 
-@with_peers
-@pytest.mark.parametrize('name', NAMES)
-def test_the_libraries_are_as_recorded(name, tmp_path):
-    "The same result and the same reason for every vector, where the same version is installed"
-    by_peers(VECTORS / 'run.py', name, '--json', tmp_path / 'found.json')
-    found, kept = json.loads((tmp_path / 'found.json').read_text()), record(name)
-    library = next(iter(kept['versions']))
-    if found['versions'][library] != kept['versions'][library]:
-        pytest.skip(
-            f'{library} {found["versions"][library]} is here, the record is of {kept["versions"][library]}'
-        )
-    assert said(found['results']) == said(kept['results'])
+RUN = """
+import json, sys
+sys.path.insert(0, {vectors!r})
+import numpy, run
+cases = run.load_cases()
+adapter = run.find_adapter({name!r}, cases)
+results = run.run_cases(adapter, cases)
+deviating = {{result['case'] for result in results if result['result'] == 'deviates'}}
+for case in cases:
+    if case.name in deviating:
+        numpy.savez({folder!r} + '/' + case.name, **adapter.answer(case))
+with open({folder!r} + '/found.json', 'w', encoding='utf-8') as f:
+    f.write(run.record_text(adapter, results))
+with open({folder!r} + '/library.txt', 'w', encoding='utf-8') as f:
+    f.write(__import__({name!r}).__path__[0])
+"""
+
+
+@pytest.fixture(scope='module', params=NAMES)
+def found(request, tmp_path_factory):
+    "An adapter's name and a folder: its results, its answers that deviate, and where its library is"
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    by_peers('-c', RUN.format(vectors=str(VECTORS), name=name, folder=str(folder)))
+    here, kept = (
+        found['versions'] for found in (json.loads((folder / 'found.json').read_text()), record(name))
+    )
+    library = next(iter(kept))
+    if here[library] != kept[library]:
+        pytest.skip(f'{library} {here[library]} is here, the record is of {kept[library]}')
+    return name, folder
 
 
 @with_peers
-@pytest.mark.parametrize('name', NAMES)
-def test_explanations_cite_code_that_is_there(name):
+def test_the_libraries_are_as_recorded(found):
+    "The same result and the same reason for every vector"
+    name, folder = found
+    assert said(json.loads((folder / 'found.json').read_text())['results']) == said(record(name)['results'])
+
+
+@with_peers
+def test_explanations_cite_code_that_is_there(found):
     "`Class.function in folder/file.py`: the file has a definition of the function, and of its class"
-    folder = by_peers('-c', f'import {name}; print({name}.__path__[0])').strip().split('\n')[-1]
+    name, folder = found
+    library = Path((folder / 'library.txt').read_text())
     for text in texts(name)[1].values():
         cited = re.findall(r'([\w.]+) in ([\w/]+\.py)', text)
         assert cited
         for names, file in cited:
-            code = (ROOT / folder / file).read_text(encoding='utf-8')
+            code = (library / file).read_text(encoding='utf-8')
             for part in names.split('.'):
                 assert re.search(rf'^\s*(def|class) {part}\b', code, re.MULTILINE), (part, file)
 
@@ -189,3 +221,85 @@ def test_a_library_with_another_eps_is_told_apart(factor, result, tmp_path):
     by_peers(VECTORS / 'run.py', file, '--cases', 'fgsm', '--json', tmp_path / 'found.json')
     found = json.loads((tmp_path / 'found.json').read_text())['results']
     assert found and {row['result'] for row in found} == {result}
+
+
+# What the explanations say, computed by the oracle, as functions of a vector
+
+
+def clipped(case, **changed):
+    "The attack from a start that is clipped to [0, 1]"
+    return run_again(case, clip_start=True, **changed)
+
+
+def added_signs(case):
+    "Foolbox's MI-FGSM"
+    decay = case.parameters['decay']
+    return clipped(case, follow=lambda before, g: decay * before + np.sign(g))
+
+
+def quarter_of_the_batch(case):
+    "Foolbox's estimate: the differences of all images together, divided by 8 σ times the number of directions"
+
+    def together(net, images, y):
+        return np.full(len(y), negative_margin(net, images, y).sum() / 4)
+
+    return run_again(case, loss=together)
+
+
+def last_misclassified(case):
+    "adversarial-library's PGD: of x_0 to x_{T-1} the last that is misclassified, else the clean image"
+    iterates, x_adv = clipped(case)['iterates'], case.inputs['x'].copy()
+    for point in iterates[:-1]:
+        wrong = margins(logits(case.network, case.weights, point), case.inputs['y']) < 0
+        x_adv[wrong] = point[wrong]
+    return dict(x_adv=x_adv, iterates=iterates)
+
+
+def other_patches(case, smaller):
+    "The vector's patches with other sizes: `smaller` maps (t - 1) / T and a limit to whether the limit is passed"
+    patches, shape = case.inputs['patches'].copy(), case.inputs['x'].shape
+    for t in range(len(patches)):
+        share = case.parameters['first'] * 0.5 ** sum(smaller(t / len(patches), each) for each in THRESHOLDS)
+        patches[t, :, 2:] = max(1, round(np.sqrt(share * shape[2] * shape[3])))
+    return patches
+
+
+def square_of_torchattacks(case):
+    found = run_again(
+        case,
+        patches=other_patches(case, lambda done, limit: int(done * 10000) > round(limit * 10000)),
+        always_first=True,
+    )
+    right = margins(logits(case.network, case.weights, found['x_adv']), case.inputs['y']) > 0
+    found['x_adv'][right] = case.inputs['x'][right]
+    return found
+
+
+def square_of_art(case):
+    return run_again(case, patches=other_patches(case, lambda done, limit: done > limit))
+
+
+SAYS = dict(
+    torchattacks=dict(pgd=clipped, mim=clipped, trades_attack=clipped, square=square_of_torchattacks),
+    foolbox=dict(pgd=clipped, mim=added_signs, spsa_gradient=quarter_of_the_batch),
+    art=dict(pgd=clipped, mim=clipped, square=square_of_art),
+    adv_lib=dict(pgd=last_misclassified),
+)
+
+
+@with_peers
+def test_explanations_give_the_same_numbers(found):
+    "What deviates agrees with the oracle changed as the explanation says, in every output that was given"
+    name, folder = found
+    precision = record(name)['precision']
+    cases = {case.name: case for case in run.load_cases()}
+    assert {cases[file.stem].function for file in folder.glob('*.npz')} == {*SAYS[name]}
+    for file in folder.glob('*.npz'):
+        case = cases[file.stem]
+        says = SAYS[name][case.function](load_case(VECTORS / 'cases' / f'{case.name}.json'))
+        with np.load(file) as given_answer:
+            for output, array in given_answer.items():
+                assert run.agrees(array, says[output], case.tolerance(output, precision)).all(), (
+                    case.name,
+                    output,
+                )

@@ -33,11 +33,13 @@ NOT_OFFERED = dict(
     adt_exp=NONE,
     adt_exp_am=NONE,
     adt_imp_am=NONE,
+    **{'square-conv': 'SquareAttack._check_params refuses a share of 1 for p_init'},
 )
 START = (
-    'its start is always clipped to the clip_values of the classifier: _compute_pytorch in attacks/evasion/'
-    'projected_gradient_descent/projected_gradient_descent_pytorch.py does so before the first step, and has no '
-    'option for it. A convention: the paper of PGD starts in the ball, and does not say whether it is clipped'
+    'its start is always clipped to the clip_values of the classifier: '
+    'ProjectedGradientDescentPyTorch._compute_pytorch in '
+    'attacks/evasion/projected_gradient_descent/projected_gradient_descent_pytorch.py does so before the first step, '
+    'and has no option for it. A convention: published code has both'
 )
 EXPLAINED = dict(
     pgd=START,

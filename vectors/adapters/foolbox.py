@@ -26,16 +26,20 @@ NOT_OFFERED = dict(
     adt_exp_am=NONE,
     adt_imp_am=NONE,
 )
+START = (
+    'its start is always clipped to the bounds of the images: BaseGradientDescent.run in '
+    'attacks/gradient_descent_base.py does so before the first step, and has no option for it. A convention: '
+    'published code has both'
+)
 EXPLAINED = dict(
-    pgd='its start is always clipped to the bounds of the images: BaseGradientDescent.run in '
-    'attacks/gradient_descent_base.py does so before the first step, and has no option for it. A convention: the '
-    'paper of PGD starts in the ball, and does not say whether it is clipped',
+    pgd=START,
     mim='BaseGradientDescent.run in attacks/gradient_descent_base.py normalises the gradient before it goes to the '
     'optimizer, and LinfBaseGradientDescent.normalize is the sign: GDMOptimizer in attacks/mi_fgsm.py therefore adds '
-    'up signs, where the paper that it cites adds up gradients divided by their L1 norm. A fault',
-    spsa_gradient='es_gradient_estimator in gradient_estimators.py evaluates samples // 2 pairs of points and then '
-    'divides by 4 * sigma * samples, where the mean over pairs has sigma * samples: the estimate has a quarter of its '
-    'size, which the sign of an L-infinity step does not show. Its loss is the sum over the batch, so that the '
+    'up signs, where the paper that it cites adds up gradients divided by their L1 norm. With a momentum of at most '
+    '0.5 the last sign decides alone, as if there were no momentum. A fault. Also, ' + START,
+    spsa_gradient='evolutionary_strategies_gradient_estimator in gradient_estimators.py evaluates samples // 2 '
+    'pairs and then divides by 4 * sigma * samples, where the mean over pairs has sigma * samples: it is a quarter of '
+    'the estimate, which the sign of an L-infinity step does not show. Its loss is the sum over the batch, so that the '
     'difference that multiplies the noise of an image contains those of all images. Two faults: the first of scale, '
     'the second of variance (the mean over the noise is still right)',
 )

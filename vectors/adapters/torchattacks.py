@@ -24,7 +24,7 @@ NOT_OFFERED = dict(
 )
 START = (
     'its start is always clipped to [0, 1]: {} clamps the images with their noise before the first step, and has no '
-    'option for it. A convention: the paper of PGD starts in the ball, and does not say whether it is clipped'
+    'option for it. A convention: published code has both'
 )
 EXPLAINED = dict(
     pgd=START.format('PGD.forward in attacks/pgd.py'),
