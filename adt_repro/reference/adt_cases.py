@@ -20,7 +20,7 @@ from .ascent import draw_surprise, draws_objective, exp_ascent, last_draw
 from .cases import APART, Case, relative_gap, tolerance_of
 from .networks import clip, cross_entropy, hidden, log_softmax, logits, softplus
 from .outer_losses import alp_losses, divergence, outer_loss, trades_losses
-from .scattering import scattering_step, transport_plan
+from .scattering import cosine_costs, scattering_step, transport_plan
 from adt_repro.reference.squashed import (
     entropy_by_quadrature,
     entropy_by_rule,
@@ -60,13 +60,13 @@ def _function(kind, weights):
     return lambda images: logits(kind, weights, images)
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #margins
-_LEAST = dict(gradient=1e-3, activation=1e-4, clip=1e-5, saturation=0.01, cost=1e-3, rounds=0.05, hinge=0.05)
+_LEAST = dict(gradient=1e-3, activation=1e-4, clip=1e-5, saturation=2e-3, cost=1e-4, rounds=0.05, hinge=0.05)
 
 
 def _share(gradients):
     "The smallest entry as a share of the largest, image by image: the least of these"
     flat = np.abs(gradients).reshape(len(gradients), -1)
-    return float((flat.min(1) / flat.max(1)).min())
+    return float((flat.min(1) / np.maximum(flat.max(1), 1e-300)).min())
 
 
 def _activation(kind, weights, *images):
@@ -88,19 +88,29 @@ def _apart(case, a, b):
 
 def _told(case, tried, shown):
     "The deviations that can be told from the right result and from each other"
-    kept = {}
+    kept, names = {}, {*case.required, *shown}
     for name, (reason, outputs) in tried.items():
-        held = {k: np.asarray(v) for k, v in outputs.items() if k in case.required or k in shown}
+        held = {k: np.asarray(v) for k, v in outputs.items() if k in names}
         if all(_apart(case, held, other) for other in (case.outputs, *(found for _, found in kept.values()))):
             kept[name] = reason, held
+    for name, (reason, held) in kept.items():
+        bare = {k: held[k] for k in case.required}
+        others = [case.outputs, *(found for other, (_, found) in kept.items() if other != name)]
+        if all(_apart(case, bare, other) for other in others):
+            kept[name] = reason, bare
     return kept
+
+
+def _wide(margins, **least):
+    "Is every margin as large as it should be?"
+    return all(margin >= {**_LEAST, **least}[name] for name, margin in margins.items())
 
 
 def _searched(number, make, must=(), shown=(), **least):
     "The vector of the first seed that fits; `make` gives a case and a function that tries deviations"
     for attempt in range(2000):
         case, tried = make(np.random.default_rng([number, attempt]))
-        if any(margin < {**_LEAST, **least}[name] for name, margin in case.margins.items()):
+        if not _wide(case.margins, **least):
             continue
         case.outputs = {name: np.asarray(value) for name, value in case.outputs.items()}
         case.deviations = _told(case, tried(), shown)
@@ -273,14 +283,15 @@ def _scatter_case(number, kind, channels, eps, numbers, word, about, must):
         network = _function(kind, weights)
         inputs, values = dict(x=x, y=y, start=start), dict(eps=eps, **numbers)
         name, required = f'feature_scatter-{kind}-{word}', ('x_adv', 'plan')
-        right = scattering_step(network, x, start, eps, lambda cost: transport_plan(cost, **numbers))
-        share, cost = _share(right.pop('gradient')[None]), right['cost']
+        cost = cosine_costs(network(x), network(x + eps * start))
         settled = np.abs(np.log(_moves(cost, numbers) / numbers['tol'])).min()
-        margins = dict(gradient=share, cost=float(cost.min()), rounds=float(settled))
+        margins = dict(cost=float(cost.min()), rounds=float(settled))
         margins |= _activation(kind, weights, x, x + eps * start)
-        case = Case(
-            name, 'feature_scatter', about, values, inputs, right, required, kind, weights, {}, margins
-        )
+        case = Case(name, 'feature_scatter', about, values, inputs, {}, required, kind, weights, {}, margins)
+        if not _wide(margins):
+            return case, dict
+        case.outputs = scattering_step(network, x, start, eps, lambda cost: transport_plan(cost, **numbers))
+        margins['gradient'] = _share(case.outputs.pop('gradient'))
         return case, lambda: _scatter_deviations(network, x, start, eps, numbers)
 
     return _searched(number, make, must)
@@ -456,7 +467,7 @@ def _exp_case(number, kind, channels, word, p, about, must, float32=1e-4, **leas
 
     def make(rng):
         weights = _network(rng, kind, channels)
-        x, y = _images(rng, channels)
+        x, y = _images(rng, channels, 3)
         noise = rng.normal(size=(p['steps'], p['draws'], *x.shape))
         last_noise = rng.normal(size=x.shape)
 
@@ -678,33 +689,16 @@ def _outer_cases():
 
 
 def _scatter_cases():
-    early, few = dict(reg=0.1, rounds=50, tol=0.03), dict(reg=0.05, rounds=3, tol=1e-6)
-    sharp = dict(reg=0.02, rounds=10, tol=1e-6)
+    early, few = dict(reg=0.1, rounds=50, tol=0.03), dict(reg=0.02, rounds=3, tol=1e-6)
+    sharp = dict(reg=0.015, rounds=10, tol=1e-6)
     common = 'plan_held_fixed', 'images_not_clipped', 'descends'
+    settled, short = 'The prices settle before the last round.', 'All of the few rounds are made.'
+    little = 'So little spread that a small number inside a logarithm shows.'
     return [
-        _scatter_case(
-            211,
-            'relu',
-            2,
-            0.2,
-            early,
-            'settled',
-            'The prices settle before the last round.',
-            (*common, 'all_rounds'),
-        ),
-        _scatter_case(
-            212, 'conv', 2, 8 / 255, few, 'few-rounds', 'All of the few rounds are made.', common[1:]
-        ),
-        _scatter_case(
-            213,
-            'linear',
-            3,
-            0.3,
-            sharp,
-            'sharp-plan',
-            'So little spread that a small number inside a logarithm shows.',
-            (*common, 'small_number_inside'),
-        ),
+        _scatter_case(211, 'relu', 2, 0.2, early, 'settled', settled, (*common, 'all_rounds')),
+        _scatter_case(212, 'conv', 2, 0.3, few, 'few-rounds', short, (*common, 'one_round_too_few')),
+        _scatter_case(213, 'linear', 3, 0.4, sharp, 'sharp-plan', little, (*common, 'small_number_inside')),
+        _scatter_case(214, 'relu', 2, 8 / 255, few, 'small-eps', 'ε = 8/255.', common[1:]),
     ]
 
 
@@ -717,7 +711,7 @@ def _gaussian_cases():
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #all
 def _exp_parameters(steps, draws, momentum, **other):
-    common = dict(eps=0.1, step_size=0.3, lbd=4.0, rho=-1.0, tol=1e-8)
+    common = dict(eps=0.1, step_size=0.2, lbd=1.5, rho=-1.0, tol=1e-8)
     return dict(steps=steps, draws=draws, momentum=momentum) | common | other
 
 
@@ -735,7 +729,7 @@ def _exp_cases():
     return [
         _exp_case(231, 'relu', 2, 'momentum-one', p(6, 1, 1.0), kept, (*both, 'gradients_zeroed')),
         _exp_case(232, 'relu', 2, 'momentum-zero', p(6, 2, 0.0), zeroed, (*both, 'gradients_kept')),
-        _exp_case(233, 'linear', 3, 'several-draws', many, 'Four draws a step.', (*both, 'first_draw_only')),
+        _exp_case(233, 'linear', 2, 'several-draws', many, 'Four draws a step.', (*both, 'first_draw_only')),
         _exp_case(234, 'conv', 2, 'small-eps', conv, 'A convolution, and ε = 8/255.', both, activation=2e-5),
         _exp_case(235, 'relu', 2, 'large-tol', slow, large, shows),
     ]
