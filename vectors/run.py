@@ -211,7 +211,10 @@ def _functions_of(module, file):
 def _texts(module, name, file, known=None):
     "A dict of texts of an adapter; `Refused` if it is another thing or has a name that is not known"
     found = getattr(module, name, {})
-    found = found() if callable(found) else found
+    try:
+        found = found() if callable(found) else found
+    except Exception as error:
+        raise Refused(f'{file}: {name} fails ({_last_line(error)})') from None
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise Refused(f'{file}: {name} is {found!r}, expected a dict of names and texts')
     for key in found:
@@ -542,8 +545,8 @@ def _difference(value):
     return 'not finite or not comparable' if value == np.inf else f'{value:.2g}'
 
 
-def _lines_of(result, verbose):
-    "What is said of one vector"
+def _lines_of(result, verbose, said):
+    "What is said of one vector; said: explanations to the vector at which they stand"
     name, kind = result['case'], result['result']
     if kind == 'deviates':
         where = f' in {result["images"]} of {result["of_images"]} images' if result['images'] else ''
@@ -552,7 +555,8 @@ def _lines_of(result, verbose):
         yield f'{name} deviates: {result["output"]} by {_difference(result["difference"])}{where}{since}'
         yield f'  likely reason: {result["reason"]}'
         if result['explained']:
-            yield f'  explained: {result["explained"]}'
+            first = said.setdefault(result['explained'], name)
+            yield '  explained: ' + (result['explained'] if first == name else f'as {first}')
     elif kind == 'error':
         yield f'{name} error: {result["reason"]}'
     elif verbose:
@@ -573,7 +577,8 @@ def table_text(
         functions[result['function']].append(result)
     width = max(map(len, functions))
     lines = [f'{name:<{width}}  {_counts(found)}' for name, found in functions.items()]
-    more = [line for result in results for line in _lines_of(result, verbose)]
+    said = {}
+    more = [line for result in results for line in _lines_of(result, verbose, said)]
     passed = sum(result['result'] == 'passed' for result in results)
     offered = sum(result['result'] != 'not offered' for result in results)
     versions = ', '.join(f'{name} {version}' for name, version in adapter.versions.items())

@@ -311,6 +311,13 @@ def fgsm(case):
     assert 'pgd-a passed' in verbose and '  losses: largest difference 0' in verbose
 
 
+def test_an_explanation_is_printed_once(runner, folder, capsys):
+    code = "EXPLAINED = {'pgd': 'its line 3'}\ndef pgd(case): return dict(x_adv=right(case)['iterates'][3])"
+    status, out, _ = status_and_lines(runner, capsys, put_adapter(folder, code))
+    explained = [line for line in out if line.startswith('  explained: ')]
+    assert status == 1 and explained == ['  explained: its line 3', '  explained: as pgd-a']
+
+
 def test_what_fails_is_an_error_and_the_others_go_on(runner, folder, capsys):
     code = 'def fgsm(case): return right(case)\ndef square(case): raise SystemExit(3)\n'
     code += 'def pgd(case):\n    if case.name == "pgd-a":\n        raise ValueError("two\\nlines")\n'
@@ -452,6 +459,8 @@ def test_answers_that_are_refused(runner, folder, capsys, spoil, expected):
         ('def pdg(case): return right(case)', 'pdg is no function of the specification, expected pgd'),
         ("PRECISION = 'double'", "PRECISION is 'double'"),
         ("NOT_OFFERED = {'sqare': 'why'}", "NOT_OFFERED has 'sqare'"),
+        ('def VERSIONS(): return 1 / 0', 'VERSIONS fails (ZeroDivisionError'),
+        ('VERSIONS = dict(torch=2)', "VERSIONS is {'torch': 2}"),
         ("NOT_OFFERED = ['square']", "NOT_OFFERED is ['square']"),
         ("EXPLAINED = {'pgd-z': 'why'}", "EXPLAINED has 'pgd-z'"),
         (
@@ -677,3 +686,65 @@ def test_the_command_refuses_in_one_line(clone, capfd, args, expected):
     assert adt(['vectors', *args]) == 2
     out, err = capfd.readouterr()
     assert not out and len(err.splitlines()) == 1 and expected in err
+
+
+# The vectors that are published, as far as the runner goes
+
+
+@pytest.fixture(scope='module')
+def published():
+    "The runner as it is, and all vectors"
+    spec = importlib.util.spec_from_file_location('published_run', VECTORS / 'run.py')
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, module.load_cases()
+
+
+def test_the_vectors_fit_the_schema_and_are_small(published):
+    run, cases = published
+    assert {case.function for case in cases} == set(run.FUNCTIONS) and len(cases) >= 40
+    found = {}
+    for file in (VECTORS / 'cases').iterdir():
+        found.setdefault(file.stem, set()).add(file.suffix)
+    assert found == {case.name: {'.json', '.safetensors'} for case in cases}
+    for case in cases:
+        facts = json.loads((VECTORS / 'cases' / f'{case.name}.json').read_text(encoding='utf-8'))
+        assert not errors(facts), case.name
+        assert list(facts) == ['$schema', *SCHEMA['required']], case.name
+    size = sum(file.stat().st_size for file in VECTORS.rglob('*') if '__pycache__' not in file.parts)
+    assert size <= 2_000_000
+
+
+def as_written(outputs, precision):
+    "Outputs with the rounding of a precision"
+    return {k: a.astype(precision) if a.dtype.kind == 'f' else a for k, a in outputs.items()}
+
+
+@pytest.mark.parametrize('precision', TOLERANCE)
+def test_each_vector_is_passed_by_its_own_outputs_only(published, precision):
+    "And each of its known deviations is known again, with what is right besides"
+    run, cases = published
+    reasons = {}
+    for case in cases:
+        answer = as_written(case.expected, precision)
+        assert run.judge(case, answer, precision)['result'] == 'passed', case.name
+        for id, (reason, outputs) in case.deviations.items():
+            found = run.judge(case, answer | as_written(outputs, precision), precision)
+            assert (found['result'], found['deviation'], found['reason']) == ('deviates', id, reason), (
+                case.name
+            )
+            reasons.setdefault(id, set()).add(reason)
+    assert len(reasons) >= 20
+
+
+def test_an_adapter_of_answers_for_all_vectors(published, tmp_path, capsys):
+    "Right answers pass; each vector with the answers of another one of its function does not"
+    run, cases = published
+    for case in cases:
+        save_file(case.expected, tmp_path / f'{case.name}.safetensors')
+    assert run.main([str(tmp_path)]) == 0
+    assert f'passes {len(cases)} of {len(cases)} vectors' in capsys.readouterr().out
+    for one, two in zip(cases, cases[1:], strict=False):
+        if one.function == two.function:
+            shared = {k: a for k, a in one.expected.items() if k in two.outputs}
+            assert run.judge(two, shared, 'float32')['result'] == 'deviates', two.name

@@ -49,6 +49,43 @@ def run(*command, cwd=None):
     return done.stdout
 
 
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    "What a wheel puts into site-packages, without its requirements"
+    folder = tmp_path_factory.mktemp('built')
+    parts = (
+        'adt_repro',
+        'nbs',
+        'vectors',
+        'setup.py',
+        'settings.ini',
+        'pyproject.toml',
+        'README.md',
+        'MANIFEST.in',
+    )
+    copy_files([name for name in files_of_git() if name.split('/')[0] in parts], folder / 'clone')
+    run(sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', folder / 'lib', cwd=folder / 'clone')
+    return folder / 'lib'
+
+
+def test_vectors_without_a_clone(built, tmp_path):
+    "They come with the package, and run in an empty folder, in which the results are written and nothing else"
+    shipped = {
+        file.relative_to(built / 'adt_repro' / '_vectors').as_posix() for file in built.rglob('_vectors/**/*')
+    }
+    assert {name for name in files_of_git() if name.startswith('vectors/')} <= {
+        f'vectors/{name}' for name in shipped
+    }
+    code = f'import sys; sys.path.insert(0, {str(built)!r}); from adt_repro.command.main import run_command\n'
+    code += 'import os; os.environ["PYTHONPATH"] = sys.path[0]; sys.exit(run_command())'
+    listed = run(sys.executable, '-c', code, 'vectors', '--list', cwd=tmp_path)
+    assert '  adt_repro: ' in listed and re.search(r'^  pgd: pgd-', listed, re.M), listed
+    run(sys.executable, '-c', code, 'vectors', '--cases', 'pgd', '--json', 'found.json', cwd=tmp_path)
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert found['adapter'] == 'adt_repro' and {row['result'] for row in found['results']} == {'passed'}
+    assert [file.name for file in tmp_path.iterdir()] == ['found.json']
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('python', PYTHONS)
 def test_in_an_empty_environment(python, tmp_path):
