@@ -123,26 +123,26 @@ def _trades_deviations():
     "Other losses of an image than that of TRADES"
     return dict(
         divergence_reversed=(
-            'the divergence is taken the other way round',
+            'the divergence was taken the other way round',
             lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * divergence(z_adv, z),
         ),
         clean_held_fixed=(
-            'the clean prediction in the divergence is held fixed in the gradient',
+            'the clean prediction in the divergence was held fixed in the gradient',
             lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * divergence(z.real, z_adv),
         ),
         mean_over_classes=(
-            'the divergence is averaged over the classes too, and not only over the images',
+            'the divergence was averaged over the classes too, not only over the images',
             lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * divergence(z, z_adv) / _CLASSES,
         ),
         divergence_summed=(
-            'the divergence is summed over the batch, and only the cross-entropy is averaged',
+            'the divergence was summed over the batch, and only the cross-entropy was averaged',
             lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * divergence(z, z_adv) * len(z),
         ),
         adversarial_cross_entropy=(
-            'the cross-entropy is that of the adversarial images',
+            'the cross-entropy was that of the adversarial images',
             lambda z, z_adv, y, beta: cross_entropy(z_adv, y) + beta * divergence(z, z_adv),
         ),
-        beta_left_out=('β is left out (β = 1)', lambda z, z_adv, y, _: trades_losses(z, z_adv, y, 1.0)),
+        beta_left_out=('β was left out (β = 1)', lambda z, z_adv, y, _: trades_losses(z, z_adv, y, 1.0)),
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #alp
@@ -154,33 +154,33 @@ def _alp_deviations():
     "Other losses of an image than that of ALP"
     return dict(
         clean_held_fixed=(
-            'the clean logits in the squares are held fixed in the gradient',
+            'the clean logits in the squares were held fixed in the gradient',
             lambda z, z_adv, y, beta: alp_losses(z, z_adv, y, 0.0) + beta * _squares(z.real, z_adv),
         ),
         sum_over_classes=(
-            'the squares are summed over the classes, not averaged',
+            'the squares were summed over the classes, not averaged',
             lambda z, z_adv, y, beta: alp_losses(z, z_adv, y, beta * _CLASSES),
         ),
         halves_left_out=(
-            'both cross-entropies have the factor 1, not ½',
+            'both cross-entropies had the factor 1, not ½',
             lambda z, z_adv, y, beta: 2 * alp_losses(z, z_adv, y, beta / 2),
         ),
         clean_cross_entropy=(
-            'the cross-entropy is that of the clean images only',
+            'the cross-entropy was that of the clean images only',
             lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * _squares(z, z_adv),
         ),
         adversarial_cross_entropy=(
-            'the cross-entropy is that of the adversarial images',
+            'the cross-entropy was that of the adversarial images',
             lambda z, z_adv, y, beta: cross_entropy(z_adv, y) + beta * _squares(z, z_adv),
         ),
         probabilities_paired=(
-            'probabilities are paired, not logits',
+            'probabilities were paired, not logits',
             lambda z, z_adv, y, beta: (
                 alp_losses(z, z_adv, y, 0.0)
                 + beta * _squares(np.exp(log_softmax(z)), np.exp(log_softmax(z_adv)))
             ),
         ),
-        beta_left_out=('β is left out (β = 1)', lambda z, z_adv, y, _: alp_losses(z, z_adv, y, 1.0)),
+        beta_left_out=('β was left out (β = 1)', lambda z, z_adv, y, _: alp_losses(z, z_adv, y, 1.0)),
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #outer-case
@@ -206,7 +206,7 @@ def _outer_case(number, function, kind, channels, beta, about):
         def tried():
             found = {k: (reason, outer_loss(f, *network, beta)) for k, (reason, f) in others.items()}
             summed = outer_loss(right_losses, *network, beta, over=np.sum)
-            return found | dict(batch_sum=('the loss is summed over the batch, not averaged', summed))
+            return found | dict(batch_sum=('the loss was summed over the batch, not averaged', summed))
 
         return case, tried
 
@@ -235,22 +235,25 @@ def _scatter_deviations(network, x, start, eps, numbers):
     fixed = with_plan(lambda cost: transport_plan(cost.real, **numbers))
     clipped = with_plan(lambda cost: transport_plan(cost, **numbers), clip_start=True)
     unmoved = scattering_step(network, x, 0 * start, eps, lambda cost: transport_plan(cost, **numbers))
-    small = '1e-6 is added inside the logarithms of Sinkhorn’s rounds'
+    small = '1e-6 was added inside the logarithms of Sinkhorn’s rounds'
     return dict(
-        plan_held_fixed=('the gradient does not pass through the plan', fixed),
+        plan_held_fixed=('the gradient did not pass through the plan', fixed),
         small_number_inside=(small, numbered(inside=1e-6)),
-        clipped_start=('the start was clipped to [0, 1]', clipped),
-        no_start=('the start was left out', unmoved),
-        descends=('it descends instead of ascending', stepped(clip(moved - uphill, lo, hi))),
-        step_from_clean=('the step goes from x, not from the start', stepped(clip(x + uphill, lo, hi))),
-        images_not_clipped=(
-            'images are not clipped to [0, 1]',
+        start_clipped=('the start was clipped to [0, 1]', clipped),
+        start_left_out=('the start was left out', unmoved),
+        descends=('it descends instead of ascends', stepped(clip(moved - uphill, lo, hi))),
+        step_from_clean=('the step went from x, not from the start', stepped(clip(x + uphill, lo, hi))),
+        not_clipped=(
+            'images were not clipped to [0, 1]',
             stepped(clip(moved + uphill, x - eps, x + eps)),
         ),
-        mass_of_one=('each row and column of the plan has the mass 1, not 1/N', numbered(mass=1.0)),
-        one_round_too_few=('one round too few', numbered(rounds=_rounds(right['cost'], numbers) - 1)),
-        all_rounds=('the rounds go on after the prices have settled', numbered(tol=0.0)),
-        columns_first=('each round sets the prices of the columns first', columns),
+        mass_of_one=('each row and column of the plan had the mass 1, not 1/N', numbered(mass=1.0)),
+        one_round_too_few=(
+            'there was one round too few',
+            numbered(rounds=_rounds(right['cost'], numbers) - 1),
+        ),
+        all_rounds=('the rounds went on after the prices had settled', numbered(tol=0.0)),
+        columns_priced_first=('each round set the prices of the columns first', columns),
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #scatter-case
@@ -328,22 +331,22 @@ def _gaussian_deviations(right, mu, rho, noise, eps, rule):
 
     sums = {k: right[k] * (1 if k == 'delta' else pixels) for k in right}
     return dict(
-        exp_for_softplus=('σ is exp(ρ), not softplus(ρ)', with_spread(np.exp(rho))),
-        softplus_as_variance=('softplus(ρ) is taken for the variance', with_spread(np.sqrt(spread))),
+        exp_for_softplus=('σ was exp(ρ), not softplus(ρ)', with_spread(np.exp(rho))),
+        softplus_as_variance=('softplus(ρ) was taken for the variance', with_spread(np.sqrt(spread))),
         eps_inside_tanh=(
-            'ε stands inside the tanh',
+            'ε stood inside the tanh',
             right | dict(delta=np.tanh(eps * (mu + spread * noise))),
         ),
-        gaussian_entropy=('density and entropy are the Gaussian’s, without the tanh', none),
-        slope_sign=('the tanh’s term has the wrong sign in density and entropy', flipped),
-        eps_left_out=('the density is that of δ/ε', unscaled),
-        constants_left_out=('log ε and ½ log 2π are left out', plain),
-        pixel_sum=('density and entropy are sums over pixels, not means', sums),
+        gaussian_entropy=('density and entropy were the Gaussian’s, without the tanh', none),
+        slope_sign=('the tanh’s term had the wrong sign in density and entropy', flipped),
+        eps_left_out=('the density was that of δ/ε', unscaled),
+        constants_left_out=('log ε and ½ log 2π were left out', plain),
+        pixel_sum=('density and entropy were sums over pixels, not means', sums),
         one_draw=(
-            'the entropy is minus the log-density of the one draw',
+            'the entropy was minus the log-density of the one draw',
             right | dict(entropy=-right['log_density']),
         ),
-        entropy_sign=('the entropy has the wrong sign', right | dict(entropy=-right['entropy'])),
+        entropy_sign=('the entropy had the wrong sign', right | dict(entropy=-right['entropy'])),
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #gaussian-case
@@ -400,30 +403,30 @@ def _ascents(objective, noise, p):
         return ascent(lambda law, drawn: factor * objective(law, drawn))
 
     images, draws = noise.shape[2], noise.shape[1]
-    kept = 'the gradients are never set to zero, and add up (momentum 1)'
-    zeroed = 'the gradients are set to zero in each step (momentum 0)'
+    kept = 'the gradients were never set to zero, and added up (momentum 1)'
+    zeroed = 'the gradients were set to zero in each step (momentum 0)'
     momentum = ('gradients_zeroed', (zeroed, 0.0)) if p['momentum'] else ('gradients_kept', (kept, 1.0))
     return {
         momentum[0]: (momentum[1][0], ascent(momentum=momentum[1][1])),
-        'entropy_left_out': ('the entropy is left out (λ = 0)', but(lbd=0.0)),
-        'entropy_sum': ('the entropy is a sum over pixels, not a mean', but(over=np.sum)),
-        'entropy_sign': ('the entropy has the wrong sign', but(lbd=-p['lbd'])),
-        'gaussian_entropy': ('the entropy is the Gaussian’s, without the tanh', but(surprise=_as_gaussian)),
+        'entropy_left_out': ('the entropy was left out (λ = 0)', but(lbd=0.0)),
+        'entropy_sum': ('the entropy was a sum over pixels, not a mean', but(over=np.sum)),
+        'entropy_sign': ('the entropy had the wrong sign', but(lbd=-p['lbd'])),
+        'gaussian_entropy': ('the entropy was the Gaussian’s, without the tanh', but(surprise=_as_gaussian)),
         'draws_reused': (
-            'the draws of the first step are used in each step',
+            'the draws of the first step were used in each step',
             ascent(noise=0 * noise + noise[:1]),
         ),
-        'first_draw_only': ('one draw is used in each step', ascent(noise=noise[:, :1])),
-        'descends': ('it descends instead of ascending', scaled(-1)),
+        'first_draw_only': ('only one draw was used in each step', ascent(noise=noise[:, :1])),
+        'descends': ('it descends instead of ascends', scaled(-1)),
         'rho_held_fixed': (
-            'ρ is not changed',
+            'ρ was not changed',
             ascent(lambda law, drawn: objective(_with_fixed_rho(law), drawn)),
         ),
-        'images_not_clipped': ('images are not clipped to [0, 1]', but(kept=lambda images: images)),
+        'not_clipped': ('images were not clipped to [0, 1]', but(kept=lambda images: images)),
         'eps_0031': ('0.031 was used for 8/255', but(eps=0.031) if p['eps'] == 8 / 255 else ascent()),
-        'mean_of_draws': ('the objective is averaged over the draws, not summed', scaled(1 / draws)),
-        'batch_mean': ('gradients of the mean over the batch', scaled(1 / images)),
-        'pure_sign': ('the step has the sign of the gradient: tol is left out', ascent(tol=1e-300)),
+        'mean_of_draws': ('the objective was averaged over the draws, not summed', scaled(1 / draws)),
+        'batch_mean': ('the gradients were those of the mean over the batch', scaled(1 / images)),
+        'pure_sign': ('the step had the sign of the gradient: tol was left out', ascent(tol=1e-300)),
     }
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #exp-case
@@ -451,18 +454,18 @@ def _exp_tried(objective, right, x, noise, last_noise, p):
     ascent = [p[k] for k in ('rho', 'step_size', 'momentum', 'tol')]
     exponential = exp_ascent(lambda law, drawn: objective(law, drawn, spread_of=np.exp), noise, *ascent)
     tried['exp_for_softplus'] = (
-        'σ is exp(ρ), not softplus(ρ)',
+        'σ was exp(ρ), not softplus(ρ)',
         _exp_outputs(exponential, x, last_noise, eps, spread_of=np.exp),
     )
     early = right['mu_iterates'][-2], right['rho_iterates'][-2]
     x_adv = last_draw(x, np.stack(early, 1), last_noise, eps)
-    tried['one_step_too_few'] = 'one step too few', dict(mu=early[0], rho=early[1], x_adv=x_adv)
+    tried['one_step_too_few'] = 'there was one step too few', dict(mu=early[0], rho=early[1], x_adv=x_adv)
     mean = right | dict(x_adv=clip(x + eps * np.tanh(right['mu'])))
-    tried['mean_for_last_draw'] = 'the last image comes from μ, without a draw', mean
+    tried['mean_for_last_draw'] = 'the last image came from μ, without a draw', mean
     return tried
 
 
-def _exp_case(number, kind, channels, word, p, about, must, float32=1e-4, **least):
+def _exp_case(number, kind, channels, word, p, about, must, **least):
     "A vector of adt_exp; `p`: its parameters"
 
     def make(rng):
@@ -481,7 +484,6 @@ def _exp_case(number, kind, channels, word, p, about, must, float32=1e-4, **leas
         inputs = dict(x=x, y=y, noise=noise, last_noise=last_noise)
         name = f'adt_exp-{kind}-{word}'
         case = Case(name, 'adt_exp', about, p, inputs, right, ('mu', 'rho'), kind, weights, {}, margins)
-        case.tolerance = 1e-9, float32
         return case, lambda: _exp_tried(objective, right, x, noise, last_noise, p)
 
     return _searched(number, make, must, ('x_adv',), **{'gradient': 1e-4, **least})
@@ -496,9 +498,9 @@ def _seen_deviations(network, x, y, eps, scale, seen):
     unscaled = generator_input(network, x, y, eps, 1.0)[0]
     return dict(
         second_gradient_at_x=('the second gradient was taken at x, not at the FGSM point', at_x),
-        fgsm_point_not_clipped=('the FGSM point is not clipped to [0, 1]', free),
-        gradient_scale_left_out=('the gradients in the generator’s input are not scaled', unscaled),
-        batch_mean=('gradients of the mean over the batch', mean),
+        fgsm_point_not_clipped=('the FGSM point was not clipped to [0, 1]', free),
+        gradient_scale_left_out=('the gradients in the generator’s input were not scaled', unscaled),
+        batch_mean=('the gradients were those of the mean over the batch', mean),
     )
 
 
@@ -507,7 +509,7 @@ def _uphill_deviations(right):
     down = {
         k: -v if k.startswith(('gradient.generator', 'gradient.encoder')) else v for k, v in right.items()
     }
-    return dict(generator_descends=('the generator’s gradients are those of a descent', down))
+    return dict(generator_descends=('the generator’s gradients were those of a descent', down))
 
 
 def _swapped(parts):
@@ -528,15 +530,15 @@ def _exp_am_deviations(right, made, outputs, others, lbd):
     summed = outputs(made, over=np.sum, objective=lambda a, h: a.sum() + lbd * h.mean())
     found = {name: (reason, but(seen=other)) for name, (reason, other) in others.items()}
     return found | dict(
-        entropy_left_out=('the entropy is left out (λ = 0)', outputs(made, objective=lambda a, h: a.mean())),
-        entropy_sum=('the entropy is a sum over pixels, not a mean', but(over=np.sum)),
-        entropy_sign=('the entropy has the wrong sign', but(surprise=minus)),
-        gaussian_entropy=('the entropy is the Gaussian’s, without the tanh', but(surprise=_as_gaussian)),
-        exp_for_softplus=('σ is exp(ρ), not softplus(ρ)', but(spread_of=np.exp)),
-        halves_swapped=('the generator’s first channels are ρ, the others μ', swapped),
-        noise_left_out=('δ comes from μ, without a draw', but(noise=np.zeros_like(right['x_adv']))),
-        images_not_clipped=('images are not clipped to [0, 1]', but(kept=lambda images: images)),
-        batch_sum=('the loss is summed over the batch, not averaged', summed),
+        entropy_left_out=('the entropy was left out (λ = 0)', outputs(made, objective=lambda a, h: a.mean())),
+        entropy_sum=('the entropy was a sum over pixels, not a mean', but(over=np.sum)),
+        entropy_sign=('the entropy had the wrong sign', but(surprise=minus)),
+        gaussian_entropy=('the entropy was the Gaussian’s, without the tanh', but(surprise=_as_gaussian)),
+        exp_for_softplus=('σ was exp(ρ), not softplus(ρ)', but(spread_of=np.exp)),
+        halves_swapped=('the generator’s first channels were ρ, the others μ', swapped),
+        noise_left_out=('δ came from μ, without a draw', but(noise=np.zeros_like(right['x_adv']))),
+        not_clipped=('images were not clipped to [0, 1]', but(kept=lambda images: images)),
+        batch_sum=('the loss was summed over the batch, not averaged', summed),
         **_uphill_deviations(right),
     )
 
@@ -607,21 +609,21 @@ def _imp_am_deviations(right, made, outputs, others, lbd, top):
     minus = climbing(lambda a, h: a.mean() - lbd * smaller(h.mean(), top))
     found = {name: (reason, but(seen=other)) for name, (reason, other) in others.items()}
     return found | dict(
-        entropy_left_out=('the entropy is left out (λ = 0)', climbing(lambda a, h: a.mean())),
-        hinge_missing=('the entropy has no upper end', climbing(lambda a, h: a.mean() + lbd * h.mean())),
-        hinge_per_image=('the upper end is that of each image’s entropy, not of the mean', each),
-        hinge_as_maximum=('the larger of entropy and −u_max is taken', wrong_way),
-        entropy_sign=('the entropy has the wrong sign in the objective', minus),
-        entropy_sum=('the entropy is a sum over the dimensions of z, not a mean', but(over=np.sum)),
-        encoder_reads_delta=('the encoder is given δ, not t', but(told=lambda t, eps: eps * t)),
+        entropy_left_out=('the entropy was left out (λ = 0)', climbing(lambda a, h: a.mean())),
+        hinge_missing=('the entropy had no upper end', climbing(lambda a, h: a.mean() + lbd * h.mean())),
+        hinge_per_image=('the upper end was that of each image’s entropy, not of the mean', each),
+        hinge_as_maximum=('the larger of entropy and −u_max was taken', wrong_way),
+        entropy_sign=('the entropy had the wrong sign', minus),
+        entropy_sum=('the entropy was a sum over the dimensions of z, not a mean', but(over=np.sum)),
+        encoder_reads_delta=('the encoder was given δ, not t', but(told=lambda t, eps: eps * t)),
         softplus_as_deviation=(
-            'softplus is taken for the standard deviation',
+            'softplus was taken for the standard deviation',
             but(log_density=_as_deviation),
         ),
-        constant_left_out=('½ log 2π is left out', but(log_density=_without_constant)),
-        by_column=('the channel of z is filled column by column', but(plane=_by_column)),
-        images_not_clipped=('images are not clipped to [0, 1]', but(kept=lambda images: images)),
-        batch_sum=('the loss is summed over the batch, not averaged', summed),
+        constant_left_out=('½ log 2π was left out', but(log_density=_without_constant)),
+        by_column=('the channel of z was filled column by column', but(plane=_by_column)),
+        not_clipped=('images were not clipped to [0, 1]', but(kept=lambda images: images)),
+        batch_sum=('the loss was summed over the batch, not averaged', summed),
         **_uphill_deviations(right),
     )
 
@@ -691,14 +693,23 @@ def _outer_cases():
 def _scatter_cases():
     early, few = dict(reg=0.1, rounds=50, tol=0.03), dict(reg=0.02, rounds=3, tol=1e-6)
     sharp = dict(reg=0.015, rounds=10, tol=1e-6)
-    common = 'plan_held_fixed', 'images_not_clipped', 'descends'
+    common = 'plan_held_fixed', 'not_clipped', 'descends'
     settled, short = 'The prices settle before the last round.', 'All of the few rounds are made.'
     little = 'So little spread that a small number inside a logarithm shows.'
     return [
         _scatter_case(211, 'relu', 2, 0.2, early, 'settled', settled, (*common, 'all_rounds')),
         _scatter_case(212, 'conv', 2, 0.3, few, 'few-rounds', short, (*common, 'one_round_too_few')),
         _scatter_case(213, 'linear', 3, 0.4, sharp, 'sharp-plan', little, (*common, 'small_number_inside')),
-        _scatter_case(214, 'relu', 2, 8 / 255, few, 'small-eps', 'ε = 8/255.', common[1:]),
+        _scatter_case(
+            214,
+            'relu',
+            2,
+            8 / 255,
+            few,
+            'small-eps',
+            'Predictions close to each other, as ε is 8/255.',
+            common[1:],
+        ),
     ]
 
 
@@ -739,7 +750,7 @@ def _am_cases():
     exp = dict(eps=0.1, lbd=0.5, gradient_scale=0.5)
     conv = dict(eps=8 / 255, lbd=1.0, gradient_scale=2.0)
     held, free = dict(lbd=0.5, u_max=1.6), dict(lbd=0.5, u_max=0.2)
-    wide = 'The entropy is above −u_max: it has no effect on the gradients.'
+    wide = 'The entropy is above −u_max: it has no effect on the gradients, and the encoder’s are exactly 0.'
     narrow = 'The entropy is below −u_max, and is climbed.'
     seen = 'second_gradient_at_x', 'gradient_scale_left_out', 'entropy_left_out', 'generator_descends'
     hinge = *seen[:2], 'generator_descends', 'hinge_missing', 'hinge_per_image', 'encoder_reads_delta'
@@ -754,5 +765,5 @@ def _am_cases():
 
 
 def adt_cases() -> list:  # of `Case`: the vectors of everything that is not an attack on a fixed network
-    "The vectors of outer losses, plans, densities, ascents and generators; takes half a minute"
+    "The vectors of outer losses, plans, densities, ascents and generators"
     return [*_outer_cases(), *_scatter_cases(), *_gaussian_cases(), *_exp_cases(), *_am_cases()]

@@ -101,7 +101,7 @@ def imp_generated(
 
 def smaller(
     a,  # a real or complex number, or an array of them
-    b: float,  # any number
+    b: float,  # in (-∞, ∞)
 ):  # `a` where its real part is smaller, else `b`
     "min(a, b)"
     return np.where(np.real(a) < b, a, b)

@@ -47,7 +47,7 @@ def draws_objective(
 def exp_ascent(
     objective,  # maps a law (N, 2, C, H, W), possibly complex, and noise (k, N, C, H, W) to (N,)
     noise: np.ndarray,  # (T, k, N, C, H, W) standard normal numbers
-    rho: float,  # where ρ begins, any number
+    rho: float,  # in (-∞, ∞), where ρ begins
     step_size: float,  # α, above 0
     momentum: float,  # in [0, 1]: the share of the former gradients that is kept
     tol: float,  # above 0

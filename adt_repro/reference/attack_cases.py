@@ -33,7 +33,7 @@ def on_grid(
     "The nearest numbers that float32 holds exactly, too"
     return np.round(1024 * a) / 1024
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #draws-b
 def draw_network(
     rng: np.random.Generator,  # gives the noise
     kind: str,  # linear, relu or conv
@@ -42,7 +42,7 @@ def draw_network(
     scale: float = 1.0,  # of the last layer's weights
 ) -> dict:  # names to arrays
     "A network's weights"
-    size, channels, m = int(np.prod(shape)), shape[0], 6
+    size, channels, m = int(np.prod(shape)), shape[0], 6  # m features
 
     def normal(*shape, std=1.0):
         return on_grid(std * rng.normal(size=shape))
@@ -51,20 +51,16 @@ def draw_network(
         return dict(weight=normal(classes, size, std=scale), bias=normal(classes, std=0.1))
     if kind == 'relu':
         first = normal(m, size, std=0.5)
-        bias1 = on_grid(-first.sum(1) / 2 + rng.normal(size=m))  # the middle of the range is near 0
-        return dict(weight1=first, bias1=bias1, weight2=normal(classes, m, std=0.4 * scale), bias2=normal(classes))
+        bias1 = on_grid(-first.sum(1) / 2 + rng.normal(size=m))  # in the middle of the range of images
+        last = normal(classes, m, std=0.4 * scale)
+        return dict(weight1=first, bias1=bias1, weight2=last, bias2=normal(classes))
     kernel = normal(m, channels, 3, 3)
-    return dict(
-        kernel=kernel,
-        gamma=on_grid(rng.uniform(0.5, 1.5, m)),
-        beta=normal(m, std=0.2),
-        mean=on_grid(kernel.sum((1, 2, 3)) / 2 + 0.3 * rng.normal(size=m)),
-        variance=on_grid(rng.uniform(0.02, 0.3, m)),
-        weight=normal(classes, m, std=scale),
-        bias=normal(classes),
-    )
+    weights = dict(kernel=kernel, gamma=on_grid(rng.uniform(0.5, 1.5, m)), beta=normal(m, std=0.2))
+    weights['mean'] = on_grid(kernel.sum((1, 2, 3)) / 2 + 0.3 * rng.normal(size=m))
+    weights['variance'] = on_grid(rng.uniform(0.02, 0.3, m))
+    return weights | dict(weight=normal(classes, m, std=scale), bias=normal(classes))
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #draws-c
 def draw_images(
     rng: np.random.Generator,  # gives the noise
     n: int,  # images
@@ -105,10 +101,11 @@ class Plan:
     least: dict = field(default_factory=dict)  # the smallest margins, where they differ from `LEAST`
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #draw-case
-LEAST = dict(gradient=1e-3, probability=1e-2, activation=1e-4, margin=1e-3, other_logit=1e-3, comparison=1e-3)
+LEAST = dict(gradient=1e-3, probability=1e-2, slope=1e-3, activation=1e-4)
+LEAST |= dict(margin=1e-3, other_logit=1e-3, comparison=1e-3)
 POINTS = {name: (1e-9, 1e-6) for name in ('x_adv', 'iterates')}  # their steps are exact
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #draw-case-b
 def _draw(plan, number, attempt):
     "The vector of one seed, without deviations"
     rng = np.random.default_rng([number, attempt])
@@ -135,7 +132,7 @@ def _draw(plan, number, attempt):
         tolerances={name: t for name, t in (POINTS | plan.tolerances).items() if name in outputs},
     )
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #draw-case-c
 def is_suitable(
     plan: Plan,  # what the vector is to be
     case: Case,  # the vector of one seed
@@ -165,6 +162,10 @@ REASONS = dict(
     no_ball='the ball of radius ε was left out',
     ball_around_start='the ball was taken around the start, not around the image',
     clipped_once='points were clipped once at the end, not after each step',
+)
+
+# %% ../../nbs/library/reference/attack_cases.ipynb #reasons-b
+REASONS |= dict(
     eps_0031='0.031 was used for 8/255',
     start_left_out='the start was left out',
     start_in_pixel_values='the start was taken in pixel values, not in units of ε',
@@ -175,6 +176,10 @@ REASONS = dict(
     best_iterate='the iterate with the largest loss was returned, not the last',
     stopped_early='images stop as soon as they are misclassified',
     sign_of_zero='the sign of 0 was +1',
+)
+
+# %% ../../nbs/library/reference/attack_cases.ipynb #reasons-c
+REASONS |= dict(
     decay_left_out='momentum was left out (μ = 0)',
     decay_one='the decay was 1',
     not_normalised='gradients were not divided by their mean absolute value',
@@ -199,6 +204,8 @@ REASONS = dict(
     always_stripes='the stripes were kept even if the margin grew',
     stripes_across='each stripe was a row, not a column',
 )
+
+# %% ../../nbs/library/reference/attack_cases.ipynb #required
 REQUIRED = dict(
     forward=('logits',),
     feature_attack=('misclassified',),
@@ -233,7 +240,7 @@ def _one_for_zero(g):
 def _within(a, x, eps, first):
     return clip(a, x - eps, x + eps)
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #again-b
 def _without_ball(a, x, eps, first):
     return clip(a)
 
@@ -269,8 +276,7 @@ def _stopped_early(case):
 # %% ../../nbs/library/reference/attack_cases.ipynb #of-climbs
 def _ways_of_climbs(case):
     "Names of mistakes to functions that make them"
-    p, inputs = case.parameters, case.inputs
-    again = partial(run_again, case)
+    p, again = case.parameters, partial(run_again, case)
     ways = dict(
         descends=partial(again, direction=lambda g: -np.sign(g)),
         not_clipped=partial(again, project=_within),
@@ -291,17 +297,22 @@ def _ways_of_climbs(case):
         stopped_early=partial(_stopped_early, case),
         sign_of_zero=partial(again, direction=_one_for_zero),
     )
-    if 'start' in inputs:
-        name = 'start_not_clipped' if p['clip_start'] else 'start_clipped'
-        ways |= {
-            'start_left_out': partial(again, start=0 * inputs['start']),
-            'start_in_pixel_values': partial(again, start=inputs['start'] / p['eps']),
-            name: partial(again, clip_start=not p['clip_start']),
-            'ball_around_start': partial(again, project=_around_start),
-        }
-    return ways
+    return ways | _ways_of_starts(case)
 
+# %% ../../nbs/library/reference/attack_cases.ipynb #of-climbs-p1
+def _ways_of_starts(case):
+    if 'start' not in case.inputs:
+        return {}
+    p, start, again = case.parameters, case.inputs['start'], partial(run_again, case)
+    name = 'start_not_clipped' if p['clip_start'] else 'start_clipped'
+    return {
+        'start_left_out': partial(again, start=0 * start),
+        'start_in_pixel_values': partial(again, start=start / p['eps']),
+        name: partial(again, clip_start=not p['clip_start']),
+        'ball_around_start': partial(again, project=_around_start),
+    }
 
+# %% ../../nbs/library/reference/attack_cases.ipynb #of-climbs-b
 def _ways_of_mim(case):
     again = partial(run_again, case)
 
@@ -351,7 +362,7 @@ def _ways_of_forward(case):
         ways[name] = lambda order=order: dict(logits=logits(*net, x.transpose(order)))
     return ways
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #of-forward-b
 def _ways_of_convolution(case):
     w, x = case.weights, case.inputs['x']
     a = convolution(w['kernel'], x)
@@ -385,7 +396,7 @@ def _ways_of_feature_attack(case):
         descends=partial(again, direction=lambda g: -np.sign(g)),
     )
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #of-searches-b
 def _ways_of_spsa(case):
     again = partial(run_again, case)
     net, x, y = (case.network, case.weights), case.inputs['x'], case.inputs['y']
@@ -409,7 +420,7 @@ def _ways_of_spsa(case):
         cross_entropy=partial(again, loss=lambda net, images, y: cross_entropy(logits(*net, images), y)),
     )
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #of-searches-c
 def _ways_of_square(case):
     again = partial(run_again, case)
     rows = case.inputs['stripes'][:, :, : case.inputs['x'].shape[2]]
@@ -522,7 +533,7 @@ def _one_stays(case):
 def _some_zero(case):
     return (case.outputs['signs'] == 0).any() and case.outputs['signs'].any((2, 3, 4)).all()
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #shows-b
 def _last_iterate_misleads(case):
     "One image is misclassified by the last iterate of one target only; another is not misclassified at all"
     found = []
@@ -561,23 +572,25 @@ def _plans_of_fgsm():
         Plan('fgsm-conv', 'Convolution, five classes.', 'conv', dict(eps=0.2), classes=5, shape=(3, 4, 5)),
     ]
 
+# %% ../../nbs/library/reference/attack_cases.ipynb #plans-b
+def _p(eps, step_size, steps, clip_start=False, **others):
+    return dict(eps=eps, step_size=step_size, steps=steps, clip_start=clip_start) | others
 
+
+def _without_some_weights(weights):
+    weight = weights['weight'].copy()
+    weight[:, 3::7] = 0
+    return weights | dict(weight=weight)
+
+# %% ../../nbs/library/reference/attack_cases.ipynb #plans-b-p1
 def _plans_of_pgd():
-    def p(eps, step_size, steps, clip_start=False):
-        return dict(eps=eps, step_size=step_size, steps=steps, clip_start=clip_start)
-
-    def without_weights(weights):
-        weight = weights['weight'].copy()
-        weight[:, 3::7] = 0
-        return weights | dict(weight=weight)
-
     return [
-        Plan('pgd-linear-clean', 'It starts at the images themselves.', 'linear', p(0.1, 0.03, 5), scale=0.3),
+        Plan('pgd-linear-clean', 'It starts at the images themselves.', 'linear', _p(0.1, 0.03, 5), scale=0.3),
         Plan(
             'pgd-relu-unclipped-start',
             'The start leaves [0, 1]; one image’s last iterate is not its best.',
             'relu',
-            p(0.2, 0.06, 6),
+            _p(0.2, 0.06, 6),
             draw=draw_start,
             shows=_turns,
             must=('best_iterate', 'stopped_early', 'clipped_once', 'start_clipped', 'ball_around_start'),
@@ -586,16 +599,22 @@ def _plans_of_pgd():
             'pgd-relu-clipped-start',
             'The start is clipped to [0, 1]; one image’s last iterate is not its best.',
             'relu',
-            p(0.25, 0.07, 5, True),
+            _p(0.25, 0.07, 5, True),
             draw=draw_start,
             shows=_turns,
         ),
-        Plan('pgd-conv', 'Convolution.', 'conv', p(0.15, 0.05, 5), draw=draw_start, shows=_signs_change, shape=(3, 4, 5)),
+    ]
+
+# %% ../../nbs/library/reference/attack_cases.ipynb #plans-b-p2
+def _more_plans_of_pgd():
+    bends = dict(draw=draw_start, shows=_signs_change)
+    return [
+        Plan('pgd-conv', 'Convolution.', 'conv', _p(0.15, 0.05, 5), shape=(3, 4, 5), **bends),
         Plan(
             'pgd-relu-small-steps',
             'A radius of 8/255, and steps of 1/255.',
             'relu',
-            p(8 / 255, 1 / 255, 10),
+            _p(8 / 255, 1 / 255, 10),
             draw=draw_start,
             scale=3.0,
         ),
@@ -603,10 +622,10 @@ def _plans_of_pgd():
             'pgd-linear-zero-gradient',
             'Some pixels have weights of exactly 0 for all classes: there the gradient is exactly 0, with sign 0.',
             'linear',
-            p(0.2, 0.06, 4, True),
+            _p(0.2, 0.06, 4, True),
             draw=draw_start,
             shows=_some_zero,
-            edit=without_weights,
+            edit=_without_some_weights,
             zeros=True,
             scale=0.3,
         ),
@@ -614,70 +633,65 @@ def _plans_of_pgd():
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #plans-2
 def _plans_of_mim():
-    def p(eps, step_size, steps, decay, clip_start=False):
-        return dict(eps=eps, step_size=step_size, steps=steps, clip_start=clip_start, decay=decay)
-
     def plan(name, about, kind, parameters, *must):
         return Plan(name, about, kind, parameters, draw=draw_start, shows=_signs_change, must=must)
 
-    half = p(0.25, 0.09, 6, 0.5, True)
+    half = _p(0.25, 0.09, 6, True, decay=0.5)
     return [
-        plan('mim-relu-decay-one', 'A decay of 1.', 'relu', p(0.2, 0.06, 6, 1.0), 'normalised_over_batch'),
+        plan('mim-relu-decay-one', 'A decay of 1.', 'relu', _p(0.2, 0.06, 6, decay=1.0), 'normalised_over_batch'),
         plan('mim-relu-decay-half', 'A decay of 0.5.', 'relu', half, 'decay_one', 'divided_by_length'),
-        plan('mim-conv', 'Convolution, and a radius of 8/255.', 'conv', p(8 / 255, 2 / 255, 6, 1.0)),
+        plan('mim-conv', 'Convolution, and a radius of 8/255.', 'conv', _p(8 / 255, 2 / 255, 6, decay=1.0)),
     ]
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #plans-2-b
 def _plans_of_cw():
-    def p(eps, step_size, steps, kappa, clip_start=False):
-        return dict(eps=eps, step_size=step_size, steps=steps, clip_start=clip_start, kappa=kappa)
-
     about = 'A small κ: an image whose margin is below −κ has a gradient of exactly 0, and stays where it is.'
     stays = dict(shows=_one_stays, zeros=True, draw=draw_start)
     return [
-        Plan('cw-relu', 'κ = 50, which no image reaches.', 'relu', p(0.2, 0.06, 6, 50.0), draw=draw_start),
+        Plan('cw-relu', 'κ = 50, which no image reaches.', 'relu', _p(0.2, 0.06, 6, kappa=50.0), draw=draw_start),
         Plan(
             'cw-relu-small-kappa',
             about,
             'relu',
-            p(0.2, 0.05, 6, 0.5),
+            _p(0.2, 0.05, 6, kappa=0.5),
             must=('kappa_zero', 'kappa_infinite', 'cross_entropy', 'sign_of_zero'),
             **stays,
         ),
-        Plan('cw-conv', about, 'conv', p(8 / 255, 2 / 255, 6, 0.1, True), **stays),
+        Plan('cw-conv', about, 'conv', _p(8 / 255, 2 / 255, 6, True, kappa=0.1), **stays),
     ]
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #plans-2-c
 def _plans_of_trades_attack():
-    def p(eps, step_size, steps, clip_start):
-        return dict(eps=eps, step_size=step_size, steps=steps, clip_start=clip_start)
-
     def plan(kind, about, parameters, scale):
         given = dict(draw=draw_start, shows=_signs_change, least=dict(probability=3e-3), scale=scale)
         given['must'] = 'divergence_reversed', 'cross_entropy'
         return Plan(f'trades_attack-{kind}', about, kind, parameters, **given)
 
     return [
-        plan('relu', 'A radius of 8/255.', p(8 / 255, 2 / 255, 6, True), 4.0),
-        plan('conv', 'Convolution.', p(0.2, 0.06, 5, False), 2.0),
+        plan('relu', 'A radius of 8/255.', _p(8 / 255, 2 / 255, 6, True), 4.0),
+        plan('conv', 'Convolution.', _p(0.2, 0.06, 5, False), 2.0),
     ]
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #plans-3
-def _plans_of_searches():
+def _awake(weights):
+    return weights | dict(bias1=weights['bias1'] + 2)  # most features are not 0
+
+# %% ../../nbs/library/reference/attack_cases.ipynb #plans-3-p1
+def _plans_of_feature_attack():
     misleads = dict(draw=_draw_targets, shows=_last_iterate_misleads, shape=(3, 4, 5))
     about = 'One image is misclassified at the last iterate of one target only.'
-    spsa = dict(draw=_draw_directions, tolerances=dict(gradient=(1e-9, 1e-3)))
-    square = dict(draw=_draw_proposals, shows=_all_ends)
+    small = dict(eps=0.1, step_size=0.03, steps=4)
     return [
-        Plan('feature_attack-relu', about, 'relu', dict(eps=0.1, step_size=0.03, steps=5), **misleads),
+        Plan('feature_attack-relu', about, 'relu', small, edit=_awake, least=dict(gradient=3e-4), **misleads),
         Plan(
             'feature_attack-relu-small-steps',
             'A radius of 8/255. The first target and the last iterate do not mislead wherever another does.',
             'relu',
             dict(eps=8 / 255, step_size=5 / 255, steps=3),
             n=6,
+            edit=_awake,
             shape=(3, 4, 5),
-            least=dict(gradient=2e-4),
+            least=dict(gradient=3e-4),
             draw=_draw_targets,
             must=('last_iterate', 'first_target', 'descends'),
         ),
@@ -685,11 +699,18 @@ def _plans_of_searches():
             'feature_attack-conv',
             'Convolution. ' + about,
             'conv',
-            dict(eps=0.1, step_size=0.03, steps=4),
-            least=dict(gradient=1e-4, comparison=3e-4),
+            small,
+            least=dict(gradient=4e-4),
             must=('first_target',),
             **misleads,
         ),
+    ]
+
+# %% ../../nbs/library/reference/attack_cases.ipynb #plans-3-p2
+def _plans_of_searches():
+    spsa = dict(draw=_draw_directions, tolerances=dict(gradient=(1e-9, 1e-3)))
+    square = dict(draw=_draw_proposals, shows=_all_ends)
+    return [
         Plan('spsa_gradient-relu', 'Some points are outside [0, 1].', 'relu', dict(sigma=0.01), **spsa),
         Plan('spsa_gradient-conv', 'Convolution, large steps.', 'conv', dict(sigma=0.1), **spsa),
         Plan(
@@ -712,31 +733,22 @@ def _plans_of_searches():
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #seeds
 SEEDS = {
-    'forward-linear': 0,
-    'forward-relu': 0,
-    'forward-conv': 0,
-    'fgsm-linear': 0,
-    'fgsm-relu': 0,
     'fgsm-conv': 3,
     'pgd-linear-clean': 3,
     'pgd-relu-unclipped-start': 4,
     'pgd-relu-clipped-start': 17,
     'pgd-conv': 13,
     'pgd-relu-small-steps': 1,
-    'pgd-linear-zero-gradient': 0,
     'mim-relu-decay-one': 10,
     'mim-relu-decay-half': 2,
     'mim-conv': 9,
     'cw-relu': 4,
-    'cw-relu-small-kappa': 0,
     'cw-conv': 1,
     'trades_attack-relu': 30,
     'trades_attack-conv': 84,
-    'feature_attack-relu': 222,
-    'feature_attack-relu-small-steps': 90,
+    'feature_attack-relu': 97,
+    'feature_attack-relu-small-steps': 954,
     'feature_attack-conv': 148,
-    'spsa_gradient-relu': 0,
-    'spsa_gradient-conv': 0,
     'square-relu': 16,
     'square-conv': 40,
 }
@@ -748,9 +760,11 @@ def attack_plans() -> list:  # of `Plan`, in the order of the specification
         _plans_of_networks(),
         _plans_of_fgsm(),
         _plans_of_pgd(),
+        _more_plans_of_pgd(),
         _plans_of_mim(),
         _plans_of_cw(),
         _plans_of_trades_attack(),
+        _plans_of_feature_attack(),
         _plans_of_searches(),
     ]
     return sum(parts, [])
@@ -758,4 +772,4 @@ def attack_plans() -> list:  # of `Plan`, in the order of the specification
 
 def attack_cases() -> list:  # of `Case`
     "The vectors of attacks"
-    return [seek(plan, number, SEEDS[plan.name])[0] for number, plan in enumerate(attack_plans())]
+    return [seek(plan, number, SEEDS.get(plan.name, 0))[0] for number, plan in enumerate(attack_plans())]

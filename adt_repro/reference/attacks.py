@@ -48,7 +48,7 @@ def kink(
     kind, weights = net
     return np.inf if kind == 'linear' else smallest(hidden(kind, weights, x))
 
-
+# %% ../../nbs/library/reference/attacks.ipynb #smallest-b
 def other_gap(
     z: np.ndarray,  # (N, K) logits
     y: np.ndarray,  # (N,) labels
@@ -92,7 +92,7 @@ def bounded_margin_of(
 
     return value
 
-
+# %% ../../nbs/library/reference/attacks.ipynb #values-b
 def divergence_of(
     net: tuple,  # (kind, weights)
     x: np.ndarray,  # (N, C, H, W) clean images: their predictions are held fixed
@@ -109,7 +109,7 @@ def divergence_of(
 
     return value
 
-
+# %% ../../nbs/library/reference/attacks.ipynb #values-c
 def cosine_of(
     net: tuple,  # (kind, weights)
     targets: np.ndarray,  # (N, C, H, W) images
@@ -208,7 +208,7 @@ def climb_fgsm(
     found, ties = _climb(net, value, dict(x=inputs['x'], y=inputs['y']), one, **given)
     return dict(x_adv=found['x_adv'], gradient=image_gradients(value, inputs['x'])), ties
 
-
+# %% ../../nbs/library/reference/attacks.ipynb #climbs-b
 def climb_pgd(
     net: tuple,  # (kind, weights)
     inputs: dict,  # x, y, start
@@ -274,6 +274,14 @@ def run_forward(
     return found, dict(activation=kink(net, x))
 
 # %% ../../nbs/library/reference/attacks.ipynb #feature
+def _climbs_to_targets(net, inputs, p, direction):
+    climbs, p = [], dict(clip_start=True) | p
+    for s in range(inputs['targets'].shape[1]):
+        value = cosine_of(net, inputs['targets'][:, s])
+        climbs.append(ascend(value, inputs['x'], p, inputs['start'][:, s], direction=direction))
+    return climbs
+
+
 def _kept_iterate(net, images, label):
     "The first with the smallest margin, its margin, and the gap to the next that is another image"
     seen = margins(logits(*net, images), np.repeat(label, len(images)))
@@ -301,11 +309,8 @@ def run_feature_attack(
     direction=np.sign,  # of a step
 ) -> tuple:  # outputs, ties
     "The feature attack"
-    x, y, targets, start = (inputs[name] for name in ('x', 'y', 'targets', 'start'))
-    climbs = [
-        ascend(cosine_of(net, targets[:, s]), x, dict(clip_start=True) | p, start[:, s], direction=direction)
-        for s in range(targets.shape[1])
-    ]
+    x, y = inputs['x'], inputs['y']
+    climbs = _climbs_to_targets(net, inputs, p, direction)
     iterates = np.stack([climb['iterates'] for climb in climbs], 2)  # (T + 1, N, S, C, H, W)
     x_adv, gaps, ends = np.empty(x.shape), [], []
     for i in range(len(x)):
@@ -313,14 +318,16 @@ def run_feature_attack(
         x_adv[i], gap = _kept_target(results)
         gaps += [gap, *(each[2] for each in results)]
         ends += [each[1] for each in results]
-    found = dict(misclassified=margins(logits(*net, x_adv), y) < 0, x_adv=x_adv, iterates=iterates)
+    wrong = margins(logits(*net, x_adv), y) < 0
+    gradients = np.array([climb['followed'] for climb in climbs])
     ties = dict(
-        gradient=smallest_share(np.array([climb['followed'] for climb in climbs])),
+        gradient=smallest_share(gradients),
+        slope=smallest(abs(gradients).max((-3, -2, -1))),
         activation=kink(net, iterates[:-1].reshape(-1, *x.shape[1:])),
         margin=smallest(np.array(ends)),
         comparison=min(gaps),
     )
-    return found, ties
+    return dict(misclassified=wrong, x_adv=x_adv, iterates=iterates), ties
 
 # %% ../../nbs/library/reference/attacks.ipynb #spsa
 def negative_margin(
@@ -378,7 +385,7 @@ def _square_candidates(x, inputs, p, across, i):
 
         yield propose
 
-
+# %% ../../nbs/library/reference/attacks.ipynb #square-b
 def run_square(
     net: tuple,  # (kind, weights)
     inputs: dict,  # x, y, stripes, patches, patch_signs
@@ -403,8 +410,7 @@ def run_square(
             candidate = propose(x_adv[i])
             queries[i] += 1
             gain = score(candidate) - score(x_adv[i])
-            if not np.array_equal(candidate, x_adv[i]):
-                ties['comparison'].append(gain)
+            ties['comparison'] += [] if np.array_equal(candidate, x_adv[i]) else [gain]
             if gain > 0 or (always_first and number == 0):
                 x_adv[i] = candidate
     return dict(x_adv=x_adv, queries=queries), {name: smallest(np.array(a)) for name, a in ties.items()}

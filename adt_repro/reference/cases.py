@@ -99,7 +99,7 @@ def arrays_of(
 def _rounded(distance: float) -> float:
     return float(f'{distance:.2g}')
 
-
+# %% ../../nbs/library/reference/cases.ipynb #files-b
 def description_of(
     case: Case,  # a vector
 ) -> dict:  # as vectors/README.md says
@@ -135,7 +135,7 @@ def save_case(
     file.write_bytes(text.encode())
     return file
 
-
+# %% ../../nbs/library/reference/cases.ipynb #save-b
 def load_case(
     json_file,  # the path of a vector's JSON file; its safetensors file lies beside it
 ) -> Case:  # as it was saved; margins have two digits

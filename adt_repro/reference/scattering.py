@@ -24,7 +24,7 @@ def transport_plan(
     cost: np.ndarray,  # (N, N) real or complex
     reg: float,  # above 0: how much spread is worth
     rounds: int,  # at least 1, the largest number of rounds
-    tol: float,  # the rounds end when the rows' prices move by less, summed
+    tol: float,  # at least 0: the rounds end when the rows' prices move by less, summed
     mass: float = None,  # of each row and column; None: 1 / N
     inside: float = 0.0,  # at least 0, added within each logarithm: some implementations do so
 ) -> np.ndarray:  # (N, N) real or complex

@@ -742,6 +742,11 @@ _AUDIT = dict(
     device=Parameter(text(), 'cpu', 'auto, cpu, cuda, cuda:<n> or mps; records say how they were made'),
     scale=Parameter(word(), 'digits', 'scale whose records are checked; it needs a file in nbs/scales/'),
 )
+_VECTORS = dict(
+    folder=Parameter(
+        maybe(text()), None, 'where the files are written; default: nothing is, those that are there are compared'
+    ),
+)
 
 # %% ../../nbs/library/runs/config.ipynb #judge-rules
 _MINUTES = Rule(
@@ -816,6 +821,7 @@ PARAMETERS = dict(
     paper=_PAPER,
     power=_POWER,
     audit=_AUDIT,
+    vectors=_VECTORS,
     judge=_JUDGE,
 )
 
