@@ -90,7 +90,7 @@ def _told(case, tried, shown):
     "The deviations that can be told from the right result and from each other"
     kept, names = {}, {*case.required, *shown}
     for name, (reason, outputs) in tried.items():
-        held = {k: np.asarray(v) for k, v in outputs.items() if k in names}
+        held = {k: np.array(v, order='C') for k, v in outputs.items() if k in names}
         if all(_apart(case, held, other) for other in (case.outputs, *(found for _, found in kept.values()))):
             kept[name] = reason, held
     for name, (reason, held) in kept.items():
@@ -105,14 +105,14 @@ def _wide(margins, **least):
     "Is every margin as large as it should be?"
     return all(margin >= {**_LEAST, **least}[name] for name, margin in margins.items())
 
-
+# %% ../../nbs/library/reference/adt_cases.ipynb #searched-def
 def _searched(number, make, must=(), shown=(), **least):
     "The vector of the first seed that fits; `make` gives a case and a function that tries deviations"
     for attempt in range(2000):
         case, tried = make(np.random.default_rng([number, attempt]))
         if not _wide(case.margins, **least):
             continue
-        case.outputs = {name: np.asarray(value) for name, value in case.outputs.items()}
+        case.outputs = {name: np.array(value, order='C') for name, value in case.outputs.items()}
         case.deviations = _told(case, tried(), shown)
         if set(must) <= set(case.deviations):
             return case
@@ -150,17 +150,35 @@ def _squares(z, z_adv):
     return ((z - z_adv) ** 2).mean(1)
 
 
-def _alp_deviations():
-    "Other losses of an image than that of ALP"
+def _alp_squares():
+    "Deviations of the squares of ALP"
+
+    def paired(a, b):
+        return lambda z, z_adv, y, beta: alp_losses(z, z_adv, y, 0.0) + beta * _squares(a(z), b(z_adv))
+
+    def probabilities(z):
+        return np.exp(log_softmax(z))
+
     return dict(
         clean_held_fixed=(
             'the clean logits in the squares were held fixed in the gradient',
-            lambda z, z_adv, y, beta: alp_losses(z, z_adv, y, 0.0) + beta * _squares(z.real, z_adv),
+            paired(np.real, lambda z: z),
         ),
         sum_over_classes=(
             'the squares were summed over the classes, not averaged',
             lambda z, z_adv, y, beta: alp_losses(z, z_adv, y, beta * _CLASSES),
         ),
+        probabilities_paired=(
+            'probabilities were paired, not logits',
+            paired(probabilities, probabilities),
+        ),
+        beta_left_out=('β was left out (β = 1)', lambda z, z_adv, y, _: alp_losses(z, z_adv, y, 1.0)),
+    )
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #alp-deviations-def
+def _alp_deviations():
+    "Other losses of an image than that of ALP"
+    return _alp_squares() | dict(
         halves_left_out=(
             'both cross-entropies had the factor 1, not ½',
             lambda z, z_adv, y, beta: 2 * alp_losses(z, z_adv, y, beta / 2),
@@ -173,14 +191,6 @@ def _alp_deviations():
             'the cross-entropy was that of the adversarial images',
             lambda z, z_adv, y, beta: cross_entropy(z_adv, y) + beta * _squares(z, z_adv),
         ),
-        probabilities_paired=(
-            'probabilities were paired, not logits',
-            lambda z, z_adv, y, beta: (
-                alp_losses(z, z_adv, y, 0.0)
-                + beta * _squares(np.exp(log_softmax(z)), np.exp(log_softmax(z_adv)))
-            ),
-        ),
-        beta_left_out=('β was left out (β = 1)', lambda z, z_adv, y, _: alp_losses(z, z_adv, y, 1.0)),
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #outer-case
@@ -215,45 +225,51 @@ def _outer_case(number, function, kind, channels, beta, about):
     return _searched(number, make, must, gradients)
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #scatter-deviations
+def _plan_deviations(network, x, start, eps, numbers):
+    "Feature scattering with other plans"
+
+    def with_plan(plan_of):
+        return scattering_step(network, x, start, eps, plan_of)
+
+    def but(**other):
+        return with_plan(lambda cost: transport_plan(cost, **{**numbers, **other}))
+
+    fixed = with_plan(lambda cost: transport_plan(cost.real, **numbers))
+    columns = with_plan(lambda cost: transport_plan(cost.T, **numbers).T)
+    rounds = len(_moves(cosine_costs(network(x), network(x + eps * start)), numbers))
+    small = '1e-6 was added inside the logarithms of Sinkhorn’s rounds'
+    return dict(
+        plan_held_fixed=('the gradient did not pass through the plan', fixed),
+        small_number_inside=(small, but(inside=1e-6)),
+        mass_of_one=('each row and column of the plan had the mass 1, not 1/N', but(mass=1.0)),
+        one_round_too_few=('there was one round too few', but(rounds=rounds - 1)),
+        all_rounds=('the rounds went on after the prices had settled', but(tol=0.0)),
+        columns_priced_first=('each round set the prices of the columns first', columns),
+    )
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #scatter-deviations-def
 def _scatter_deviations(network, x, start, eps, numbers):
     "Other results of feature scattering"
-    right = scattering_step(network, x, start, eps, lambda cost: transport_plan(cost, **numbers))
-    moved = x + eps * start
 
-    def with_plan(plan_of, **other):
-        return scattering_step(network, x, start, eps, plan_of, **other)
+    def plan_of(cost):
+        return transport_plan(cost, **numbers)
 
-    def numbered(**other):
-        return with_plan(lambda cost: transport_plan(cost, **{**numbers, **other}))
+    right = scattering_step(network, x, start, eps, plan_of)
+    clipped = scattering_step(network, x, start, eps, plan_of, clip_start=True)
+    unmoved = scattering_step(network, x, 0 * start, eps, plan_of)
+    moved, uphill = x + eps * start, eps * right['signs']
+    lo, hi = np.maximum(0, x - eps), np.minimum(1, x + eps)
 
     def stepped(images):
         return dict(plan=right['plan'], x_adv=images)
 
-    lo, hi = np.maximum(0, x - eps), np.minimum(1, x + eps)
-    uphill = eps * right['signs']
-    columns = with_plan(lambda cost: transport_plan(cost.T, **numbers).T)
-    fixed = with_plan(lambda cost: transport_plan(cost.real, **numbers))
-    clipped = with_plan(lambda cost: transport_plan(cost, **numbers), clip_start=True)
-    unmoved = scattering_step(network, x, 0 * start, eps, lambda cost: transport_plan(cost, **numbers))
-    small = '1e-6 was added inside the logarithms of Sinkhorn’s rounds'
-    return dict(
-        plan_held_fixed=('the gradient did not pass through the plan', fixed),
-        small_number_inside=(small, numbered(inside=1e-6)),
+    free = stepped(clip(moved + uphill, x - eps, x + eps))
+    return _plan_deviations(network, x, start, eps, numbers) | dict(
         start_clipped=('the start was clipped to [0, 1]', clipped),
         start_left_out=('the start was left out', unmoved),
         descends=('it descends instead of ascends', stepped(clip(moved - uphill, lo, hi))),
         step_from_clean=('the step went from x, not from the start', stepped(clip(x + uphill, lo, hi))),
-        not_clipped=(
-            'images were not clipped to [0, 1]',
-            stepped(clip(moved + uphill, x - eps, x + eps)),
-        ),
-        mass_of_one=('each row and column of the plan had the mass 1, not 1/N', numbered(mass=1.0)),
-        one_round_too_few=(
-            'there was one round too few',
-            numbered(rounds=_rounds(right['cost'], numbers) - 1),
-        ),
-        all_rounds=('the rounds went on after the prices had settled', numbered(tol=0.0)),
-        columns_priced_first=('each round set the prices of the columns first', columns),
+        not_clipped=('images were not clipped to [0, 1]', free),
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #scatter-case
@@ -270,12 +286,7 @@ def _moves(cost, numbers):
             break
     return np.array(found)
 
-
-def _rounds(cost, numbers):
-    "The number of rounds that are made"
-    return len(_moves(cost, numbers))
-
-
+# %% ../../nbs/library/reference/adt_cases.ipynb #scatter-case-def
 def _scatter_case(number, kind, channels, eps, numbers, word, about, must):
     "A vector of feature_scatter"
 
@@ -313,39 +324,50 @@ def _true_entropy(mu, spread, eps):
     pixels = zip(mu.ravel(), spread.ravel(), strict=True)
     return np.reshape([entropy_by_quadrature(m, s, eps)[0] for m, s in pixels], mu.shape)
 
+# %% ../../nbs/library/reference/adt_cases.ipynb #law-deviations-def
+def _law_deviations(mu, rho, noise, eps, rule):
+    "Other densities and entropies of a tanh-Gaussian"
+    spread = softplus(rho)
+    h, log_eps = np.log(2 * np.pi * np.e * spread**2) / 2, np.log(eps)
+    exact = entropy_by_rule(mu, spread, eps, *rule)
+    flipped = 2 * (h + log_eps) - exact
+    constants = log_eps + np.log(2 * np.pi) / 2
 
+    def result(entropy, *other):
+        return _gaussian_outputs(mu, spread, noise, eps, entropy, *other)
+
+    return dict(
+        gaussian_entropy=(
+            'density and entropy were the Gaussian’s, without the tanh',
+            result(h, np.zeros_like, log_eps),
+        ),
+        slope_sign=(
+            'the tanh’s term had the wrong sign in density and entropy',
+            result(flipped, lambda s: -log_slope(s)),
+        ),
+        eps_left_out=('the density was that of δ/ε', result(exact - log_eps, log_slope, log_eps)),
+        constants_left_out=(
+            'log ε and ½ log 2π were left out',
+            result(exact - constants, log_slope, constants),
+        ),
+    )
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #gaussian-deviations-def
 def _gaussian_deviations(right, mu, rho, noise, eps, rule):
     "Other results of tanh_gaussian"
-    spread = softplus(rho)
-    pixels, h = mu[0].size, np.log(2 * np.pi * np.e * spread**2) / 2
-    exact = entropy_by_rule(mu, spread, eps, *rule)
-    slope = exact - h - np.log(eps)
-    none = _gaussian_outputs(mu, spread, noise, eps, h, np.zeros_like, np.log(eps))
-    flipped = _gaussian_outputs(mu, spread, noise, eps, exact - 2 * slope, lambda s: -log_slope(s))
-    unscaled = _gaussian_outputs(mu, spread, noise, eps, exact - np.log(eps), constant=np.log(eps))
-    free = np.log(eps) + np.log(2 * np.pi) / 2
-    plain = _gaussian_outputs(mu, spread, noise, eps, exact - free, constant=free)
+    spread, drawn = softplus(rho), {'entropy': -right['log_density']}
+    inside = np.tanh(eps * (mu + spread * noise))
 
     def with_spread(other):
         return _gaussian_outputs(mu, other, noise, eps, entropy_by_rule(mu, other, eps, *rule))
 
-    sums = {k: right[k] * (1 if k == 'delta' else pixels) for k in right}
-    return dict(
+    sums = {k: right[k] * (1 if k == 'delta' else mu[0].size) for k in right}
+    return _law_deviations(mu, rho, noise, eps, rule) | dict(
         exp_for_softplus=('σ was exp(ρ), not softplus(ρ)', with_spread(np.exp(rho))),
         softplus_as_variance=('softplus(ρ) was taken for the variance', with_spread(np.sqrt(spread))),
-        eps_inside_tanh=(
-            'ε stood inside the tanh',
-            right | dict(delta=np.tanh(eps * (mu + spread * noise))),
-        ),
-        gaussian_entropy=('density and entropy were the Gaussian’s, without the tanh', none),
-        slope_sign=('the tanh’s term had the wrong sign in density and entropy', flipped),
-        eps_left_out=('the density was that of δ/ε', unscaled),
-        constants_left_out=('log ε and ½ log 2π were left out', plain),
+        eps_inside_tanh=('ε stood inside the tanh', right | dict(delta=inside)),
         pixel_sum=('density and entropy were sums over pixels, not means', sums),
-        one_draw=(
-            'the entropy was minus the log-density of the one draw',
-            right | dict(entropy=-right['log_density']),
-        ),
+        one_draw=('the entropy was minus the log-density of the one draw', right | drawn),
         entropy_sign=('the entropy had the wrong sign', right | dict(entropy=-right['entropy'])),
     )
 
@@ -388,46 +410,55 @@ def _as_gaussian(noise, spread, t):
 def _with_fixed_rho(law):
     return np.stack([law[:, 0], law[:, 1].real], 1)
 
+# %% ../../nbs/library/reference/adt_cases.ipynb #other-objectives-def
+def _other_objectives(objective, p):
+    "Name of a deviation of ADT_EXP's objective to (reason, objective)"
 
+    def but(**other):
+        return lambda law, drawn: objective(law, drawn, **other)
+
+    def fixed(law, drawn):
+        return objective(_with_fixed_rho(law), drawn)
+
+    found = dict(
+        entropy_left_out=('the entropy was left out (λ = 0)', but(lbd=0.0)),
+        entropy_sum=('the entropy was a sum over pixels, not a mean', but(over=np.sum)),
+        entropy_sign=('the entropy had the wrong sign', but(lbd=-p['lbd'])),
+        gaussian_entropy=('the entropy was the Gaussian’s, without the tanh', but(surprise=_as_gaussian)),
+        rho_held_fixed=('ρ was not changed', fixed),
+        not_clipped=('images were not clipped to [0, 1]', but(kept=lambda images: images)),
+    )
+    if p['eps'] == 8 / 255:
+        found['eps_0031'] = '0.031 was used for 8/255', but(eps=0.031)
+    return found
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #ascents-def
 def _ascents(objective, noise, p):
     "Name of a deviation of ADT_EXP to (reason, what its ascent finds)"
 
-    def ascent(f=objective, noise=noise, rho=p['rho'], **other):
-        numbers = dict(step_size=p['step_size'], momentum=p['momentum'], tol=p['tol']) | other
-        return exp_ascent(f, noise, rho, **numbers)
-
-    def but(**other):
-        return ascent(lambda law, drawn: objective(law, drawn, **other))
+    def ascent(f=objective, noise=noise, **other):
+        numbers = {k: p[k] for k in ('rho', 'step_size', 'momentum', 'tol')}
+        return exp_ascent(f, noise, **numbers | other)
 
     def scaled(factor):
         return ascent(lambda law, drawn: factor * objective(law, drawn))
 
-    images, draws = noise.shape[2], noise.shape[1]
-    kept = 'the gradients were never set to zero, and added up (momentum 1)'
+    (_, draws, images), first = noise.shape[:3], 0 * noise + noise[:1]
     zeroed = 'the gradients were set to zero in each step (momentum 0)'
-    momentum = ('gradients_zeroed', (zeroed, 0.0)) if p['momentum'] else ('gradients_kept', (kept, 1.0))
-    return {
-        momentum[0]: (momentum[1][0], ascent(momentum=momentum[1][1])),
-        'entropy_left_out': ('the entropy was left out (λ = 0)', but(lbd=0.0)),
-        'entropy_sum': ('the entropy was a sum over pixels, not a mean', but(over=np.sum)),
-        'entropy_sign': ('the entropy had the wrong sign', but(lbd=-p['lbd'])),
-        'gaussian_entropy': ('the entropy was the Gaussian’s, without the tanh', but(surprise=_as_gaussian)),
-        'draws_reused': (
-            'the draws of the first step were used in each step',
-            ascent(noise=0 * noise + noise[:1]),
-        ),
-        'first_draw_only': ('only one draw was used in each step', ascent(noise=noise[:, :1])),
-        'descends': ('it descends instead of ascends', scaled(-1)),
-        'rho_held_fixed': (
-            'ρ was not changed',
-            ascent(lambda law, drawn: objective(_with_fixed_rho(law), drawn)),
-        ),
-        'not_clipped': ('images were not clipped to [0, 1]', but(kept=lambda images: images)),
-        'eps_0031': ('0.031 was used for 8/255', but(eps=0.031) if p['eps'] == 8 / 255 else ascent()),
-        'mean_of_draws': ('the objective was averaged over the draws, not summed', scaled(1 / draws)),
-        'batch_mean': ('the gradients were those of the mean over the batch', scaled(1 / images)),
-        'pure_sign': ('the step had the sign of the gradient: tol was left out', ascent(tol=1e-300)),
-    }
+    kept = 'the gradients were never set to zero, and added up (momentum 1)'
+    if p['momentum']:
+        found = dict(gradients_zeroed=(zeroed, ascent(momentum=0.0)))
+    else:
+        found = dict(gradients_kept=(kept, ascent(momentum=1.0)))
+    found |= {k: (reason, ascent(other)) for k, (reason, other) in _other_objectives(objective, p).items()}
+    return found | dict(
+        draws_reused=('the draws of the first step were used in each step', ascent(noise=first)),
+        first_draw_only=('only one draw was used in each step', ascent(noise=noise[:, :1])),
+        descends=('it descends instead of ascends', scaled(-1)),
+        mean_of_draws=('the objective was averaged over the draws, not summed', scaled(1 / draws)),
+        batch_mean=('the gradients were those of the mean over the batch', scaled(1 / images)),
+        pure_sign=('the step had the sign of the gradient: tol was left out', ascent(tol=1e-300)),
+    )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #exp-case
 def _exp_margins(kind, weights, x, found, noise, last_noise, eps):
@@ -443,7 +474,7 @@ def _exp_margins(kind, weights, x, found, noise, last_noise, eps):
     margins['saturation'] = float(min((1 - tanh**2).min() for tanh in t))
     return margins | _activation(kind, weights, clip(moved))
 
-
+# %% ../../nbs/library/reference/adt_cases.ipynb #exp-tried-def
 def _exp_tried(objective, right, x, noise, last_noise, p):
     "All deviations of ADT_EXP"
     eps = p['eps']
@@ -464,7 +495,7 @@ def _exp_tried(objective, right, x, noise, last_noise, p):
     tried['mean_for_last_draw'] = 'the last image came from μ, without a draw', mean
     return tried
 
-
+# %% ../../nbs/library/reference/adt_cases.ipynb #exp-case-def
 def _exp_case(number, kind, channels, word, p, about, must, **least):
     "A vector of adt_exp; `p`: its parameters"
 
@@ -504,6 +535,18 @@ def _seen_deviations(network, x, y, eps, scale, seen):
     )
 
 
+def _flat(parts):
+    "The weights of parts, named as inputs"
+    return {f'{part}.{k}': v for part, arrays in parts.items() for k, v in arrays.items()}
+
+
+def _am_margins(kind, weights, x, first, point, unclipped, eps):
+    "The margins of a generator's images"
+    margins = dict(gradient=_share(first), clip=_clipped(unclipped))
+    margins['saturation'] = float((1 - ((unclipped - x) / eps) ** 2).min())
+    return margins | _activation(kind, weights, x, point, clip(unclipped))
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #uphill-deviations-part
 def _uphill_deviations(right):
     "Right numbers, with the wrong sign of the generator's gradients"
     down = {
@@ -511,7 +554,7 @@ def _uphill_deviations(right):
     }
     return dict(generator_descends=('the generator’s gradients were those of a descent', down))
 
-
+# %% ../../nbs/library/reference/adt_cases.ipynb #swapped-def
 def _swapped(parts):
     halves = {k: np.concatenate(np.split(v, 2)[::-1]) for k, v in parts['generator'].items()}
     return dict(generator=halves)
@@ -543,6 +586,12 @@ def _exp_am_deviations(right, made, outputs, others, lbd):
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #exp-am-case
+def _exp_generator(rng, channels):
+    "Weights of a generator of μ and ρ; without an input, σ is small"
+    weight = 0.3 * rng.normal(size=(2 * channels, 3 * channels))
+    return dict(weight=weight, bias=rng.normal(size=2 * channels) - np.repeat([0, 1.5], channels))
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #exp-am-case-part
 def _exp_am_case(number, kind, channels, p, about, must):
     "A vector of adt_exp_am; `p`: its parameters"
     eps, lbd = p['eps'], p['lbd']
@@ -550,10 +599,7 @@ def _exp_am_case(number, kind, channels, p, about, must):
     def make(rng):
         weights = _network(rng, kind, channels)
         (x, y), noise = _images(rng, channels), rng.normal(size=(4, channels, *_SIZE))
-        generator = dict(
-            weight=0.3 * rng.normal(size=(2 * channels, 3 * channels)),
-            bias=rng.normal(size=2 * channels) - np.repeat([0, 1.5], channels),
-        )
+        parts = dict(generator=_exp_generator(rng, channels))
         network = _function(kind, weights)
         right_seen, first, point = generator_input(network, x, y, eps, p['gradient_scale'])
 
@@ -561,20 +607,14 @@ def _exp_am_case(number, kind, channels, p, about, must):
             return exp_generated(network, x, y, seen, noise, parts['generator'], eps, **other)
 
         def outputs(generated, objective=lambda a, h: a.mean() + lbd * h.mean(), **other):
-            return amortised_outputs(
-                kind, weights, y, dict(generator=generator), generated, objective, **other
-            )
+            return amortised_outputs(kind, weights, y, parts, generated, objective, **other)
 
         right = outputs(made)
-        unclipped = made(dict(generator=generator), kept=lambda images: images)[2]
-        margins = dict(gradient=_share(first), clip=_clipped(unclipped))
-        margins['saturation'] = float((1 - ((unclipped - x) / eps) ** 2).min())
-        margins |= _activation(kind, weights, x, point, right['x_adv'])
-        inputs = dict(x=x, y=y, noise=noise) | {f'generator.{k}': v for k, v in generator.items()}
-        required = 'loss', 'entropy'
-        case = Case(
-            f'adt_exp_am-{kind}', 'adt_exp_am', about, p, inputs, right, required, kind, weights, {}, margins
-        )
+        unclipped = made(parts, kept=lambda images: images)[2]
+        margins = _am_margins(kind, weights, x, first, point, unclipped, eps)
+        inputs = dict(x=x, y=y, noise=noise) | _flat(parts)
+        name, required = f'adt_exp_am-{kind}', ('loss', 'entropy')
+        case = Case(name, 'adt_exp_am', about, p, inputs, right, required, kind, weights, {}, margins)
         others = _seen_deviations(network, x, y, eps, p['gradient_scale'], right_seen)
         return case, lambda: _exp_am_deviations(right, made, outputs, others, lbd)
 
@@ -593,7 +633,20 @@ def _without_constant(z, mean, variance):
 def _by_column(flat, height, width):
     return flat.reshape(len(flat), 1, width, height).swapaxes(2, 3)
 
+# %% ../../nbs/library/reference/adt_cases.ipynb #imp-am-deviations-def
+def _other_ends(lbd, top):
+    "Name of a deviation of IMP-AM's objective to (reason, objective)"
+    each = 'the upper end was that of each image’s entropy, not of the mean'
+    larger = 'the larger of entropy and −u_max was taken'
+    return dict(
+        entropy_left_out=('the entropy was left out (λ = 0)', lambda a, h: a.mean()),
+        hinge_missing=('the entropy had no upper end', lambda a, h: a.mean() + lbd * h.mean()),
+        hinge_per_image=(each, lambda a, h: a.mean() + lbd * smaller(h, top).mean()),
+        hinge_as_maximum=(larger, lambda a, h: a.mean() - lbd * smaller(-h.mean(), -top)),
+        entropy_sign=('the entropy had the wrong sign', lambda a, h: a.mean() - lbd * smaller(h.mean(), top)),
+    )
 
+# %% ../../nbs/library/reference/adt_cases.ipynb #imp-am-deviations-part
 def _imp_am_deviations(right, made, outputs, others, lbd, top):
     "Deviations of IMP-AM; arguments as for EXP-AM, and `top`: −u_max"
 
@@ -604,16 +657,9 @@ def _imp_am_deviations(right, made, outputs, others, lbd, top):
         return outputs(made, objective=objective, **other)
 
     summed = climbing(lambda a, h: a.sum() + lbd * smaller(h.mean(), top), over=np.sum)
-    each = climbing(lambda a, h: a.mean() + lbd * smaller(h, top).mean())
-    wrong_way = climbing(lambda a, h: a.mean() - lbd * smaller(-h.mean(), -top))
-    minus = climbing(lambda a, h: a.mean() - lbd * smaller(h.mean(), top))
     found = {name: (reason, but(seen=other)) for name, (reason, other) in others.items()}
+    found |= {name: (reason, climbing(f)) for name, (reason, f) in _other_ends(lbd, top).items()}
     return found | dict(
-        entropy_left_out=('the entropy was left out (λ = 0)', climbing(lambda a, h: a.mean())),
-        hinge_missing=('the entropy had no upper end', climbing(lambda a, h: a.mean() + lbd * h.mean())),
-        hinge_per_image=('the upper end was that of each image’s entropy, not of the mean', each),
-        hinge_as_maximum=('the larger of entropy and −u_max was taken', wrong_way),
-        entropy_sign=('the entropy had the wrong sign', minus),
         entropy_sum=('the entropy was a sum over the dimensions of z, not a mean', but(over=np.sum)),
         encoder_reads_delta=('the encoder was given δ, not t', but(told=lambda t, eps: eps * t)),
         softplus_as_deviation=(
@@ -664,14 +710,10 @@ def _imp_am_case(number, kind, channels, word, p, about, must):
 
         right = outputs(made)
         unclipped = made(parts, kept=lambda images: images)[2]
-        margins = dict(
-            gradient=_share(first), clip=_clipped(unclipped), hinge=float(abs(right['entropy'] - top))
-        )
-        margins['saturation'] = float((1 - ((unclipped - x) / eps) ** 2).min())
-        margins |= _activation(kind, weights, x, point, right['x_adv'])
-        flat = {f'{part}.{k}': v for part, arrays in parts.items() for k, v in arrays.items()}
+        margins = _am_margins(kind, weights, x, first, point, unclipped, eps)
+        margins['hinge'] = float(abs(right['entropy'] - top))
         name, required = f'adt_imp_am-{kind}-{word}', ('loss', 'entropy')
-        inputs = dict(x=x, y=y, z=z) | flat
+        inputs = dict(x=x, y=y, z=z) | _flat(parts)
         case = Case(name, 'adt_imp_am', about, p, inputs, right, required, kind, weights, {}, margins)
         others = _seen_deviations(network, x, y, eps, p['gradient_scale'], right_seen)
         return case, lambda: _imp_am_deviations(right, made, outputs, others, lbd, top)
@@ -695,24 +737,16 @@ def _scatter_cases():
     sharp = dict(reg=0.015, rounds=10, tol=1e-6)
     common = 'plan_held_fixed', 'not_clipped', 'descends'
     settled, short = 'The prices settle before the last round.', 'All of the few rounds are made.'
+    near = 'Predictions close to each other, as ε is 8/255.'
     little = 'So little spread that a small number inside a logarithm shows.'
     return [
         _scatter_case(211, 'relu', 2, 0.2, early, 'settled', settled, (*common, 'all_rounds')),
         _scatter_case(212, 'conv', 2, 0.3, few, 'few-rounds', short, (*common, 'one_round_too_few')),
         _scatter_case(213, 'linear', 3, 0.4, sharp, 'sharp-plan', little, (*common, 'small_number_inside')),
-        _scatter_case(
-            214,
-            'relu',
-            2,
-            8 / 255,
-            few,
-            'small-eps',
-            'Predictions close to each other, as ε is 8/255.',
-            common[1:],
-        ),
+        _scatter_case(214, 'relu', 2, 8 / 255, few, 'small-eps', near, common[1:]),
     ]
 
-
+# %% ../../nbs/library/reference/adt_cases.ipynb #gaussian-cases-def
 def _gaussian_cases():
     near = 'Wide Gaussians far from 0: many δ lie near ±ε.'
     return [
@@ -745,7 +779,7 @@ def _exp_cases():
         _exp_case(235, 'relu', 2, 'large-tol', slow, large, shows),
     ]
 
-
+# %% ../../nbs/library/reference/adt_cases.ipynb #am-cases-def
 def _am_cases():
     exp = dict(eps=0.1, lbd=0.5, gradient_scale=0.5)
     conv = dict(eps=8 / 255, lbd=1.0, gradient_scale=2.0)

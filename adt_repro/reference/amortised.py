@@ -73,7 +73,7 @@ def gaussian_log_density(
     "log of a Gaussian's density, entry by entry"
     return -(np.log(2 * np.pi) + np.log(variance) + (z - mean) ** 2 / variance) / 2
 
-
+# %% ../../nbs/library/reference/amortised.ipynb #imp-generated-def
 def imp_generated(
     network,  # maps images, possibly complex, to (N, K) logits
     x: np.ndarray,  # (N, C, H, W) images in [0, 1]
@@ -98,7 +98,7 @@ def imp_generated(
     entropies = over(log_density(z, mean, softplus(raw)), axis=1)
     return cross_entropy(network(x_adv), y), entropies, x_adv
 
-
+# %% ../../nbs/library/reference/amortised.ipynb #smaller-def
 def smaller(
     a,  # a real or complex number, or an array of them
     b: float,  # in (-∞, ∞)

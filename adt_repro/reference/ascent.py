@@ -20,7 +20,7 @@ def draw_surprise(
     "−log p of a draw's entries, constants left out"
     return noise**2 / 2 + np.log(spread + 1e-8) + np.log(1 - t * t + 1e-8)
 
-
+# %% ../../nbs/library/reference/ascent.ipynb #draws-objective-def
 def draws_objective(
     network,  # maps images, possibly complex, to (N, K) logits
     x: np.ndarray,  # (N, C, H, W) images in [0, 1]
@@ -65,7 +65,7 @@ def exp_ascent(
         gradients.append(collected)
     return dict(laws=np.stack(laws), objective=np.stack(values), gradients=np.stack(gradients))
 
-
+# %% ../../nbs/library/reference/ascent.ipynb #last-draw-def
 def last_draw(
     x: np.ndarray,  # (N, C, H, W) images in [0, 1]
     law: np.ndarray,  # (N, 2, C, H, W) μ and ρ

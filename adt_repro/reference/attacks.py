@@ -59,6 +59,8 @@ def other_gap(
     others[row, y] = -np.inf
     others = np.sort(others, 1)
     return smallest(others[:, -1] - others[:, -2]) if z.shape[1] > 2 else np.inf
+
+
 def unsaturated(
     z: np.ndarray,  # (N, K) logits
     y: np.ndarray,  # (N,) labels
@@ -82,7 +84,7 @@ def cross_entropy_of(
 def bounded_margin_of(
     net: tuple,  # (kind, weights)
     y: np.ndarray,  # (N,) labels
-    kappa: float,  # at a margin of −kappa the climb ends; infinite: it never ends
+    kappa: float,  # at least 0: at a margin of −kappa the climb ends; infinite: it never ends
 ):  # a value
     "−max(margin + κ, 0), of which an infinite κ leaves −margin"
 
@@ -144,7 +146,7 @@ def follow_gradient(
 
 
 def follow_momentum(
-    decay: float,  # of what was followed before, in [0, 1]
+    decay: float,  # in [0, 1], of what was followed before
     scale=lambda g: abs(g).mean((1, 2, 3), keepdims=True),  # (N, C, H, W) gradients to their sizes
 ):  # a function as `follow_gradient`
     "MIM's momentum: μ · m + g / mean|g|"
@@ -305,7 +307,7 @@ def run_feature_attack(
     inputs: dict,  # x, y, targets, start
     p: dict,  # eps, step_size, steps
     keep=slice(None),  # which iterates may be kept
-    n_targets: int = None,  # how many targets are tried; None: all
+    n_targets: int = None,  # at least 1: how many targets are tried; None: all
     direction=np.sign,  # of a step
 ) -> tuple:  # outputs, ties
     "The feature attack"
@@ -359,8 +361,8 @@ THRESHOLDS = 0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8
 
 
 def square_side(
-    t: int,  # the candidate's number, from 1
-    budget: int,  # candidates, that with stripes included
+    t: int,  # at least 1: the candidate's number
+    budget: int,  # at least 2: candidates, that with stripes included
     first: float,  # share of the pixels at first, in (0, 1]
     shape: tuple,  # (..., H, W) of the images
 ) -> tuple:  # the side in pixels, and how far from a tie the rounding was

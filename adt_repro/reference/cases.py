@@ -85,11 +85,15 @@ def tell_apart(
 def arrays_of(
     case: Case,  # a vector
 ) -> dict:  # names such as input.x and deviation.no_start.x_adv to arrays
-    "All arrays of a vector, with the names that they have in its file"
+    "All arrays of a vector, with the names that they have in its file; a `TypeError` for any other type"
     parts = dict(input=case.inputs, network=case.weights, output=case.outputs)
     for name, (_, outputs) in case.deviations.items():
         parts[f'deviation.{name}'] = outputs
-    arrays = {f'{part}.{name}': np.asarray(a) for part, named in parts.items() for name, a in named.items()}
+    arrays = {
+        f'{part}.{name}': np.asarray(a, order='C')
+        for part, named in parts.items()
+        for name, a in named.items()
+    }
     unknown = {name for name, a in arrays.items() if str(a.dtype) not in ('float64', 'int64', 'bool')}
     if unknown:
         raise TypeError(f'{case.name}: float64, int64 or bool expected: {sorted(unknown)}')

@@ -45,6 +45,9 @@ EXPECTED = {
     'adt_repro/judging/model_files.py: json.loads(text)',
     "adt_repro/judging/user_data.py: archive.open(f'{name}.npy')",
     'adt_repro/judging/user_data.py: Image.open(file)',
+    "adt_repro/reference/cases.py: json.loads(file.read_text(encoding='utf-8'))",
+    "adt_repro/reference/cases.py: file.read_text(encoding='utf-8')",
+    "adt_repro/reference/cases.py: load_file(file.with_suffix('.safetensors'))",
 }
 
 

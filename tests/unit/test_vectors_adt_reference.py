@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import batch_norm, conv2d, cross_entropy, kl_div, log_softmax, mse_loss, softplus
 
 from adt_repro.reference.adt_cases import adt_cases
-from adt_repro.reference.cases import relative_gap, tolerance_of
+from adt_repro.reference.cases import compare_case, load_case, relative_gap, save_case, tolerance_of
 
 # What must be told in at least one vector of each function
 NEEDED = dict(
@@ -273,6 +273,26 @@ def test_what_a_vector_holds(cases):
     assert not {
         function: needed - told[function] for function, needed in NEEDED.items() if needed - told[function]
     }
+
+
+def test_files_hold_what_was_computed(cases, tmp_path):
+    "safetensors writes the memory of an array: a view of a larger one would come back as something else"
+    for case in cases:
+        assert compare_case(load_case(save_case(case, tmp_path)), case) == []
+        held = [case.outputs, *(outputs for _, outputs in case.deviations.values())]
+        assert all(a.flags.c_contiguous for outputs in held for a in outputs.values())
+
+
+def test_a_deviation_that_needs_no_other_output_has_none(cases):
+    "The runner matches a deviation in all of its outputs, so they are few; a right loss needs its gradient"
+    for case in cases:
+        for outputs in (found for _, found in case.deviations.values()):
+            assert set(case.required) <= set(outputs)
+            gaps = [relative_gap(outputs[k], case.outputs[k]) / tolerance_of(case, k)[1] for k in outputs]
+            assert max(gaps) > 100
+    held = next(c for c in cases if c.name == 'trades_loss-relu').deviations
+    assert set(held['batch_sum'][1]) == {'loss'}
+    assert set(held['clean_held_fixed'][1]) > {'loss', 'gradient.weight1'}
 
 
 def test_one_reason_for_one_id(cases):
