@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch_networks import build, weight_gradients
 
 PRECISION = 'float64'
+DTYPE = getattr(torch, PRECISION)
 
 
 def opened(case):
     "Network, inputs and parameters"
     t = {name: torch.as_tensor(value) for name, value in case.inputs.items()}
-    model = build(case) if case.network else None
+    t = {name: a.to(DTYPE) if a.is_floating_point() else a for name, a in t.items()}
+    model = build(case, DTYPE) if case.network else None
     return model, t, case.parameters
 
 
