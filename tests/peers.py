@@ -2,9 +2,10 @@
 
     uv venv .venv-peers
     uv pip install -p .venv-peers/bin/python torch torchvision safetensors packaging torchattacks foolbox \
-        adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack
+        adversarial-robustness-toolbox robustbench 'setuptools<81' pyautoattack adv-lib
 
-tests/unit/test_peers.py and nbs/benchmark.ipynb start this file with that environment's Python, and exchange files:
+tests/unit/test_vectors_peers.py runs the test vectors in it, for which adv-lib is there too. tests/unit/test_peers.py
+and nbs/benchmark.ipynb start this file with that environment's Python, and exchange files:
 
     python tests/peers.py attack FOLDER   job.json, weights.safetensors, images.safetensors
                                           -> result.json, x_adv.safetensors
