@@ -744,7 +744,9 @@ _AUDIT = dict(
 )
 _VECTORS = dict(
     folder=Parameter(
-        maybe(text()), None, 'where the files are written; default: nothing is, those that are there are compared'
+        maybe(text()),
+        None,
+        'where the files are written; default: nothing is, those that are there are compared',
     ),
 )
 
