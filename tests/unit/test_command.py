@@ -331,7 +331,9 @@ def test_the_source_archive_has_the_notebooks():
     for kind, first, *more in patterns:
         globs = [first, *more] if kind == 'include' else [f'{first}/**/{pattern}' for pattern in more]
         taken |= {file for glob in globs for file in ROOT.glob(glob)}
-    listed = subprocess.run(['git', 'ls-files', 'nbs', 'vectors'], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ['git', 'ls-files', 'nbs', 'vectors'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     tracked = {ROOT / name for name in listed.stdout.splitlines()}
     wheel = {
         file
