@@ -74,6 +74,14 @@ def gaussian_log_density(
     return -(np.log(2 * np.pi) + np.log(variance) + (z - mean) ** 2 / variance) / 2
 
 # %% ../../nbs/library/reference/amortised.ipynb #imp-generated-def
+def _plane(flat, height, width):
+    return flat.reshape(len(flat), 1, height, width)
+
+
+def _unchanged(t, eps):
+    return t
+
+
 def imp_generated(
     network,  # maps images, possibly complex, to (N, K) logits
     x: np.ndarray,  # (N, C, H, W) images in [0, 1]
@@ -86,8 +94,8 @@ def imp_generated(
     log_density=gaussian_log_density,  # of z, from the encoder's means and variances
     over=np.mean,  # makes one number of the Z dimensions
     kept=clip,  # puts images back into [0, 1]
-    plane=lambda flat, height, width: flat.reshape(len(flat), 1, height, width),  # (N, H · W) to a channel
-    told=lambda t, eps: t,  # what the encoder is given
+    plane=_plane,  # makes a channel (N, 1, H, W) of (N, H · W), the height and the width
+    told=_unchanged,  # makes what the encoder is given of δ/ε (N, C, H, W) and ε
 ) -> tuple:  # (N,) losses, (N,) bounds of the entropy, (N, C, H, W) images
     "What IMP-AM's generator makes, image by image, and what the encoder says of it"
     hidden = plane(z @ generator['z_weight'].T + generator['z_bias'], *x.shape[2:])

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'ATTACKS', 'smallest', 'smallest_share', 'kink', 'other_gap', 'unsaturated', 'cross_entropy_of',
-           'bounded_margin_of', 'divergence_of', 'cosine_of', 'into_ball', 'follow_gradient', 'follow_momentum',
-           'ascend', 'climb_fgsm', 'climb_pgd', 'climb_mim', 'climb_cw', 'climb_trades', 'run_forward',
-           'run_feature_attack', 'negative_margin', 'run_spsa_gradient', 'square_side', 'run_square']
+           'bounded_margin_of', 'divergence_of', 'cosine_of', 'into_ball', 'follow_gradient', 'mean_size',
+           'follow_momentum', 'ascend', 'climb_fgsm', 'climb_pgd', 'climb_mim', 'climb_cw', 'climb_trades',
+           'run_forward', 'run_feature_attack', 'negative_margin', 'run_spsa_gradient', 'square_side', 'run_square']
 
 # %% ../../nbs/library/reference/attacks.ipynb #imports
 import numpy as np
@@ -145,9 +145,16 @@ def follow_gradient(
     return g
 
 
+def mean_size(
+    g: np.ndarray,  # (N, C, H, W) gradients
+) -> np.ndarray:  # (N, 1, 1, 1)
+    "The mean absolute value of each image's gradient"
+    return abs(g).mean((1, 2, 3), keepdims=True)
+
+
 def follow_momentum(
     decay: float,  # in [0, 1], of what was followed before
-    scale=lambda g: abs(g).mean((1, 2, 3), keepdims=True),  # (N, C, H, W) gradients to their sizes
+    scale=mean_size,  # maps gradients (N, C, H, W) to their sizes (N, 1, 1, 1)
 ):  # a function as `follow_gradient`
     "MIM's momentum: μ · m + g / mean|g|"
 
@@ -341,12 +348,16 @@ def negative_margin(
     return -margins(logits(*net, images), y)
 
 
+def _unmoved(points):
+    return points
+
+
 def run_spsa_gradient(
     net: tuple,  # (kind, weights)
     inputs: dict,  # x, y, directions
     p: dict,  # sigma
     loss=negative_margin,  # maps (net, images, y) to (N,) losses
-    point=lambda a: a,  # maps a point to the one at which the loss is computed
+    point=_unmoved,  # maps a point to the one at which the loss is computed
 ) -> tuple:  # outputs, ties
     "SPSA's estimate of a gradient"
     x, y, sigma = inputs['x'], inputs['y'], p['sigma']

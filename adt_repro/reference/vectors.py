@@ -22,14 +22,11 @@ def all_cases() -> list:  # of `Case`, each with another name
 # %% ../../nbs/library/reference/vectors.ipynb #folders
 def save_cases(
     cases: list,  # of `Case`
-    folder,  # a path; made if it does not exist. Files of vectors that are no more are removed
+    folder,  # a path; made if it does not exist
 ) -> list:  # the files, two for each vector
-    "Write all vectors into a folder"
+    "Write all vectors into a folder; other files stay, and `compare_cases` names those of old vectors"
     files = [save_case(case, folder) for case in cases]
     files += [file.with_suffix('.safetensors') for file in files]
-    for old in Path(folder).iterdir():
-        if old.suffix in ('.json', '.safetensors') and old not in files:
-            old.unlink()
     return sorted(files)
 
 
