@@ -145,7 +145,7 @@ def test_numbers_in_float32_are_judged_so_unless_the_adapter_says_otherwise(runn
     found = results_of(runner, folder, rounded)['pgd-a']
     assert (found.result, found.precision) == ('passed', 'float32')
     found = results_of(runner, folder, rounded, precision='float64')['pgd-a']
-    assert (found.result, found.precision) == ('deviates', 'float64') and 'float32 only' in found.reason
+    assert (found.result, found.precision) == ('deviates', 'float64') and 'tolerance of float32' in found.reason
     assert results_of(runner, folder, rounded)['pgd-b'].precision == 'float64'
 
 
@@ -228,7 +228,7 @@ def put(where, value):
         ('losses', put((1, 0), 7), 'what is required agrees'),
         ('x_adv', put((1, 0, 0, 0), 7), 'only some images'),
         ('x_adv', lambda a: a**2, 'no known deviation'),
-        ('x_adv', lambda a: a + 1e-7, 'agrees as float32 only'),
+        ('x_adv', lambda a: a + 1e-7, 'agrees within the tolerance of float32'),
     ],
 )
 def test_what_can_be_said_of_other_deviations(runner, folder, output, function, expected):
