@@ -403,8 +403,7 @@ def known_deviations(
     def fits(outputs):
         given = {name: a for name, a in outputs.items() if name in answer}
         return all(
-            answer[name].shape == a.shape
-            and agrees(answer[name], a, case.tolerance(name, precision)).all()
+            answer[name].shape == a.shape and agrees(answer[name], a, case.tolerance(name, precision)).all()
             for name, a in given.items()
         ) and not all(_is_right(case, name, answer[name], precision) for name in given)
 
@@ -432,8 +431,8 @@ def _general_reason(case, answer, wrong, precision):
         return f'{name} has values that are not finite'
     if precision == 'float64' and all(_is_right(case, k, answer[k], 'float32') for k in wrong):
         return (
-            'it agrees within the tolerance of float32: something is computed in float32, or a small constant '
-            'was added'
+            'it agrees within the tolerance of float32: '
+            'something is computed in float32, or a small constant was added'
         )
     factor = _factor(name, given.astype(np.float64), expected, case.tolerance(name, precision))
     if factor:

@@ -86,7 +86,9 @@ def _told(case, tried, shown):
     kept, names = {}, {*case.required, *shown}
     for name, (reason, outputs) in tried.items():
         held = {k: np.array(v, order='C') for k, v in outputs.items() if k in names}
-        if all(are_apart(case, held, other) for other in (case.outputs, *(found for _, found in kept.values()))):
+        if all(
+            are_apart(case, held, other) for other in (case.outputs, *(found for _, found in kept.values()))
+        ):
             kept[name] = reason, held
     for name, (reason, held) in kept.items():
         bare = {k: held[k] for k in case.required}
@@ -231,7 +233,7 @@ def _protected_plan(cost, reg, rounds, tol):
             break
     return np.exp((u[:, None] + v[None] - cost) / reg)
 
-
+# %% ../../nbs/library/reference/adt_cases.ipynb #plan-deviations
 def _plan_deviations(network, x, start, eps, numbers):
     "Feature scattering with other plans"
 
@@ -682,6 +684,7 @@ def _imp_am_deviations(right, made, outputs, others, lbd, top):
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #imp-am-parts
 _HIDDEN_Z = 5  # dimensions of z
+_REACHED = 'entropy', 'gradient.generator', 'gradient.encoder'  # by a constant that protects the density
 
 
 def _imp_parts(rng, channels):
@@ -722,8 +725,7 @@ def _imp_am_case(number, kind, channels, word, p, about, must):
         name, required = f'adt_imp_am-{kind}-{word}', ('loss', 'entropy')
         inputs = dict(x=x, y=y, z=z) | _flat(parts)
         case = Case(name, 'adt_imp_am', about, p, inputs, right, required, kind, weights, {}, margins)
-        reached = [k for k in right if k.startswith(('entropy', 'gradient.generator', 'gradient.encoder'))]
-        case.tolerances = dict.fromkeys(reached, (1e-6, 1e-5))
+        case.tolerances = {k: (1e-6, 1e-5) for k in right if k.startswith(_REACHED)}
         others = _seen_deviations(network, x, y, eps, p['gradient_scale'], right_seen)
         return case, lambda: _imp_am_deviations(right, made, outputs, others, lbd, top)
 

@@ -25,7 +25,15 @@ from adt_repro.reference.attacks import (
     square_side,
 )
 from .cases import Case, tell_apart
-from .networks import clip, convolution, cross_entropy, log_softmax, logits, margins, positive_part
+from adt_repro.reference.networks import (
+    clip,
+    convolution,
+    cross_entropy,
+    log_softmax,
+    logits,
+    margins,
+    positive_part,
+)
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #draws
 def on_grid(
@@ -208,7 +216,11 @@ REASONS |= dict(
     always_stripes='the stripes were kept even if the margin grew',
     stripes_across='each stripe was a row, not a column',
 )
-_RETURNED = 'the last misclassified point of x_0 to x_{T-1} was returned, and the clean image if there is none'
+
+# %% ../../nbs/library/reference/attack_cases.ipynb #reasons-d
+_RETURNED = (
+    'the last misclassified point of x_0 to x_{T-1} was returned, and the clean image if there is none'
+)
 _ADDED = 'signs of gradients were added up, not gradients divided by their mean absolute value'
 REASONS |= dict(
     last_misclassified=_RETURNED,
@@ -364,7 +376,7 @@ def _ways_of_signs(case):
         ways['start_clipped_and_signs_added'] = partial(again, clip_start=True)
     return ways
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #of-decay
 def _ways_of_decay(case):
     again = partial(run_again, case)
 
@@ -394,7 +406,7 @@ def _margin_with_label(net, y, kappa):
 
     return value
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #of-cw
 def _ways_of_cw(case):
     net, y = (case.network, case.weights), case.inputs['y']
     again = partial(run_again, case)
@@ -505,7 +517,7 @@ def _as_autoattack(case):
     found['x_adv'][stays] = case.inputs['x'][stays]
     return found
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #of-square
 def _ways_of_square(case):
     again = partial(run_again, case)
     rows = case.inputs['stripes'][:, :, : case.inputs['x'].shape[2]]
@@ -638,7 +650,7 @@ def _last_iterate_misleads(case):
     strange = (np.array(of_targets) != case.inputs['y']).all()
     return strange and any(found) and not case.outputs['misclassified'].all()
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #shows-c
 def _last_iterate_alone_misleads(case):
     "The same, and without the last iterate the answer is another one than after any other mistake"
     if not _last_iterate_misleads(case):
@@ -763,6 +775,7 @@ def _plans_of_mim():
 def _plans_of_cw():
     about = 'A small κ: an image whose margin is below −κ has a gradient of exactly 0, and stays where it is.'
     stays = dict(shows=_one_stays, zeros=True, draw=_draw_start)
+    clipped = _p(8 / 255, 2 / 255, 6, True, kappa=0.1)
     told = 'kappa_zero', 'kappa_negated', 'kappa_infinite', 'label_among_others', 'labels_from_one'
     return [
         Plan(
@@ -780,7 +793,7 @@ def _plans_of_cw():
             must=(*told, 'cross_entropy', 'sign_of_zero'),
             **stays,
         ),
-        Plan('cw-conv', about, 'conv', _p(8 / 255, 2 / 255, 6, True, kappa=0.1), must=(*told, 'start_not_clipped'), **stays),
+        Plan('cw-conv', about, 'conv', clipped, must=(*told, 'start_not_clipped'), **stays),
     ]
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #plans-2-c

@@ -28,7 +28,7 @@ class Case:
     required: tuple = ('x_adv',)  # outputs that must be given
     network: str = None  # linear, relu or conv; None: no network
     weights: dict = field(default_factory=dict)  # the network's
-    deviations: dict = field(default_factory=dict)  # id to (reason, {each required output, and others: array})
+    deviations: dict = field(default_factory=dict)  # id to (reason, {output: array}), see tell_apart
     margins: dict = field(default_factory=dict)  # what could be a tie, to its smallest distance from one
     tolerance: tuple = (1e-9, 1e-5)  # of real outputs, for float64 and float32
     tolerances: dict = field(default_factory=dict)  # outputs with another tolerance, to theirs

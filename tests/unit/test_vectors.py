@@ -1,5 +1,6 @@
 "The test vectors: this package passes all, the authors' loops deviate where they should, and faults are caught"
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -81,6 +82,21 @@ def test_the_authors_loops_deviate_where_they_differ():
     assert all(r['explained'] for r in results if r['result'] == 'deviates')
     explained = {r['function'] for r in results if r['result'] == 'deviates'}
     assert explained == set(adapter.explained), 'an explanation of what does not deviate'
+
+
+@pytest.mark.parametrize('name', ['adt_repro', 'released'])
+def test_the_committed_record_is_what_comes_out(name):
+    "All but the numbers, which may round, and the versions"
+    adapter, results = results_by(name)
+    committed = json.loads((ROOT / 'outputs' / 'vectors' / f'{name}.json').read_text(encoding='utf-8'))
+    assert (committed['adapter'], committed['precision']) == (name, adapter.precision)
+    assert committed['versions'].keys() == adapter.versions.keys()
+
+    def said(rows):
+        keys = 'case function result images first_iterate deviation reason explained'.split()
+        return [[row[key] for key in keys] for row in rows]
+
+    assert said(committed['results']) == said(results)
 
 
 def test_the_specification_in_plain_pytorch_passes():
