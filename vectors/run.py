@@ -398,7 +398,7 @@ def known_deviations(
     answer: dict,  # names of outputs to arrays
     precision: str,  # float64 or float32
 ) -> list:  # their ids; several if the answer lacks the output that would tell them apart
-    "Which of the vector's known deviations an answer can be: what it gives agrees, and not all of that is right"
+    "The known deviations that an answer can be: what it gives of them agrees, and is not all right"
 
     def fits(outputs):
         given = {name: a for name, a in outputs.items() if name in answer}
