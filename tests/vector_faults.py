@@ -32,8 +32,9 @@ FAULTS = dict(
         'return model, t, case.parameters',
         "return model, t | (dict(y=(t['y'] - 1).clamp(min=0)) if 'y' in t else {}), case.parameters",
         (
-            'forward fgsm pgd mim cw feature_attack spsa_gradient square trades_loss alp_loss adt_exp '
-            'adt_exp_am adt_imp_am'
+            'forward fgsm:labels_from_one pgd:labels_from_one mim-conv:labels_from_one '
+            'mim-relu-decay-half:labels_from_one mim-relu-decay-one cw:labels_from_one feature_attack '
+            'spsa_gradient square trades_loss alp_loss adt_exp adt_exp_am adt_imp_am'
         ),
     ),
     training_mode=Fault(
@@ -42,8 +43,8 @@ FAULTS = dict(
         'model = build(case, DTYPE).train() if case.network else None',
         (
             'forward-conv:training_mode fgsm-conv pgd-conv mim-conv cw-conv trades_attack-conv '
-            'feature_attack-conv:start_left_out spsa_gradient-conv square-conv trades_loss-conv '
-            'alp_loss-conv feature_scatter-conv-few-rounds adt_exp-conv-small-eps adt_exp_am-conv'
+            'feature_attack-conv spsa_gradient-conv square-conv trades_loss-conv alp_loss-conv '
+            'feature_scatter-conv-few-rounds adt_exp-conv-small-eps adt_exp_am-conv'
         ),
     ),
     mean_gradient=Fault(
@@ -88,10 +89,7 @@ FAULTS = dict(
         'iterates are not clipped to the ball',
         'in_ball = x_adv.clamp(x - eps, x + eps)',
         'in_ball = x_adv',
-        (
-            'pgd:no_ball mim:no_ball cw:no_ball trades_attack:no_ball feature_attack-conv:start_left_out '
-            'feature_attack-relu feature_attack-relu-small-steps feature_scatter'
-        ),
+        'pgd:no_ball mim:no_ball cw:no_ball trades_attack:no_ball feature_attack feature_scatter',
     ),
     no_pixel_range=Fault(
         'iterates are not clipped to [0, 1]',
@@ -99,8 +97,7 @@ FAULTS = dict(
         'return in_ball',
         (
             'fgsm:not_clipped pgd:not_clipped mim:not_clipped cw:not_clipped trades_attack:not_clipped '
-            'feature_attack-conv:start_left_out feature_attack-relu feature_attack-relu-small-steps '
-            'feature_scatter:not_clipped'
+            'feature_attack feature_scatter:not_clipped'
         ),
     ),
     fgsm_descends=Fault(
@@ -115,9 +112,8 @@ FAULTS = dict(
         'if True:',
         (
             'pgd-conv:start_clipped pgd-relu-small-steps:start_clipped '
-            'pgd-relu-unclipped-start:start_clipped mim-conv:start_clipped '
-            'mim-relu-decay-one:start_clipped cw-relu:start_clipped cw-relu-small-kappa:start_clipped '
-            'trades_attack-conv:start_clipped'
+            'pgd-relu-unclipped-start:start_clipped mim-relu-decay-one:start_clipped '
+            'cw-relu:start_clipped cw-relu-small-kappa:start_clipped trades_attack-conv:start_clipped'
         ),
     ),
     start_never_clipped=Fault(
@@ -137,7 +133,8 @@ FAULTS = dict(
         (
             'pgd-conv:start_left_out pgd-linear-zero-gradient:start_left_out '
             'pgd-relu-clipped-start:start_left_out pgd-relu-small-steps:start_left_out '
-            'pgd-relu-unclipped-start:start_left_out mim:start_left_out cw:start_left_out trades_attack'
+            'pgd-relu-unclipped-start:start_left_out mim-relu-decay-half:start_left_out '
+            'mim-relu-decay-one:start_left_out cw:start_left_out trades_attack'
         ),
     ),
     start_not_scaled=Fault(
@@ -147,8 +144,9 @@ FAULTS = dict(
         (
             'pgd-conv:start_in_pixel_values pgd-linear-zero-gradient:start_in_pixel_values '
             'pgd-relu-clipped-start:start_in_pixel_values pgd-relu-small-steps:start_in_pixel_values '
-            'pgd-relu-unclipped-start:start_in_pixel_values mim:start_in_pixel_values '
-            'cw:start_in_pixel_values trades_attack:start_in_pixel_values'
+            'pgd-relu-unclipped-start:start_in_pixel_values mim-relu-decay-half:start_in_pixel_values '
+            'mim-relu-decay-one:start_in_pixel_values cw:start_in_pixel_values '
+            'trades_attack:start_in_pixel_values'
         ),
     ),
     one_step_less=Fault(
@@ -169,8 +167,8 @@ FAULTS = dict(
         (
             'pgd-conv:one_step_too_many pgd-linear-clean pgd-linear-zero-gradient:one_step_too_many '
             'pgd-relu-clipped-start:one_step_too_many pgd-relu-small-steps:one_step_too_many '
-            'pgd-relu-unclipped-start:one_step_too_many mim:one_step_too_many cw:one_step_too_many '
-            'trades_attack:one_step_too_many'
+            'pgd-relu-unclipped-start:one_step_too_many mim:one_step_too_many cw-conv:one_step_too_many '
+            'cw-relu:one_step_too_many cw-relu-small-kappa trades_attack:one_step_too_many'
         ),
     ),
     descends=Fault(
@@ -198,8 +196,8 @@ FAULTS = dict(
         (
             'pgd-conv:clipped_once pgd-linear-clean:clipped_once pgd-linear-zero-gradient '
             'pgd-relu-clipped-start:clipped_once pgd-relu-small-steps:clipped_once '
-            'pgd-relu-unclipped-start:clipped_once mim:clipped_once cw-conv cw-relu:clipped_once '
-            'cw-relu-small-kappa:clipped_once trades_attack:clipped_once'
+            'pgd-relu-unclipped-start:clipped_once mim:clipped_once cw:clipped_once '
+            'trades_attack:clipped_once'
         ),
     ),
     best_for_last=Fault(
@@ -210,8 +208,8 @@ FAULTS = dict(
         '    losses = losses[:-1]',
         (
             'pgd-conv:best_iterate pgd-relu-clipped-start:best_iterate '
-            'pgd-relu-unclipped-start:best_iterate mim-relu-decay-half:best_iterate cw-relu:best_iterate '
-            'cw-relu-small-kappa'
+            'pgd-relu-unclipped-start:best_iterate mim-conv:best_iterate '
+            'mim-relu-decay-half:best_iterate cw-relu:best_iterate'
         ),
     ),
     momentum_per_batch=Fault(
@@ -242,13 +240,13 @@ FAULTS = dict(
         'the label is among the other classes',
         'others = z.scatter(1, y[:, None], -math.inf)',
         'others = z',
-        'cw feature_attack spsa_gradient square',
+        'cw:label_among_others feature_attack spsa_gradient square',
     ),
     kappa_sign=Fault(
         'κ has the wrong sign',
         '-(margin(model(at), y) + kappa).clamp(min=0)',
         '-(margin(model(at), y) - kappa).clamp(min=0)',
-        'cw-conv:kappa_zero cw-relu cw-relu-small-kappa',
+        'cw:kappa_negated',
     ),
     kappa_left_out=Fault(
         'the climb ends when the image is misclassified (κ = 0)',
@@ -278,34 +276,25 @@ FAULTS = dict(
         'the last iterate is not tested',
         'tested = path\n',
         'tested = path[:-1]\n',
-        (
-            'feature_attack-conv:last_left_out feature_attack-relu:last_left_out '
-            'feature_attack-relu-small-steps'
-        ),
+        'feature_attack:last_left_out',
     ),
     feature_last_only=Fault(
         'the last iterate is taken, not the best',
         'best = margins.argmin(0)',
         'best = torch.full_like(y, len(path) - 1)',
-        'feature_attack-conv feature_attack-relu feature_attack-relu-small-steps:last_iterate',
+        'feature_attack:last_iterate',
     ),
     feature_distance=Fault(
         'the distance of the features, not their angle',
         'F.cosine_similarity(model.features(at), goal)',
         '-(model.features(at) - goal).square().sum(1)',
-        (
-            'feature_attack-conv:first_target feature_attack-relu:last_left_out '
-            'feature_attack-relu-small-steps'
-        ),
+        'feature_attack',
     ),
     feature_away=Fault(
         'the features move away from the target',
         "path.append(ball(path[-1] + p['step_size'] * sign(gradient), x, radius(p)))",
         "path.append(ball(path[-1] - p['step_size'] * sign(gradient), x, radius(p)))",
-        (
-            'feature_attack-conv:first_target feature_attack-relu:last_left_out '
-            'feature_attack-relu-small-steps:descends'
-        ),
+        'feature_attack:descends',
     ),
     feature_last_target=Fault(
         'the result of the last target that succeeds',
@@ -317,10 +306,7 @@ FAULTS = dict(
         'only the first target is tried',
         'chosen += first_wrong or [of_image.index(min(of_image))]',
         'chosen += [0]',
-        (
-            'feature_attack-conv:first_target feature_attack-relu:last_left_out '
-            'feature_attack-relu-small-steps:first_target'
-        ),
+        'feature_attack:first_target',
     ),
     spsa_clipped=Fault(
         'the points are clipped to [0, 1]',
@@ -500,7 +486,10 @@ FAULTS = dict(
         "        v = -p['reg'] * (math.log(n) + ((u[:, None] - cost) / p['reg']).logsumexp(0))",
         "u = u - p['reg'] * (math.log(n) + (((u[:, None] + v - cost) / p['reg']).exp().sum(1) + 1e-6).log())\n"
         "        v = v - p['reg'] * (math.log(n) + (((u[:, None] + v - cost) / p['reg']).exp().sum(0) + 1e-6).log())",
-        'feature_scatter',
+        (
+            'feature_scatter-conv-few-rounds feature_scatter-linear-sharp-plan:small_number_inside '
+            'feature_scatter-relu-settled feature_scatter-relu-small-eps'
+        ),
     ),
     scatter_start_clipped=Fault(
         'the start of feature scattering is clipped to [0, 1]',

@@ -393,21 +393,21 @@ def first_iterate(
 # Why it may deviate
 
 
-def known_deviation(
+def known_deviations(
     case: Case,
     answer: dict,  # names of outputs to arrays
     precision: str,  # float64 or float32
-) -> Optional[str]:  # its id; None: it is none of them
-    "Which of the vector's known deviations an answer is"
-    for id, (_, outputs) in case.deviations.items():
-        if all(
-            name in answer
-            and answer[name].shape == a.shape
-            and agrees(answer[name], a, case.tolerance(name, precision)).all()
-            for name, a in outputs.items()
-        ):
-            return id
-    return None
+) -> list:  # their ids; several if the answer lacks the output that would tell them apart
+    "The known deviations that an answer can be: what it gives of them agrees, and is not all right"
+
+    def fits(outputs):
+        given = {name: a for name, a in outputs.items() if name in answer}
+        return all(
+            answer[name].shape == a.shape and agrees(answer[name], a, case.tolerance(name, precision)).all()
+            for name, a in given.items()
+        ) and not all(_is_right(case, name, answer[name], precision) for name in given)
+
+    return [id for id, (_, outputs) in case.deviations.items() if fits(outputs)]
 
 
 def _factor(name, given, expected, tolerance):
@@ -430,7 +430,10 @@ def _general_reason(case, answer, wrong, precision):
     if not np.isfinite(given.astype(np.float64)).all():
         return f'{name} has values that are not finite'
     if precision == 'float64' and all(_is_right(case, k, answer[k], 'float32') for k in wrong):
-        return 'it agrees as float32 only: was something computed in float32?'
+        return (
+            'it agrees within the tolerance of float32: '
+            'something is computed in float32, or a small constant was added'
+        )
     factor = _factor(name, given.astype(np.float64), expected, case.tolerance(name, precision))
     if factor:
         return factor
@@ -464,12 +467,13 @@ def judge(
     result = dict(result='deviates' if wrong else 'passed', precision=precision)
     result.update(output=shown, difference=differences[shown], differences=differences)
     if wrong:
-        id = known_deviation(case, answer, precision)
+        ids = known_deviations(case, answer, precision)
         result.update(
             **dict(zip(('images', 'of_images'), _images(case, shown, answer[shown], precision))),
             first_iterate=first_iterate(case, answer, precision),
-            deviation=id,
-            reason=case.deviations[id][0] if id else _general_reason(case, answer, wrong, precision),
+            deviation=ids[0] if len(ids) == 1 else None,
+            reason='; or '.join(case.deviations[id][0] for id in ids)
+            or _general_reason(case, answer, wrong, precision),
         )
     return result
 

@@ -84,7 +84,7 @@ def cross_entropy_of(
 def bounded_margin_of(
     net: tuple,  # (kind, weights)
     y: np.ndarray,  # (N,) labels
-    kappa: float,  # at least 0: at a margin of −kappa the climb ends; infinite: it never ends
+    kappa: float,  # at a margin of −kappa the climb ends; infinite: it never ends; below 0: a mistake
 ):  # a value
     "−max(margin + κ, 0), of which an infinite κ leaves −margin"
 

@@ -28,7 +28,7 @@ class Case:
     required: tuple = ('x_adv',)  # outputs that must be given
     network: str = None  # linear, relu or conv; None: no network
     weights: dict = field(default_factory=dict)  # the network's
-    deviations: dict = field(default_factory=dict)  # id to (reason, {each required output: array})
+    deviations: dict = field(default_factory=dict)  # id to (reason, {output: array}), see tell_apart
     margins: dict = field(default_factory=dict)  # what could be a tie, to its smallest distance from one
     tolerance: tuple = (1e-9, 1e-5)  # of real outputs, for float64 and float32
     tolerances: dict = field(default_factory=dict)  # outputs with another tolerance, to theirs
@@ -62,23 +62,25 @@ APART = 100  # times float32's tolerance: the least difference between results t
 
 def are_apart(
     case: Case,  # a vector
-    a: dict,  # each required output's name to an array
-    b: dict,  # the same
-) -> bool:  # True: in at least one required output
+    a: dict,  # names of outputs to arrays
+    b: dict,  # the same; outputs that only one of them has are not compared
+) -> bool:  # True: in at least one output that both have
     "Whether two results differ by more than rounding to float32 explains"
-    return any(relative_gap(a[name], b[name]) > APART * tolerance_of(case, name)[1] for name in case.required)
+    shared = a.keys() & b.keys()
+    return any(relative_gap(a[name], b[name]) > APART * tolerance_of(case, name)[1] for name in shared)
 
 
 def tell_apart(
     case: Case,  # a vector, with its outputs
     found: dict,  # id to (reason, outputs): all deviations that were tried
-) -> dict:  # those to keep, with their required outputs only
+    besides: tuple = (),  # names of outputs that are kept, and compared, besides the required
+) -> dict:  # those to keep, with these outputs only
     "The deviations that differ from the right result and from those before them"
     kept = {}
     for name, (reason, outputs) in found.items():
-        others = [case.outputs, *(other for _, other in kept.values())]
-        if all(are_apart(case, outputs, other) for other in others):
-            kept[name] = reason, {output: np.asarray(outputs[output]) for output in case.required}
+        held = {output: np.asarray(outputs[output]) for output in (*case.required, *besides)}
+        if all(are_apart(case, held, other) for other in (case.outputs, *(a for _, a in kept.values()))):
+            kept[name] = reason, held
     return kept
 
 # %% ../../nbs/library/reference/cases.ipynb #files

@@ -26,15 +26,14 @@ def transport_plan(
     rounds: int,  # at least 1, the largest number of rounds
     tol: float,  # at least 0: the rounds end when the rows' prices move by less, summed
     mass: float = None,  # of each row and column; None: 1 / N
-    inside: float = 0.0,  # at least 0, added within each logarithm: some implementations do so
 ) -> np.ndarray:  # (N, N) real or complex
     "The plan after Sinkhorn's rounds"
     u, v = np.zeros(len(cost)), np.zeros(len(cost))
     log_mass = -np.log(len(cost)) if mass is None else np.log(mass)
     for _ in range(rounds):
         before = u
-        u = reg * (log_mass - np.log(np.exp((v[None] - cost) / reg).sum(1) + inside))
-        v = reg * (log_mass - np.log(np.exp((u[:, None] - cost) / reg).sum(0) + inside))
+        u = reg * (log_mass - np.log(np.exp((v[None] - cost) / reg).sum(1)))
+        v = reg * (log_mass - np.log(np.exp((u[:, None] - cost) / reg).sum(0)))
         if np.abs((u - before).real).sum() < tol:
             break
     return np.exp((u[:, None] + v[None] - cost) / reg)

@@ -145,7 +145,10 @@ def test_numbers_in_float32_are_judged_so_unless_the_adapter_says_otherwise(runn
     found = results_of(runner, folder, rounded)['pgd-a']
     assert (found.result, found.precision) == ('passed', 'float32')
     found = results_of(runner, folder, rounded, precision='float64')['pgd-a']
-    assert (found.result, found.precision) == ('deviates', 'float64') and 'float32 only' in found.reason
+    assert (found.result, found.precision) == (
+        'deviates',
+        'float64',
+    ) and 'tolerance of float32' in found.reason
     assert results_of(runner, folder, rounded)['pgd-b'].precision == 'float64'
 
 
@@ -209,6 +212,32 @@ def test_a_known_deviation_is_named_within_the_tolerance_only(runner, folder):
         assert found.result == 'deviates' and found.deviation == id
 
 
+def test_a_deviation_is_named_by_what_the_answer_gives(runner, tmp_path):
+    "Several, if it lacks the output in which they differ; none, if all of a deviation that it gives is right"
+    r = np.random.default_rng(1)
+    x_adv, other, queries = r.random(SHAPE), r.random(SHAPE), np.array([3, 1, 4])
+    deviations = dict(
+        worse=('it is worse', dict(x_adv=other, queries=queries + 1)),
+        slower=('it is slower', dict(x_adv=other, queries=queries + 2)),
+        counted=('it counts', dict(x_adv=x_adv, queries=queries + 1)),
+    )
+    outputs = dict(x_adv=x_adv, queries=queries, losses=r.random(N))
+    inputs = dict(x=x_adv, y=np.arange(N))
+    put_case(tmp_path, 'square-b', 'square', outputs, inputs, deviations=deviations)
+    case = runner.load_case(tmp_path / 'square-b.json')
+
+    def said(**answer):
+        found = runner.judge(case, answer, 'float64')
+        return found.get('deviation'), found.get('reason', found['result'])
+
+    assert said(x_adv=other, queries=queries + 1) == ('worse', 'it is worse')
+    assert said(x_adv=other) == (None, 'it is worse; or it is slower')
+    assert said(x_adv=x_adv, queries=queries + 1) == ('counted', 'it counts')
+    assert said(x_adv=x_adv) == (None, 'passed')
+    assert said(x_adv=other, queries=queries) == (None, 'no known deviation gives this')
+    assert said(x_adv=x_adv, losses=r.random(N))[0] is None
+
+
 def put(where, value):
     def change(a):
         a[where] = value
@@ -228,7 +257,7 @@ def put(where, value):
         ('losses', put((1, 0), 7), 'what is required agrees'),
         ('x_adv', put((1, 0, 0, 0), 7), 'only some images'),
         ('x_adv', lambda a: a**2, 'no known deviation'),
-        ('x_adv', lambda a: a + 1e-7, 'agrees as float32 only'),
+        ('x_adv', lambda a: a + 1e-7, 'agrees within the tolerance of float32'),
     ],
 )
 def test_what_can_be_said_of_other_deviations(runner, folder, output, function, expected):

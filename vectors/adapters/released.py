@@ -20,9 +20,7 @@ EXPLAINED = dict(
     trades_attack=_NOT_CLIPPED,
     feature_attack='The released FeaAttack tests an iterate before each step, so never the last one.',
     feature_scatter='Its authors add 1e-6 to each sum inside the logarithm of their Sinkhorn iteration.',
-    tanh_gaussian='The released entropy has 1e-8 inside both of its logarithms.',
     adt_exp='The released loop never sets the gradients of μ and ρ to zero; momentum 0 is the text of the paper.',
-    adt_imp_am='The released density of the noise has 1e-8 inside its formula, beside the variance.',
 )
 
 
