@@ -15,6 +15,7 @@ import copy
 import difflib
 import fnmatch
 import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -138,18 +139,20 @@ def load_cases(
 
 def chosen(
     cases: list,  # of `Case`
-    patterns: list,  # names of vectors or functions, with * and ?; none: all
+    patterns: list,  # of names of vectors or functions, also with * and ?; none: all
 ) -> list:  # of `Case`, in the same order
     "The vectors that fit a pattern; `Refused` if a pattern fits none"
 
     def fits(case, pattern):
-        return case.function == pattern or fnmatch.fnmatchcase(case.name, pattern)
+        return any(fnmatch.fnmatchcase(name, pattern) for name in (case.name, case.function))
 
     for pattern in patterns:
         if not any(fits(case, pattern) for case in cases):
-            raise Refused(
-                f'--cases {pattern}: fits none; expected names of vectors or functions, such as "pgd-*"'
+            hint = (
+                '; ADAPTER comes before --cases' if pattern.endswith('.py') or Path(pattern).is_dir() else ''
             )
+            expected = 'expected names of functions or vectors, such as pgd or "*-conv"'
+            raise Refused(f'--cases {pattern}: fits none; {expected}{hint}')
     return [case for case in cases if not patterns or any(fits(case, p) for p in patterns)]
 
 
@@ -165,6 +168,7 @@ class Adapter:
     precision: Optional[str] = None  # float64 or float32; None: as the numbers of an answer are
     versions: dict = field(default_factory=dict)  # names of libraries to versions
     explained: dict = field(default_factory=dict)  # vectors or functions to explanations of what deviates
+    contents: list = field(default_factory=list)  # names of the functions in its file, or of its files
 
 
 def given_to(
@@ -193,19 +197,36 @@ def _last_line(error):
     return ' '.join(''.join(traceback.format_exception_only(type(error), error)).split())
 
 
+def _own_functions(module):
+    "The functions and classes that an adapter defines itself, by their names"
+    found = {name: f for name, f in vars(module).items() if callable(f)}
+    return {name: f for name, f in found.items() if getattr(f, '__module__', None) == module.__name__}
+
+
+def _meant(name, f):
+    "The functions of the specification that are meant by a name that is almost theirs; empty: none"
+    small = name.lower()
+    if small in FUNCTIONS:
+        return [small]
+    try:
+        inspect.signature(f).bind(None)  # it can be called with a vector alone
+    except (TypeError, ValueError):
+        return []
+    longer = [function for function in FUNCTIONS if function.startswith(f'{small}_')]
+    swapped = [function for function in FUNCTIONS if sorted(function) == sorted(small)]
+    return longer or swapped or difflib.get_close_matches(small, FUNCTIONS, n=1, cutoff=0.8)
+
+
 def _functions_of(module, file):
     "The functions that an adapter offers; `Refused` if the name of another one is almost that of a function"
-    found = {name: f for name, f in vars(module).items() if callable(f)}
-    for name, f in found.items():
-        code = getattr(f, '__code__', None)
-        if name in FUNCTIONS or code is None or code.co_argcount != 1 or f.__module__ != module.__name__:
-            continue
-        meant = difflib.get_close_matches(name, FUNCTIONS, n=1, cutoff=0.66)
-        if meant and not name.startswith('_'):
+    for name, f in _own_functions(module).items():
+        meant = [] if name in FUNCTIONS or name.startswith('_') else _meant(name, f)
+        if meant:
             raise Refused(
-                f'{file}: {name} is no function of the specification, expected {meant[0]}; rename a helper'
+                f'{file}: {name} is no function of the specification, expected {" or ".join(meant)}; '
+                f'a helper needs another name, such as _{name}'
             )
-    return {name: f for name, f in found.items() if name in FUNCTIONS}
+    return {name: f for name, f in vars(module).items() if name in FUNCTIONS and callable(f)}
 
 
 def _texts(module, name, file, known=None):
@@ -245,7 +266,8 @@ def module_adapter(
             raise NotOffered(reason or '')
         return functions[case.function](given_to(case))
 
-    return Adapter(file.stem, answer, precision, _texts(module, 'VERSIONS', file), explained)
+    versions, contents = _texts(module, 'VERSIONS', file), list(_own_functions(module))
+    return Adapter(file.stem, answer, precision, versions, explained, contents)
 
 
 def answers_adapter(
@@ -267,7 +289,7 @@ def answers_adapter(
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             raise Refused(f'{files[case.name]}: cannot be read ({_last_line(error)})') from None
 
-    return Adapter(str(folder), answer)
+    return Adapter(str(folder), answer, contents=sorted(file.name for file in files.values()))
 
 
 def find_adapter(
@@ -284,7 +306,10 @@ def find_adapter(
     if path.is_dir():
         return answers_adapter(path, cases)
     there = ', '.join(file.stem for file in adapter_files()) or 'none is there'
-    raise Refused(f'{text}: expected a .py file, a folder of answers, or the name of an adapter ({there})')
+    hint = f'; do you mean {text}.py?' if Path(f'{text}.py').is_file() else ''
+    raise Refused(
+        f'{text}: expected a .py file, a folder of answers, or the name of an adapter ({there}){hint}'
+    )
 
 
 def adapter_files() -> list:  # of paths
@@ -325,14 +350,13 @@ def arrays_of(
     answer: dict,  # as an adapter returns it
     known: set,  # names of the outputs that this function has
 ) -> dict:  # names of this vector's outputs to arrays
-    "The outputs of an answer; `Refused` if it is no dict or has other names, `ValueError` if one is missing"
+    "The outputs of an answer; `ValueError` if it is no dict, has another name, lacks one, or has no numbers"
     if not isinstance(answer, dict):
-        kind = type(answer).__name__
-        raise Refused(f'{case.name}: the adapter returned {kind}, expected a dict of outputs')
+        raise ValueError(f'the adapter returned {type(answer).__name__}, expected a dict of outputs')
     for name in answer:
         if name not in known:
             have = ', '.join(sorted(known))
-            raise Refused(f'{case.name}: {case.function} has no output {name!r}, expected some of {have}')
+            raise ValueError(f'{case.function} has no output {name!r}, expected some of {have}')
     for name, output in case.outputs.items():
         if output['required'] and name not in answer:
             raise ValueError(f'{name} is required and was not given')
@@ -410,15 +434,46 @@ def known_deviations(
     return [id for id, (_, outputs) in case.deviations.items() if fits(outputs)]
 
 
-def _factor(name, given, expected, tolerance):
-    "Words for an output that is the expected one times a number; None if it is not"
-    if tolerance == 0 or given.size < 2 or not expected.any():
+def _multiple(given, expected, tolerance):
+    "The number that times `expected` gives `given`; None if there is none, or if `given` is almost 0"
+    if given.size < 2 or np.abs(given).max() < 10 * tolerance or not expected.any():
         return None
     factor = float((given * expected).sum() / (expected**2).sum())
-    if not agrees(given, factor * expected, tolerance).all():
+    return factor if agrees(given, factor * expected, tolerance).all() else None
+
+
+def _multiple_reason(case, name, given, tolerance):
+    "Words for an output that is the expected one times a number; None if it is not"
+    expected = case.expected[name]
+    if not given.any():
+        return f'{name} is 0 everywhere'
+    factor = _multiple(given, expected, tolerance)
+    if factor is not None:
+        return f'{name} is {factor:.5g} times what is expected'
+    x = case.inputs.get('x')
+    if name != 'x_adv' or x is None:
         return None
-    factor = round(factor, 5)
-    return f'{name} is 0 everywhere' if factor == 0 else f'{name} is {factor:g} times what is expected'
+    if agrees(given, x, tolerance).all():
+        return 'x_adv is x, without a perturbation'
+    free = np.all([(a != 0) & (a != 1) for a in (given, expected)], axis=0)  # where nothing was clipped
+    factor = _multiple((given - x)[free], (expected - x)[free], tolerance)
+    if factor is not None and abs(factor - 1) > 1e-3:
+        return f'the perturbation x_adv − x is {factor:.5g} times what is expected, as with another ε'
+    return None
+
+
+def _count_reason(name, given, expected):
+    "Words for integers that are all wrong by the same number; None if they are not"
+    more = np.unique(given.astype(np.float64) - expected)
+    if expected.dtype.kind != 'i' or len(more) != 1:
+        return None
+    return f'{name} is always {abs(more[0]):g} too {"large" if more[0] > 0 else "small"}'
+
+
+_ALMOST = (
+    'it agrees within the tolerance of float32: something is computed in float32, or a small constant was '
+    "added; if float32 is intended, set PRECISION = 'float32', or write answers in float32"
+)
 
 
 def _general_reason(case, answer, wrong, precision):
@@ -426,22 +481,20 @@ def _general_reason(case, answer, wrong, precision):
     name = wrong[0]
     given, expected = answer[name], case.expected[name]
     if given.shape != expected.shape:
-        return f'{name} has the shape {given.shape}, expected {expected.shape}'
+        return f'it has another shape: {given.shape}, expected {expected.shape}'
     if not np.isfinite(given.astype(np.float64)).all():
-        return f'{name} has values that are not finite'
+        return 'an overflow, or a division by 0'
     if precision == 'float64' and all(_is_right(case, k, answer[k], 'float32') for k in wrong):
-        return (
-            'it agrees within the tolerance of float32: '
-            'something is computed in float32, or a small constant was added'
-        )
-    factor = _factor(name, given.astype(np.float64), expected, case.tolerance(name, precision))
-    if factor:
-        return factor
+        return _ALMOST
+    tolerance = case.tolerance(name, precision)
+    if tolerance == 0:
+        found = _count_reason(name, given, expected)
+    else:
+        found = _multiple_reason(case, name, given.astype(np.float64), tolerance)
+    if found:
+        return found
     if not case.outputs[name]['required']:
         return 'what is required agrees, and what was given with it does not'
-    images, n = _images(case, name, given, precision)
-    if images and images < n:
-        return 'only some images deviate; no known deviation gives this'
     return 'no known deviation gives this'
 
 
@@ -458,7 +511,7 @@ def judge(
     differences = {
         name: largest_difference(answer[name], case.expected[name])
         if answer[name].shape == case.expected[name].shape
-        else np.inf
+        else None
         for name in wrong
     }
     wrong = [name for name in wrong if not _is_right(case, name, answer[name], precision)]
@@ -488,7 +541,7 @@ def run_case(
     known: set,  # names of the outputs that this function has
     verbose: bool = False,  # tracebacks go to standard error
 ) -> dict:  # case, function, result: passed, deviates, not offered or error; and what `judge` says
-    "The result of one vector; `Refused` if the adapter does not keep to the rules"
+    "The result of one vector; `Refused` if a file of answers is damaged"
     result = dict(case=case.name, function=case.function, result='not offered', **_EMPTY)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a library prints does not go into the table
@@ -521,7 +574,9 @@ def run_cases(
     picked = chosen(cases, patterns)
     results = [run_case(adapter, case, known[case.function], verbose) for case in picked]
     if all(result['result'] == 'not offered' for result in results):
-        raise Refused(f'{adapter.name}: offers none of the {len(picked)} vectors that were chosen')
+        found = ', '.join(adapter.contents) or 'no function of its own'
+        what = f'offers none of the {len(picked)} vectors that were chosen; found in it: {found}'
+        raise Refused(f'{adapter.name}: {what}')
     return results
 
 
@@ -545,8 +600,11 @@ def _counts(results):
     return ', '.join(said + ([f'not offered {found["not offered"]}'] if found['not offered'] else []))
 
 
-def _difference(value):
-    return 'not finite or not comparable' if value == np.inf else f'{value:.2g}'
+def _what(output, difference):
+    "An output, and how far it is from what is expected"
+    if difference is None:
+        return f'{output} cannot be compared'
+    return f'{output} is not finite' if difference == np.inf else f'{output} by {difference:.2g}'
 
 
 def _lines_of(result, verbose, said):
@@ -556,7 +614,7 @@ def _lines_of(result, verbose, said):
         where = f' in {result["images"]} of {result["of_images"]} images' if result['images'] else ''
         since = result['first_iterate']
         since = '' if since is None else f', from iterate {since} on'
-        yield f'{name} deviates: {result["output"]} by {_difference(result["difference"])}{where}{since}'
+        yield f'{name} deviates: {_what(result["output"], result["difference"])}{where}{since}'
         yield f'  likely reason: {result["reason"]}'
         if result['explained']:
             first = said.setdefault(result['explained'], name)
@@ -567,7 +625,8 @@ def _lines_of(result, verbose, said):
         yield f'{name} {kind}' + (f': {result["reason"]}' if result['reason'] else '')
     if verbose:
         for output, value in (result['differences'] or {}).items():
-            yield f'  {output}: largest difference {_difference(value)}'
+            far = value is None or value == np.inf
+            yield '  ' + (_what(output, value) if far else f'{output}: largest difference {value:.2g}')
 
 
 def table_text(
@@ -636,7 +695,7 @@ def _parser():
     parser = _Parser(prog='run.py', description='Run the test vectors against an implementation.')
     what = 'a name in adapters/, a .py file, or a folder of answers NAME.safetensors'
     parser.add_argument('adapter', metavar='ADAPTER', nargs='?', help=what)
-    which = 'only these vectors or functions, such as pgd or "*-conv"'
+    which = 'only these functions or vectors, such as pgd or "*-conv"; after ADAPTER'
     parser.add_argument('--cases', metavar='PATTERN', nargs='+', default=[], help=which)
     parser.add_argument('--json', metavar='FILE', help='write the results to this file')
     parser.add_argument('--verbose', action='store_true', help='a line for each vector, and tracebacks')
@@ -656,6 +715,8 @@ def _run(options):
     cases = load_cases()
     if options.list:
         return list_text(cases), 0
+    if options.adapter is None and options.cases:
+        raise Refused('ADAPTER: expected before --cases, which takes all names that follow it')
     if options.adapter is None:
         raise Refused('ADAPTER: expected a name in adapters/, a .py file or a folder; --list shows the names')
     chosen(cases, options.cases)

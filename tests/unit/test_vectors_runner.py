@@ -166,8 +166,8 @@ def test_integers_and_flags_must_be_equal(runner, folder):
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_deviates(runner, folder, bad):
     found = results_of(runner, folder, changed('x_adv', lambda a: np.where(a == a.max(), bad, a)))['pgd-a']
-    assert found.result == 'deviates' and found.difference == np.inf and 'not finite' in found.reason
-    assert found.images == 1
+    assert found.result == 'deviates' and found.difference == np.inf
+    assert found.images == 1 and found.reason == 'an overflow, or a division by 0'
 
 
 # Results, and where an answer deviates
@@ -249,15 +249,16 @@ def put(where, value):
 @pytest.mark.parametrize(
     'output, function, expected',
     [
-        ('x_adv', lambda a: a.swapaxes(2, 3), 'the shape (3, 2, 3, 2), expected (3, 2, 2, 3)'),
+        ('x_adv', lambda a: a.swapaxes(2, 3), 'it has another shape: (3, 2, 3, 2), expected (3, 2, 2, 3)'),
         ('x_adv', lambda a: 3 * a, 'x_adv is 3 times what is expected'),
         ('x_adv', lambda a: -a, 'x_adv is -1 times'),
         ('x_adv', lambda a: 0 * a, 'x_adv is 0 everywhere'),
         ('losses', lambda a: a / 3, 'losses is 0.33333 times'),
         ('losses', put((1, 0), 7), 'what is required agrees'),
-        ('x_adv', put((1, 0, 0, 0), 7), 'only some images'),
+        ('x_adv', lambda a: 1e-6 * a, 'x_adv is 1e-06 times'),
+        ('x_adv', put((1, 0, 0, 0), 7), 'no known deviation'),
         ('x_adv', lambda a: a**2, 'no known deviation'),
-        ('x_adv', lambda a: a + 1e-7, 'agrees within the tolerance of float32'),
+        ('x_adv', lambda a: a + 1e-7, "if float32 is intended, set PRECISION = 'float32'"),
     ],
 )
 def test_what_can_be_said_of_other_deviations(runner, folder, output, function, expected):
@@ -265,6 +266,42 @@ def test_what_can_be_said_of_other_deviations(runner, folder, output, function, 
     assert found['pgd-a'].result == 'deviates' and expected in found['pgd-a'].reason
     assert found['pgd-a'].deviation is None and found['pgd-a'].output == output
     assert found['pgd-b'].result == 'passed'
+
+
+@pytest.mark.parametrize(
+    'add, expected',
+    [(1, 'queries is always 1 too large'), (-2, 'queries is always 2 too small'), ([0, 1, 1], 'no known')],
+)
+def test_counts_that_are_wrong_by_the_same_number(runner, folder, add, expected):
+    found = results_of(runner, folder, changed('queries', lambda a: a + add, 'square-a'))['square-a']
+    assert found.result == 'deviates' and found.reason.startswith(expected)
+
+
+def test_a_perturbation_of_another_size(runner, tmp_path):
+    "Where an entry is clipped in one of the two its size says nothing"
+    r = np.random.default_rng(2)
+    x, signs = r.uniform(-0.2, 1.2, SHAPE).clip(0, 1), r.choice([-1.0, 1.0], SHAPE)
+    right = (x + 0.1 * signs).clip(0, 1)
+    assert (right == 0).any() and (right == 1).any() and ((right == x) & (x == 0)).any()
+    put_case(
+        tmp_path, 'fgsm-b', 'fgsm', dict(x_adv=right), dict(x=x, y=np.arange(N)), parameters=dict(eps=0.1)
+    )
+    case = runner.load_case(tmp_path / 'fgsm-b.json')
+
+    def reason(x_adv, precision='float64'):
+        return runner.judge(case, dict(x_adv=x_adv), precision)['reason']
+
+    def of_another(eps):
+        return reason((x + eps * signs).clip(0, 1))
+
+    said = 'the perturbation x_adv − x is {} times what is expected, as with another ε'
+    assert of_another(0.1 / 255) == said.format('0.0039216') and of_another(0.2) == said.format('2')
+    assert of_another(-0.1) == said.format('-1')
+    assert reason(x) == reason(x.astype(np.float32), 'float32') == 'x_adv is x, without a perturbation'
+    assert reason((x + 0.1 * signs * r.random(SHAPE)).clip(0, 1)) == 'no known deviation gives this'
+    assert reason(right + 0.3 * (right == 0)) == 'no known deviation gives this'
+    too_small = (x + 5e-5 * signs).clip(0, 1).astype(np.float32)  # any factor fits it within the tolerance
+    assert reason(too_small, 'float32') == 'no known deviation gives this'
 
 
 @pytest.mark.parametrize('start, first', [(0, 0), (2, 2), (4, 4)])
@@ -340,6 +377,21 @@ def fgsm(case):
     assert 'pgd-a passed' in verbose and '  losses: largest difference 0' in verbose
 
 
+def test_what_cannot_be_compared_is_said_in_sentences(runner, folder, capsys):
+    code = "def pgd(case): return dict(x_adv=right(case)['x_adv'][:2])\n"
+    code += "def fgsm(case): return dict(x_adv=right(case)['x_adv'] / 0)"
+    with np.errstate(all='ignore'):
+        status, out, _ = status_and_lines(runner, capsys, put_adapter(folder, code), '--verbose')
+    assert status == 1 and out[4:8] == [
+        'fgsm-a deviates: x_adv is not finite in 3 of 3 images',
+        '  likely reason: an overflow, or a division by 0',
+        '  x_adv is not finite',
+        'pgd-a deviates: x_adv cannot be compared',
+    ]
+    assert out[8] == '  likely reason: it has another shape: (2, 2, 2, 3), expected (3, 2, 2, 3)'
+    assert out[9] == '  x_adv cannot be compared'
+
+
 def test_an_explanation_is_printed_once(runner, folder, capsys):
     code = "EXPLAINED = {'pgd': 'its line 3'}\ndef pgd(case): return dict(x_adv=right(case)['iterates'][3])"
     status, out, _ = status_and_lines(runner, capsys, put_adapter(folder, code))
@@ -363,6 +415,38 @@ def test_values_that_are_no_numbers_are_an_error(runner, folder):
     for value in 'text', [1j], [[1], [2, 3]], None:
         found = results_of(runner, folder, changed('x_adv', lambda a, value=value: value))
         assert found['pgd-a'].result == 'error' and found['pgd-b'].result == 'passed'
+
+
+@pytest.mark.parametrize(
+    'value, expected',
+    [
+        ("right(case)['x_adv']", 'ValueError: the adapter returned ndarray, expected a dict of outputs'),
+        ('None', 'returned NoneType'),
+        ('right(case) | dict(xadv=1)', "pgd has no output 'xadv', expected some of iterates, losses, x_adv"),
+    ],
+)
+def test_an_answer_that_is_no_dict_of_outputs_is_an_error(runner, folder, capsys, value, expected):
+    code = f'def fgsm(case): return right(case)\ndef pgd(case): return {value}'
+    status, out, err = status_and_lines(runner, capsys, put_adapter(folder, code))
+    assert status == 1 and not err and out[:2] == ['fgsm    passed 1 of 1', 'pgd     error 2 of 2']
+    assert [line.split(':')[0] for line in out if expected in line] == ['pgd-a error', 'pgd-b error']
+
+
+def test_an_output_that_only_other_vectors_have_is_ignored(runner, folder):
+    put_case(folder / 'cases', 'pgd-c', 'pgd', dict(x_adv=np.ones(SHAPE)), dict(x=np.zeros(SHAPE)))
+    found = results_of(runner, folder, lambda case, outputs: outputs | dict(losses=7), ['pgd-c'])
+    assert found['pgd-c'].result == 'passed' and set(found['pgd-c'].differences) == {'x_adv'}
+
+
+def test_patterns_fit_functions_and_vectors(runner, folder):
+    def names(*patterns):
+        return [case.name for case in runner.chosen(runner.load_cases(folder / 'cases'), patterns)]
+
+    assert names('pgd') == names('p?d') == names('pgd-*') == names('pg*') == ['pgd-a', 'pgd-b']
+    assert names('*-a', 'fgsm') == ['fgsm-a', 'pgd-a', 'square-a'] and names('f*m', '*b') == [
+        'fgsm-a',
+        'pgd-b',
+    ]
 
 
 def test_not_offered_by_function_by_vector_and_by_exception(runner, folder, capsys):
@@ -461,7 +545,6 @@ def test_a_folder_of_answers(runner, folder, capsys):
     [
         (lambda place: (place / 'pgd-z.safetensors').write_bytes(b''), 'no vector pgd-z'),
         (lambda place: (place / 'pgd-b.safetensors').write_bytes(b'damaged'), 'cannot be read'),
-        (lambda place: save_file({'adv': np.ones(2)}, place / 'pgd-b.safetensors'), "no output 'adv'"),
         (lambda place: [file.unlink() for file in place.iterdir()], 'expected answers'),
     ],
 )
@@ -482,10 +565,28 @@ def test_answers_that_are_refused(runner, folder, capsys, spoil, expected):
         ('1 / 0', 'ZeroDivisionError'),
         ('def pgd(case:', 'SyntaxError'),
         ('raise SystemExit(0)', 'cannot be imported'),
-        ('def pgd(case): return right(case)["x_adv"]', 'returned ndarray, expected a dict'),
-        ('def pgd(case): return None', 'returned NoneType'),
-        ('def pgd(case): return dict(xadv=1)', "pgd has no output 'xadv'"),
         ('def pdg(case): return right(case)', 'pdg is no function of the specification, expected pgd'),
+        (
+            'def pdg(case, steps=3): return right(case)',
+            'pdg is no function of the specification, expected pgd',
+        ),
+        ('def sqare(case): return right(case)', 'sqare is no function of the specification, expected square'),
+        ('def PGD(case): return right(case)', 'PGD is no function of the specification, expected pgd'),
+        (
+            'def FGSM(case, eps): return right(case)',
+            'FGSM is no function of the specification, expected fgsm',
+        ),
+        ('class Square:\n    pass', 'Square is no function of the specification, expected square'),
+        ('def alp(case): return right(case)', 'expected alp_loss; a helper needs another name, such as _alp'),
+        (
+            'spsa = lambda case: right(case)',
+            'spsa is no function of the specification, expected spsa_gradient',
+        ),
+        ('def trades(case): return right(case)', 'expected trades_attack or trades_loss;'),
+        (
+            'def my_attack(case): return right(case)',
+            'vectors that were chosen; found in it: right, my_attack',
+        ),
         ("PRECISION = 'double'", "PRECISION is 'double'"),
         ("NOT_OFFERED = {'sqare': 'why'}", "NOT_OFFERED has 'sqare'"),
         ('def VERSIONS(): return 1 / 0', 'VERSIONS fails (ZeroDivisionError'),
@@ -504,10 +605,22 @@ def test_adapters_that_are_refused(runner, folder, capsys, code, expected):
     assert status == 2 and not out and len(err) == 1 and expected in err[0], err
 
 
+def test_helpers_may_have_names_that_no_one_takes_for_a_function(runner, folder, capsys):
+    "One that needs more than a vector, one with _, one of another module, one with another name"
+    code = 'from fractions import Fraction as FGSM\ndef squared(a, b): pass\ndef _pdg(case): pass\n'
+    code += 'def gradient(x): pass\ndef squashed(x): pass\ndef cw_loss(z): pass\ndef fgsm(case): return right(case)'
+    status, out, _ = status_and_lines(runner, capsys, put_adapter(folder, code))
+    assert status == 0 and out[0] == 'fgsm    passed 1 of 1'
+
+
 @pytest.mark.parametrize(
     'args, expected',
     [
-        ([], 'ADAPTER: expected'),
+        ([], 'ADAPTER: expected a name in adapters/'),
+        (['--cases', 'fgsm', 'mine.py'], 'ADAPTER: expected before --cases'),
+        (['mine.py', '--cases', 'fgsm', 'mine.py'], '--cases mine.py: fits none'),
+        (['mine.py', '--cases', 'fgsm', 'mine.py'], 'ADAPTER comes before --cases'),
+        (['mine'], 'do you mean mine.py?'),
         (['nobody'], 'nobody: expected a .py file'),
         (['nobody.py'], 'nobody.py: expected a .py file'),
         (['nowhere/'], 'nowhere/: expected a .py file'),
