@@ -79,6 +79,12 @@ FAULTS = dict(
             'feature_scatter'
         ),
     ),
+    eps_over_255=Fault(
+        'ε is divided by 255, although images are in [0, 1]',
+        "return p['eps']",
+        "return p['eps'] / 255",
+        'fgsm pgd mim cw trades_attack feature_attack square feature_scatter',
+    ),
     sign_of_zero=Fault(
         'the sign of 0 is +1',
         'return a.sign()',

@@ -215,14 +215,15 @@ def test_a_known_deviation_is_named_within_the_tolerance_only(runner, folder):
 def test_a_deviation_is_named_by_what_the_answer_gives(runner, tmp_path):
     "Several, if it lacks the output in which they differ; none, if all of a deviation that it gives is right"
     r = np.random.default_rng(1)
-    x_adv, other, queries = r.random(SHAPE), r.random(SHAPE), np.array([3, 1, 4])
+    x_adv, queries = r.random(SHAPE), np.array([3, 1, 4])
+    other = np.roll(x_adv, 1)
     deviations = dict(
         worse=('it is worse', dict(x_adv=other, queries=queries + 1)),
         slower=('it is slower', dict(x_adv=other, queries=queries + 2)),
         counted=('it counts', dict(x_adv=x_adv, queries=queries + 1)),
     )
     outputs = dict(x_adv=x_adv, queries=queries, losses=r.random(N))
-    inputs = dict(x=x_adv, y=np.arange(N))
+    inputs = dict(x=np.zeros(SHAPE), y=np.arange(N))
     put_case(tmp_path, 'square-b', 'square', outputs, inputs, deviations=deviations)
     case = runner.load_case(tmp_path / 'square-b.json')
 
@@ -256,8 +257,8 @@ def put(where, value):
         ('losses', lambda a: a / 3, 'losses is 0.33333 times'),
         ('losses', put((1, 0), 7), 'what is required agrees'),
         ('x_adv', lambda a: 1e-6 * a, 'x_adv is 1e-06 times'),
-        ('x_adv', put((1, 0, 0, 0), 7), 'no known deviation'),
-        ('x_adv', lambda a: a**2, 'no known deviation'),
+        ('x_adv', put((1, 0, 0, 0), 0.5), 'no known deviation'),
+        ('x_adv', lambda a: np.where(a > 0.5, a - 1e-3, a), 'no known deviation'),
         ('x_adv', lambda a: a + 1e-7, "if float32 is intended, set PRECISION = 'float32'"),
     ],
 )
@@ -298,10 +299,14 @@ def test_a_perturbation_of_another_size(runner, tmp_path):
     assert of_another(0.1 / 255) == said.format('0.0039216') and of_another(0.2) == said.format('2')
     assert of_another(-0.1) == said.format('-1')
     assert reason(x) == reason(x.astype(np.float32), 'float32') == 'x_adv is x, without a perturbation'
-    assert reason((x + 0.1 * signs * r.random(SHAPE)).clip(0, 1)) == 'no known deviation gives this'
-    assert reason(right + 0.3 * (right == 0)) == 'no known deviation gives this'
-    too_small = (x + 5e-5 * signs).clip(0, 1).astype(np.float32)  # any factor fits it within the tolerance
-    assert reason(too_small, 'float32') == 'no known deviation gives this'
+    assert reason((x + 0.1 * signs * r.choice([0.5, 1], SHAPE)).clip(0, 1)) == 'no known deviation gives this'
+    assert reason(right + 0.05 * (right == 0)) == 'no known deviation gives this'
+    largest = 'the largest entry of x_adv − x is {} times what is expected: another ε, or no ball'
+    mixed = signs * np.where(np.arange(x.size) % 2, 1, 0.5).reshape(SHAPE)
+    assert reason((x + 1e-3 * mixed).clip(0, 1)) == largest.format('0.01')
+    assert reason((x + 0.3 * mixed).clip(0, 1)) == largest.format('3')
+    too_small = (x + 5e-5 * mixed).clip(0, 1).astype(np.float32)  # any factor fits it within the tolerance
+    assert reason(too_small, 'float32').startswith('the largest entry of x_adv − x is 0.0005')
 
 
 @pytest.mark.parametrize('start, first', [(0, 0), (2, 2), (4, 4)])
