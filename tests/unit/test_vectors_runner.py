@@ -150,6 +150,8 @@ def test_numbers_in_float32_are_judged_so_unless_the_adapter_says_otherwise(runn
         'float64',
     ) and 'tolerance of float32' in found.reason
     assert results_of(runner, folder, rounded)['pgd-b'].precision == 'float64'
+    half = changed('losses', lambda a: a.astype(np.float16))
+    assert results_of(runner, folder, half)['pgd-a'].precision == 'float32'
 
 
 def test_integers_and_flags_must_be_equal(runner, folder):
