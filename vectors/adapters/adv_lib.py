@@ -32,9 +32,9 @@ NOT_OFFERED = dict(
 EXPLAINED = dict(
     pgd='_pgd_linf in attacks/projected_gradient_descent.py returns, image by image, the last of the points x_0 to '
     'x_{T-1} that is misclassified, and the clean image if there is none, as it tests a point before its step: the '
-    'point after the last step is computed and never tested. To return a misclassified point is a convention; that '
-    'the last step has no effect is a fault. Its start is always clipped to [0, 1], by clamp_ with the bounds of '
-    'both, which is a convention',
+    'point after the last step is computed and never tested. To return a misclassified point is a convention. The '
+    'last step never has an effect: with one step and no random start, the clean images come back. Its start is '
+    'always clipped to [0, 1], by clamp_ with the bounds of both: a convention',
 )
 
 

@@ -46,9 +46,9 @@ EXPLAINED = dict(
     mim=START,
     square='SquareAttack._get_percentage_of_elements in attacks/evasion/square_attack.py makes the patches smaller by '
     '(t - 1) / max_iter, above each limit, where the vectors have t / (max_iter + 1), from each limit on: a '
-    'convention. SquareAttack.generate draws the places with the upper end left out, so that a patch can never touch '
-    'the lower or the right edge, and NumPy refuses one that is as high as the image, which is a fault; the vectors '
-    'give the places, so that it does not show',
+    'convention. SquareAttack.generate draws the places with the upper end left out, so that a patch never touches '
+    'the lower or the right edge, and NumPy raises an error for one that is as high as the image; this does not show '
+    'here, as the vectors give the places',
 )
 
 SUM = torch.nn.CrossEntropyLoss(reduction='sum')  # with it the gradient of an image is that of its own loss

@@ -35,13 +35,14 @@ EXPLAINED = dict(
     pgd=START,
     mim='BaseGradientDescent.run in attacks/gradient_descent_base.py normalises the gradient before it goes to the '
     'optimizer, and LinfBaseGradientDescent.normalize is the sign: GDMOptimizer in attacks/mi_fgsm.py therefore adds '
-    'up signs, where the paper that it cites adds up gradients divided by their L1 norm. With a momentum of at most '
-    '0.5 the last sign decides alone, as if there were no momentum. A fault. Also, ' + START,
+    'up signs, which differs from the paper that it cites: there, gradients divided by their L1 norm are added up. '
+    'With a momentum of at most 0.5 the last sign decides alone, as if there were no momentum. Also, '
+    + START,
     spsa_gradient='evolutionary_strategies_gradient_estimator in gradient_estimators.py evaluates samples // 2 '
     'pairs and then divides by 4 * sigma * samples, where the mean over pairs has sigma * samples: it is a quarter of '
-    'the estimate, which the sign of an L-infinity step does not show. Its loss is the sum over the batch, so that the '
-    'difference that multiplies the noise of an image contains those of all images. Two faults: the first of scale, '
-    'the second of variance (the mean over the noise is still right)',
+    'that mean, which the sign of an L-infinity step does not show. Its loss is the sum over the batch, so that the '
+    'difference that multiplies the noise of an image contains those of all images. This changes the variance, and '
+    'not the mean over the noise',
 )
 
 

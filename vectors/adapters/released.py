@@ -20,7 +20,7 @@ EXPLAINED = dict(
     trades_attack=_NOT_CLIPPED,
     feature_attack='The released FeaAttack tests an iterate before each step, so never the last one.',
     feature_scatter='Its authors add 1e-6 to each sum inside the logarithm of their Sinkhorn iteration.',
-    adt_exp='The released loop never sets the gradients of μ and ρ to zero; momentum 0 is the text of the paper.',
+    adt_exp='The released loop never sets the gradients of μ and ρ to zero; the paper does not say whether it should.',
 )
 
 

@@ -34,8 +34,8 @@ EXPLAINED = dict(
     'for the others it returns the clean image, not the best point. Square.attack_single_run takes the stripes as '
     'the best point without comparing their margin with that of the clean image. Square.p_selection makes the '
     'patches smaller by (t - 1) / n_queries, where the vectors have t / (n_queries + 1). All three are conventions, '
-    'taken from AutoAttack. Square.random_int leaves the upper end out, so that a patch can never touch the lower '
-    'or the right edge, which is a fault; the vectors give the places, so that it does not show',
+    'taken from AutoAttack. Square.random_int leaves the upper end out, as there, so that a patch never touches the '
+    'lower or the right edge; this does not show here, as the vectors give the places',
 )
 
 
