@@ -71,7 +71,7 @@ class Relu(TinyNetwork):
 
 
 class Conv(TinyNetwork):
-    "A convolution, batch normalisation, ReLU, the mean over pixels, and a linear layer"
+    "A convolution, batch normalisation, ReLU, the mean over all places, and a linear layer"
 
     def __init__(self, weights):
         super().__init__()

@@ -6,6 +6,8 @@
 __all__ = ['adt_cases']
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #imports
+from functools import partial
+
 import numpy as np
 
 from adt_repro.reference.amortised import (
@@ -116,78 +118,94 @@ def _searched(number, make, must=(), shown=(), **least):
     raise LookupError(f'{case.name}: no seed fits, with margins {case.margins}, has {list(case.deviations)}')
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #outer
+def _trades_reversed(z, z_adv, y, beta):
+    return cross_entropy(z, y) + beta * divergence(z_adv, z)
+
+
+def _trades_clean_held_fixed(z, z_adv, y, beta):
+    return cross_entropy(z, y) + beta * divergence(z.real, z_adv)
+
+
+def _trades_mean_over_classes(z, z_adv, y, beta):
+    return cross_entropy(z, y) + beta * divergence(z, z_adv) / _CLASSES
+
+
+def _trades_divergence_summed(z, z_adv, y, beta):
+    return cross_entropy(z, y) + beta * divergence(z, z_adv) * len(z)
+
+
+def _trades_of_adversarial(z, z_adv, y, beta):
+    return cross_entropy(z_adv, y) + beta * divergence(z, z_adv)
+
+
+def _trades_without_beta(z, z_adv, y, beta):
+    return trades_losses(z, z_adv, y, 1.0)
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #outer-deviations-def
+_OF_ADVERSARIAL = 'the cross-entropy was that of the adversarial images'
+_WITHOUT_BETA = 'β was left out (β = 1)'
+
+
 def _trades_deviations():
-    "Other losses of an image than that of TRADES"
+    "Name of another loss than that of TRADES to (reason, loss)"
+    classes = 'the divergence was averaged over the classes too, not only over the images'
+    summed = 'the divergence was summed over the batch, and only the cross-entropy was averaged'
+    fixed = 'the clean prediction in the divergence was held fixed in the gradient'
     return dict(
-        divergence_reversed=(
-            'the divergence was taken the other way round',
-            lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * divergence(z_adv, z),
-        ),
-        clean_held_fixed=(
-            'the clean prediction in the divergence was held fixed in the gradient',
-            lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * divergence(z.real, z_adv),
-        ),
-        mean_over_classes=(
-            'the divergence was averaged over the classes too, not only over the images',
-            lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * divergence(z, z_adv) / _CLASSES,
-        ),
-        divergence_summed=(
-            'the divergence was summed over the batch, and only the cross-entropy was averaged',
-            lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * divergence(z, z_adv) * len(z),
-        ),
-        adversarial_cross_entropy=(
-            'the cross-entropy was that of the adversarial images',
-            lambda z, z_adv, y, beta: cross_entropy(z_adv, y) + beta * divergence(z, z_adv),
-        ),
-        beta_left_out=('β was left out (β = 1)', lambda z, z_adv, y, _: trades_losses(z, z_adv, y, 1.0)),
+        divergence_reversed=('the divergence was taken the other way round', _trades_reversed),
+        clean_held_fixed=(fixed, _trades_clean_held_fixed),
+        mean_over_classes=(classes, _trades_mean_over_classes),
+        divergence_summed=(summed, _trades_divergence_summed),
+        adversarial_cross_entropy=(_OF_ADVERSARIAL, _trades_of_adversarial),
+        beta_left_out=(_WITHOUT_BETA, _trades_without_beta),
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #alp
-def _squares(z, z_adv):
-    return ((z - z_adv) ** 2).mean(1)
+def _paired(z, z_adv, y, beta, a, b):
+    "The cross-entropies of ALP, and the squares of the differences of `a` and `b`"
+    return alp_losses(z, z_adv, y, 0.0) + beta * ((a - b) ** 2).mean(1)
 
 
-def _alp_squares():
-    "Deviations of the squares of ALP"
+def _alp_clean_held_fixed(z, z_adv, y, beta):
+    return _paired(z, z_adv, y, beta, np.real(z), z_adv)
 
-    def paired(a, b):
-        return lambda z, z_adv, y, beta: alp_losses(z, z_adv, y, 0.0) + beta * _squares(a(z), b(z_adv))
 
-    def probabilities(z):
-        return np.exp(log_softmax(z))
+def _alp_sum_over_classes(z, z_adv, y, beta):
+    return alp_losses(z, z_adv, y, beta * _CLASSES)
 
-    return dict(
-        clean_held_fixed=(
-            'the clean logits in the squares were held fixed in the gradient',
-            paired(np.real, lambda z: z),
-        ),
-        sum_over_classes=(
-            'the squares were summed over the classes, not averaged',
-            lambda z, z_adv, y, beta: alp_losses(z, z_adv, y, beta * _CLASSES),
-        ),
-        probabilities_paired=(
-            'probabilities were paired, not logits',
-            paired(probabilities, probabilities),
-        ),
-        beta_left_out=('β was left out (β = 1)', lambda z, z_adv, y, _: alp_losses(z, z_adv, y, 1.0)),
-    )
+
+def _alp_of_probabilities(z, z_adv, y, beta):
+    return _paired(z, z_adv, y, beta, np.exp(log_softmax(z)), np.exp(log_softmax(z_adv)))
+
+
+def _alp_without_beta(z, z_adv, y, beta):
+    return alp_losses(z, z_adv, y, 1.0)
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #alp-others-def
+def _alp_without_halves(z, z_adv, y, beta):
+    return 2 * alp_losses(z, z_adv, y, beta / 2)
+
+
+def _alp_of_clean(z, z_adv, y, beta):
+    return cross_entropy(z, y) + beta * ((z - z_adv) ** 2).mean(1)
+
+
+def _alp_of_adversarial(z, z_adv, y, beta):
+    return cross_entropy(z_adv, y) + beta * ((z - z_adv) ** 2).mean(1)
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #alp-deviations-def
 def _alp_deviations():
-    "Other losses of an image than that of ALP"
-    return _alp_squares() | dict(
-        halves_left_out=(
-            'both cross-entropies had the factor 1, not ½',
-            lambda z, z_adv, y, beta: 2 * alp_losses(z, z_adv, y, beta / 2),
-        ),
-        clean_cross_entropy=(
-            'the cross-entropy was that of the clean images only',
-            lambda z, z_adv, y, beta: cross_entropy(z, y) + beta * _squares(z, z_adv),
-        ),
-        adversarial_cross_entropy=(
-            'the cross-entropy was that of the adversarial images',
-            lambda z, z_adv, y, beta: cross_entropy(z_adv, y) + beta * _squares(z, z_adv),
-        ),
+    "Name of another loss than that of ALP to (reason, loss)"
+    fixed = 'the clean logits in the squares were held fixed in the gradient'
+    of_clean = 'the cross-entropy was that of the clean images only'
+    return dict(
+        clean_held_fixed=(fixed, _alp_clean_held_fixed),
+        sum_over_classes=('the squares were summed over the classes, not averaged', _alp_sum_over_classes),
+        probabilities_paired=('probabilities were paired, not logits', _alp_of_probabilities),
+        beta_left_out=(_WITHOUT_BETA, _alp_without_beta),
+        halves_left_out=('both cross-entropies had the factor 1, not ½', _alp_without_halves),
+        clean_cross_entropy=(of_clean, _alp_of_clean),
+        adversarial_cross_entropy=(_OF_ADVERSARIAL, _alp_of_adversarial),
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #outer-case
@@ -276,7 +294,7 @@ def _scatter_deviations(network, x, start, eps, numbers):
     return _plan_deviations(network, x, start, eps, numbers) | dict(
         start_clipped=('the start was clipped to [0, 1]', clipped),
         start_left_out=('the start was left out', unmoved),
-        descends=('it descends instead of ascends', stepped(clip(moved - uphill, lo, hi))),
+        descends=('it descends instead of ascending', stepped(clip(moved - uphill, lo, hi))),
         step_from_clean=('the step went from x, not from the start', stepped(clip(x + uphill, lo, hi))),
         not_clipped=('images were not clipped to [0, 1]', free),
     )
@@ -375,7 +393,7 @@ def _gaussian_deviations(right, mu, rho, noise, eps, rule):
         exp_for_softplus=('σ was exp(ρ), not softplus(ρ)', with_spread(np.exp(rho))),
         softplus_as_variance=('softplus(ρ) was taken for the variance', with_spread(np.sqrt(spread))),
         eps_inside_tanh=('ε stood inside the tanh', right | dict(delta=inside)),
-        pixel_sum=('density and entropy were sums over pixels, not means', sums),
+        pixel_sum=('density and entropy were sums over entries, not means', sums),
         one_draw=('the entropy was minus the log-density of the one draw', right | drawn),
         entropy_sign=('the entropy had the wrong sign', right | dict(entropy=-right['entropy'])),
     )
@@ -416,26 +434,35 @@ def _as_gaussian(noise, spread, t):
     return noise**2 / 2 + np.log(spread + 1e-8) + 0 * t
 
 
+def _not_kept(images):
+    return images
+
+
 def _with_fixed_rho(law):
     return np.stack([law[:, 0], law[:, 1].real], 1)
+
+
+def _ascent_of(p):
+    "The parameters of the ascent itself"
+    return {k: p[k] for k in ('rho', 'step_size', 'momentum', 'tol')}
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #other-objectives-def
 def _other_objectives(objective, p):
     "Name of a deviation of ADT_EXP's objective to (reason, objective)"
 
     def but(**other):
-        return lambda law, drawn: objective(law, drawn, **other)
+        return partial(objective, **other)
 
     def fixed(law, drawn):
         return objective(_with_fixed_rho(law), drawn)
 
     found = dict(
         entropy_left_out=('the entropy was left out (λ = 0)', but(lbd=0.0)),
-        entropy_sum=('the entropy was a sum over pixels, not a mean', but(over=np.sum)),
+        entropy_sum=('the entropy was a sum over entries, not a mean', but(over=np.sum)),
         entropy_sign=('the entropy had the wrong sign', but(lbd=-p['lbd'])),
         gaussian_entropy=('the entropy was the Gaussian’s, without the tanh', but(surprise=_as_gaussian)),
         rho_held_fixed=('ρ was not changed', fixed),
-        not_clipped=('images were not clipped to [0, 1]', but(kept=lambda images: images)),
+        not_clipped=('images were not clipped to [0, 1]', but(kept=_not_kept)),
     )
     if p['eps'] == 8 / 255:
         found['eps_0031'] = '0.031 was used for 8/255', but(eps=0.031)
@@ -446,8 +473,7 @@ def _ascents(objective, noise, p):
     "Name of a deviation of ADT_EXP to (reason, what its ascent finds)"
 
     def ascent(f=objective, noise=noise, **other):
-        numbers = {k: p[k] for k in ('rho', 'step_size', 'momentum', 'tol')}
-        return exp_ascent(f, noise, **numbers | other)
+        return exp_ascent(f, noise, **_ascent_of(p) | other)
 
     def scaled(factor):
         return ascent(lambda law, drawn: factor * objective(law, drawn))
@@ -463,7 +489,7 @@ def _ascents(objective, noise, p):
     return found | dict(
         draws_reused=('the draws of the first step were used in each step', ascent(noise=first)),
         first_draw_only=('only one draw was used in each step', ascent(noise=noise[:, :1])),
-        descends=('it descends instead of ascends', scaled(-1)),
+        descends=('it descends instead of ascending', scaled(-1)),
         mean_of_draws=('the objective was averaged over the draws, not summed', scaled(1 / draws)),
         batch_mean=('the gradients were those of the mean over the batch', scaled(1 / images)),
         pure_sign=('the step had the sign of the gradient: tol was left out', ascent(tol=1e-300)),
@@ -491,8 +517,7 @@ def _exp_tried(objective, right, x, noise, last_noise, p):
         name: (reason, _exp_outputs(found, x, last_noise, eps))
         for name, (reason, found) in _ascents(objective, noise, p).items()
     }
-    ascent = [p[k] for k in ('rho', 'step_size', 'momentum', 'tol')]
-    exponential = exp_ascent(lambda law, drawn: objective(law, drawn, spread_of=np.exp), noise, *ascent)
+    exponential = exp_ascent(partial(objective, spread_of=np.exp), noise, **_ascent_of(p))
     tried['exp_for_softplus'] = (
         'σ was exp(ρ), not softplus(ρ)',
         _exp_outputs(exponential, x, last_noise, eps, spread_of=np.exp),
@@ -518,7 +543,7 @@ def _exp_case(number, kind, channels, word, p, about, must, **least):
             numbers = dict(eps=p['eps'], lbd=p['lbd']) | other
             return draws_objective(_function(kind, weights), x, y, law, drawn, **numbers)
 
-        found = exp_ascent(objective, noise, *(p[k] for k in ('rho', 'step_size', 'momentum', 'tol')))
+        found = exp_ascent(objective, noise, **_ascent_of(p))
         right = _exp_outputs(found, x, last_noise, p['eps'])
         margins = _exp_margins(kind, weights, x, found, noise, last_noise, p['eps'])
         inputs = dict(x=x, y=y, noise=noise, last_noise=last_noise)
@@ -533,7 +558,7 @@ def _seen_deviations(network, x, y, eps, scale, seen):
     "Other inputs of a generator"
     channels = x.shape[1]
     at_x = np.concatenate([seen[:, : 2 * channels], seen[:, channels : 2 * channels]], 1)
-    free, _, _ = generator_input(network, x, y, eps, scale, kept=lambda images: images)
+    free, _, _ = generator_input(network, x, y, eps, scale, kept=_not_kept)
     mean = generator_input(network, x, y, eps, scale / len(x))[0]
     unscaled = generator_input(network, x, y, eps, 1.0)[0]
     return dict(
@@ -569,27 +594,43 @@ def _swapped(parts):
     return dict(generator=halves)
 
 
+def _minus_surprise(noise, spread, t):
+    return -draw_surprise(noise, spread, t)
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #objectives-of-generators
+# Objectives of a generator: of the losses and the entropies of the images
+
+
+def _loss_alone(losses, entropies):
+    return losses.mean()
+
+
+def _loss_and_entropy(losses, entropies, lbd):
+    return losses.mean() + lbd * entropies.mean()
+
+
+def _summed_loss_and_entropy(losses, entropies, lbd):
+    return losses.sum() + lbd * entropies.mean()
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #exp-am-deviations-def
 def _exp_am_deviations(right, made, outputs, others, lbd):
     "Deviations of EXP-AM; `made(parts, **other)`, `outputs(generated, **other)`, `others`: other inputs"
 
     def but(**other):
-        return outputs(lambda parts: made(parts, **other))
-
-    def minus(noise, spread, t):
-        return -draw_surprise(noise, spread, t)
+        return outputs(partial(made, **other))
 
     swapped = outputs(lambda parts: made(_swapped(parts)))
-    summed = outputs(made, over=np.sum, objective=lambda a, h: a.sum() + lbd * h.mean())
+    summed = outputs(made, over=np.sum, objective=partial(_summed_loss_and_entropy, lbd=lbd))
     found = {name: (reason, but(seen=other)) for name, (reason, other) in others.items()}
     return found | dict(
-        entropy_left_out=('the entropy was left out (λ = 0)', outputs(made, objective=lambda a, h: a.mean())),
-        entropy_sum=('the entropy was a sum over pixels, not a mean', but(over=np.sum)),
-        entropy_sign=('the entropy had the wrong sign', but(surprise=minus)),
+        entropy_left_out=('the entropy was left out (λ = 0)', outputs(made, objective=_loss_alone)),
+        entropy_sum=('the entropy was a sum over entries, not a mean', but(over=np.sum)),
+        entropy_sign=('the entropy had the wrong sign', but(surprise=_minus_surprise)),
         gaussian_entropy=('the entropy was the Gaussian’s, without the tanh', but(surprise=_as_gaussian)),
         exp_for_softplus=('σ was exp(ρ), not softplus(ρ)', but(spread_of=np.exp)),
         halves_swapped=('the generator’s first channels were ρ, the others μ', swapped),
         noise_left_out=('δ came from μ, without a draw', but(noise=np.zeros_like(right['x_adv']))),
-        not_clipped=('images were not clipped to [0, 1]', but(kept=lambda images: images)),
+        not_clipped=('images were not clipped to [0, 1]', but(kept=_not_kept)),
         batch_sum=('the loss was summed over the batch, not averaged', summed),
         **_uphill_deviations(right),
     )
@@ -615,11 +656,13 @@ def _exp_am_case(number, kind, channels, p, about, must):
         def made(parts, seen=right_seen, noise=noise, **other):
             return exp_generated(network, x, y, seen, noise, parts['generator'], eps, **other)
 
-        def outputs(generated, objective=lambda a, h: a.mean() + lbd * h.mean(), **other):
+        climbed = partial(_loss_and_entropy, lbd=lbd)
+
+        def outputs(generated, objective=climbed, **other):
             return amortised_outputs(kind, weights, y, parts, generated, objective, **other)
 
         right = outputs(made)
-        unclipped = made(parts, kept=lambda images: images)[2]
+        unclipped = made(parts, kept=_not_kept)[2]
         margins = _am_margins(kind, weights, x, first, point, unclipped, eps)
         inputs = dict(x=x, y=y, noise=noise) | _flat(parts)
         name, required = f'adt_exp_am-{kind}', ('loss', 'entropy')
@@ -642,17 +685,44 @@ def _without_constant(z, mean, variance):
 def _by_column(flat, height, width):
     return flat.reshape(len(flat), 1, width, height).swapaxes(2, 3)
 
+
+def _as_delta(t, eps):
+    return eps * t
+
 # %% ../../nbs/library/reference/adt_cases.ipynb #imp-am-deviations-def
+def _loss_and_bounded(losses, entropies, lbd, top):
+    "The objective of IMP-AM: the mean entropy counts up to `top`"
+    return losses.mean() + lbd * smaller(entropies.mean(), top)
+
+
+def _summed_loss_and_bounded(losses, entropies, lbd, top):
+    return losses.sum() + lbd * smaller(entropies.mean(), top)
+
+
+def _bounded_by_image(losses, entropies, lbd, top):
+    return losses.mean() + lbd * smaller(entropies, top).mean()
+
+
+def _bounded_below(losses, entropies, lbd, top):
+    return losses.mean() - lbd * smaller(-entropies.mean(), -top)
+
+
+def _loss_minus_bounded(losses, entropies, lbd, top):
+    return losses.mean() - lbd * smaller(entropies.mean(), top)
+
+# %% ../../nbs/library/reference/adt_cases.ipynb #other-ends-def
 def _other_ends(lbd, top):
     "Name of a deviation of IMP-AM's objective to (reason, objective)"
     each = 'the upper end was that of each image’s entropy, not of the mean'
     larger = 'the larger of entropy and −u_max was taken'
+    free = 'the upper end of the entropy had no effect'
+    bounds = dict(lbd=lbd, top=top)
     return dict(
-        entropy_left_out=('the entropy was left out (λ = 0)', lambda a, h: a.mean()),
-        hinge_missing=('the upper end of the entropy had no effect', lambda a, h: a.mean() + lbd * h.mean()),
-        hinge_per_image=(each, lambda a, h: a.mean() + lbd * smaller(h, top).mean()),
-        hinge_as_maximum=(larger, lambda a, h: a.mean() - lbd * smaller(-h.mean(), -top)),
-        entropy_sign=('the entropy had the wrong sign', lambda a, h: a.mean() - lbd * smaller(h.mean(), top)),
+        entropy_left_out=('the entropy was left out (λ = 0)', _loss_alone),
+        hinge_missing=(free, partial(_loss_and_entropy, lbd=lbd)),
+        hinge_per_image=(each, partial(_bounded_by_image, **bounds)),
+        hinge_as_maximum=(larger, partial(_bounded_below, **bounds)),
+        entropy_sign=('the entropy had the wrong sign', partial(_loss_minus_bounded, **bounds)),
     )
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #imp-am-deviations-part
@@ -660,24 +730,22 @@ def _imp_am_deviations(right, made, outputs, others, lbd, top):
     "Deviations of IMP-AM; arguments as for EXP-AM, and `top`: −u_max"
 
     def but(**other):
-        return outputs(lambda parts: made(parts, **other))
+        return outputs(partial(made, **other))
 
-    def climbing(objective, **other):
-        return outputs(made, objective=objective, **other)
-
-    summed = climbing(lambda a, h: a.sum() + lbd * smaller(h.mean(), top), over=np.sum)
+    summed = outputs(made, over=np.sum, objective=partial(_summed_loss_and_bounded, lbd=lbd, top=top))
     found = {name: (reason, but(seen=other)) for name, (reason, other) in others.items()}
-    found |= {name: (reason, climbing(f)) for name, (reason, f) in _other_ends(lbd, top).items()}
+    ends = _other_ends(lbd, top)
+    found |= {name: (reason, outputs(made, objective=f)) for name, (reason, f) in ends.items()}
     return found | dict(
         entropy_sum=('the entropy was a sum over the dimensions of z, not a mean', but(over=np.sum)),
-        encoder_reads_delta=('the encoder was given δ, not t', but(told=lambda t, eps: eps * t)),
+        encoder_reads_delta=('the encoder was given δ, not t', but(told=_as_delta)),
         softplus_as_deviation=(
             'softplus was taken for the standard deviation',
             but(log_density=_as_deviation),
         ),
         constant_left_out=('½ log 2π was left out', but(log_density=_without_constant)),
         by_column=('the channel of z was filled column by column', but(plane=_by_column)),
-        not_clipped=('images were not clipped to [0, 1]', but(kept=lambda images: images)),
+        not_clipped=('images were not clipped to [0, 1]', but(kept=_not_kept)),
         batch_sum=('the loss was summed over the batch, not averaged', summed),
         **_uphill_deviations(right),
     )
@@ -715,11 +783,13 @@ def _imp_am_case(number, kind, channels, word, p, about, must):
         def made(parts, seen=right_seen, **other):
             return imp_generated(network, x, y, seen, z, parts['generator'], parts['encoder'], eps, **other)
 
-        def outputs(generated, objective=lambda a, h: a.mean() + lbd * smaller(h.mean(), top), **other):
+        climbed = partial(_loss_and_bounded, lbd=lbd, top=top)
+
+        def outputs(generated, objective=climbed, **other):
             return amortised_outputs(kind, weights, y, parts, generated, objective, **other)
 
         right = outputs(made)
-        unclipped = made(parts, kept=lambda images: images)[2]
+        unclipped = made(parts, kept=_not_kept)[2]
         margins = _am_margins(kind, weights, x, first, point, unclipped, eps)
         margins['hinge'] = float(abs(right['entropy'] - top))
         name, required = f'adt_imp_am-{kind}-{word}', ('loss', 'entropy')
@@ -778,10 +848,8 @@ def _exp_cases():
     shows = 'mean_of_draws', 'batch_mean', 'pure_sign', 'eps_0031'
     many = p(4, 4, 1.0, rho=-0.5)
     conv, slow = p(4, 2, 1.0, eps=eps, lbd=1.0), p(4, 2, 1.0, eps=eps, lbd=1.0, tol=0.01)
-    kept, zeroed = (
-        'Gradients add up, as in the released code.',
-        'Gradients are zeroed, as in the paper’s text.',
-    )
+    kept = 'Gradients add up, as in the released code.'
+    zeroed = 'Gradients are set to zero in each step.'
     large = 'Steps much shorter than α, as tol is of the size of the gradients.'
     return [
         _exp_case(231, 'relu', 2, 'momentum-one', p(6, 1, 1.0), kept, (*both, 'gradients_zeroed')),

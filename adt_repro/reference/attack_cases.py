@@ -164,7 +164,7 @@ REASONS = dict(
     training_mode='batch normalisation used the statistics of the batch, as in training',
     large_epsilon='batch normalisation added 1e-3 to the variance, not 1e-5',
     softmax_applied='probabilities were given instead of logits',
-    descends='it descends instead of ascends',
+    descends='it descends instead of ascending',
     predicted_label='the predicted class was used instead of the label',
     labels_from_one='labels were counted from 1',
     length_not_sign='the gradient was divided by its length, not reduced to its sign',
@@ -261,6 +261,10 @@ def _by_length(g):
     return g / np.where(lengths > 0, lengths, 1)
 
 
+def _downhill(g):
+    return -np.sign(g)
+
+
 def _one_for_zero(g):
     return np.where(g < 0, -1.0, 1.0)
 
@@ -315,7 +319,7 @@ def _ways_of_climbs(case):
     "Names of mistakes to functions that make them"
     p, again = case.parameters, partial(run_again, case)
     ways = dict(
-        descends=partial(again, direction=lambda g: -np.sign(g)),
+        descends=partial(again, direction=_downhill),
         not_clipped=partial(again, project=_within),
         length_not_sign=partial(again, direction=_by_length),
     )
@@ -470,7 +474,7 @@ def _ways_of_feature_attack(case):
         first_target=partial(again, n_targets=1),
         answer_negated=lambda: right | dict(misclassified=~right['misclassified']),
         start_left_out=partial(again, start=0 * case.inputs['start']),
-        descends=partial(again, direction=lambda g: -np.sign(g)),
+        descends=partial(again, direction=_downhill),
     )
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #of-searches-b
@@ -498,10 +502,14 @@ def _ways_of_spsa(case):
         one_sided=one_sided,
         quarter_of_the_batch=partial(again, loss=of_the_batch),
         points_clipped=partial(again, point=clip),
-        cross_entropy=partial(again, loss=lambda net, images, y: cross_entropy(logits(*net, images), y)),
+        cross_entropy=partial(again, loss=_cross_entropies),
     )
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #of-searches-c
+def _cross_entropies(net, images, y):
+    return cross_entropy(logits(*net, images), y)
+
+
 def _later_patches(case):
     "The patches, with the sizes that (t - 1) / T gives, where they are above a limit"
     patches, (height, width) = case.inputs['patches'].copy(), case.inputs['x'].shape[2:]
@@ -522,12 +530,8 @@ def _ways_of_square(case):
     again = partial(run_again, case)
     rows = case.inputs['stripes'][:, :, : case.inputs['x'].shape[2]]
     right = case.outputs
-
-    def unclipped(net, images, y):
-        return cross_entropy(logits(*net, images), y)
-
     return dict(
-        cross_entropy=partial(again, loss=unclipped),
+        cross_entropy=partial(again, loss=_cross_entropies),
         goes_on=partial(again, stops=False),
         clean_not_counted=lambda: right | dict(queries=right['queries'] - 1),
         always_stripes=partial(again, always_first=True),
@@ -686,7 +690,7 @@ def _plans_of_networks():
 
 def _plans_of_fgsm():
     return [
-        Plan('fgsm-linear', 'Some pixels end at 0 or 1.', 'linear', dict(eps=0.1), scale=0.3),
+        Plan('fgsm-linear', 'Some entries end at 0 or 1.', 'linear', dict(eps=0.1), scale=0.3),
         Plan('fgsm-relu', 'A radius of 8/255.', 'relu', dict(eps=8 / 255)),
         Plan('fgsm-conv', 'Convolution, five classes.', 'conv', dict(eps=0.2), classes=5, shape=(3, 4, 5)),
     ]
@@ -741,7 +745,7 @@ def _more_plans_of_pgd():
         ),
         Plan(
             'pgd-linear-zero-gradient',
-            'Some pixels have weights of exactly 0 for all classes: there the gradient is exactly 0, with sign 0.',
+            'Some entries have weights of exactly 0 for all classes: there the gradient is exactly 0, with sign 0.',
             'linear',
             _p(0.2, 0.06, 4, True),
             draw=_draw_start,
@@ -851,7 +855,7 @@ def _plans_of_searches():
         Plan('spsa_gradient-conv', 'Convolution, large steps.', 'conv', dict(sigma=0.1), **spsa),
         Plan(
             'square-relu',
-            'Larger images, with patches of five to one pixels.',
+            'Larger images, with patches whose sides are five to one.',
             'relu',
             dict(eps=0.1, first=0.8, budget=121),
             shape=(2, 10, 12),

@@ -22,7 +22,7 @@ class Case:
     name: str  # words joined by -, such as pgd-relu-clipped
     function: str  # a function of the specification, such as pgd
     about: str  # one sentence: what is special about this vector
-    parameters: dict  # names to numbers, flags or words
+    parameters: dict  # names to numbers and flags
     inputs: dict  # names to arrays, as the specification names them
     outputs: dict  # names to arrays: float64, int64 or bool
     required: tuple = ('x_adv',)  # outputs that must be given
