@@ -645,6 +645,7 @@ def _exp_generator(rng, channels):
 def _exp_am_case(number, kind, channels, p, about, must):
     "A vector of adt_exp_am; `p`: its parameters"
     eps, lbd = p['eps'], p['lbd']
+    climbed = partial(_loss_and_entropy, lbd=lbd)
 
     def make(rng):
         weights = _network(rng, kind, channels)
@@ -656,14 +657,11 @@ def _exp_am_case(number, kind, channels, p, about, must):
         def made(parts, seen=right_seen, noise=noise, **other):
             return exp_generated(network, x, y, seen, noise, parts['generator'], eps, **other)
 
-        climbed = partial(_loss_and_entropy, lbd=lbd)
-
         def outputs(generated, objective=climbed, **other):
             return amortised_outputs(kind, weights, y, parts, generated, objective, **other)
 
         right = outputs(made)
-        unclipped = made(parts, kept=_not_kept)[2]
-        margins = _am_margins(kind, weights, x, first, point, unclipped, eps)
+        margins = _am_margins(kind, weights, x, first, point, made(parts, kept=_not_kept)[2], eps)
         inputs = dict(x=x, y=y, noise=noise) | _flat(parts)
         name, required = f'adt_exp_am-{kind}', ('loss', 'entropy')
         case = Case(name, 'adt_exp_am', about, p, inputs, right, required, kind, weights, {}, margins)
@@ -773,6 +771,7 @@ def _imp_parts(rng, channels):
 def _imp_am_case(number, kind, channels, word, p, about, must):
     "A vector of adt_imp_am; `p`: its parameters"
     eps, lbd, top = p['eps'], p['lbd'], -p['u_max']
+    climbed = partial(_loss_and_bounded, lbd=lbd, top=top)
 
     def make(rng):
         weights, parts = _network(rng, kind, channels), _imp_parts(rng, channels)
@@ -783,14 +782,11 @@ def _imp_am_case(number, kind, channels, word, p, about, must):
         def made(parts, seen=right_seen, **other):
             return imp_generated(network, x, y, seen, z, parts['generator'], parts['encoder'], eps, **other)
 
-        climbed = partial(_loss_and_bounded, lbd=lbd, top=top)
-
         def outputs(generated, objective=climbed, **other):
             return amortised_outputs(kind, weights, y, parts, generated, objective, **other)
 
         right = outputs(made)
-        unclipped = made(parts, kept=_not_kept)[2]
-        margins = _am_margins(kind, weights, x, first, point, unclipped, eps)
+        margins = _am_margins(kind, weights, x, first, point, made(parts, kept=_not_kept)[2], eps)
         margins['hinge'] = float(abs(right['entropy'] - top))
         name, required = f'adt_imp_am-{kind}-{word}', ('loss', 'entropy')
         inputs = dict(x=x, y=y, z=z) | _flat(parts)

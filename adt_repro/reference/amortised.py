@@ -81,7 +81,7 @@ def _plane(flat, height, width):
 def _unchanged(t, eps):
     return t
 
-
+# %% ../../nbs/library/reference/amortised.ipynb #imp-generated
 def imp_generated(
     network,  # maps images, possibly complex, to (N, K) logits
     x: np.ndarray,  # (N, C, H, W) images in [0, 1]

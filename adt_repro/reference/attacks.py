@@ -144,7 +144,7 @@ def follow_gradient(
     "The gradient itself"
     return g
 
-
+# %% ../../nbs/library/reference/attacks.ipynb #momentum-def
 def mean_size(
     g: np.ndarray,  # (N, C, H, W) gradients
 ) -> np.ndarray:  # (N, 1, 1, 1)

@@ -154,7 +154,7 @@ def test_a_run_writes_nothing(tmp_path, monkeypatch):
         return {file: file.stat().st_mtime_ns for file in files}
 
     before = state()
-    results_of(next(iter(FAULTS.values())))
+    results_of.__wrapped__(next(iter(FAULTS.values())))  # not from the cache
     results_by('adt_repro')
     assert state() == before
 
