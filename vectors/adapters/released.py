@@ -111,21 +111,21 @@ def trades_attack(case):
 
 
 def feature_attack(case):
-    "An image falls as soon as a copy of it is misclassified at an iterate that is tested"
+    "An image is misclassified if a copy of it is at an iterate that is tested"
     t, p, model = tensors(case), case.parameters, build(case)
-    x, y, falls = t['x'], t['y'], torch.zeros(len(t['x']), dtype=torch.bool)
+    x, y, wrong = t['x'], t['y'], torch.zeros(len(t['x']), dtype=torch.bool)
     iterates = []
     for start, target in zip(t['start'].unbind(1), t['targets'].unbind(1), strict=True):
         goal = model.features(target).detach()
         path = [(x + p['eps'] * start).clamp(0, 1)]
         for _ in range(p['steps']):
-            falls |= model(path[-1]).argmax(1) != y
+            wrong |= model(path[-1]).argmax(1) != y
             distance = gradient_of_mean(
                 lambda at, goal=goal: (1 - F.cosine_similarity(model.features(at), goal)).mean(), path[-1]
             )
             path.append(into_ball(path[-1].detach() - p['step_size'] * distance.sign(), x, p['eps']))
         iterates.append(torch.stack(path))
-    return arrays(misclassified=falls, iterates=torch.stack(iterates, 2))
+    return arrays(misclassified=wrong, iterates=torch.stack(iterates, 2))
 
 
 def spsa_gradient(case):
