@@ -184,6 +184,9 @@ def _imported(file):
     name = f'adapter_of_vectors_{file.stem}'
     spec = importlib.util.spec_from_file_location(name, file)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    beside = str(file.parent)  # what stands beside an adapter can be imported, but never instead of a library
+    if file.parent != HERE / 'adapters' and beside not in sys.path:
+        sys.path.append(beside)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
@@ -219,9 +222,10 @@ def _meant(name, f):
 
 def _functions_of(module, file):
     "The functions that an adapter offers; `Refused` if the name of another one is almost that of a function"
-    for name, f in _own_functions(module).items():
+    own = _own_functions(module)
+    for name, f in own.items():
         meant = [] if name in FUNCTIONS or name.startswith('_') else _meant(name, f)
-        if meant:
+        if meant and not set(meant) & set(own):  # beside the function itself it is a helper
             raise Refused(
                 f'{file}: {name} is no function of the specification, expected {" or ".join(meant)}; '
                 f'a helper needs another name, such as _{name}'
@@ -298,6 +302,8 @@ def find_adapter(
 ) -> Adapter:
     "What the command line names; `Refused` if there is no such thing"
     path = Path(text)
+    if not text:
+        raise Refused("ADAPTER: expected a name in adapters/, a .py file or a folder, this is ''")
     if path.suffix == '.py' and path.is_file():
         return module_adapter(path.resolve(), cases)
     own = HERE / 'adapters' / f'{text}.py'
@@ -652,7 +658,7 @@ def table_text(
     passed = sum(result['result'] == 'passed' for result in results)
     offered = sum(result['result'] != 'not offered' for result in results)
     versions = ', '.join(f'{name} {version}' for name, version in adapter.versions.items())
-    tail = f'{adapter.name}: passes {passed} of {offered} vectors that it offers, of {len(results)}'
+    tail = f'{adapter.name}: passes {passed} of the {offered} vectors that it offers ({len(results)} in all)'
     tail += f' ({versions})' if versions else ''
     return '\n'.join([*lines, '', *more, *([''] if more else []), tail])
 
@@ -711,8 +717,10 @@ def _parser():
 
 
 def _write(file, text):
+    part = Path(f'{file}.part')
     try:
-        Path(file).write_text(text, encoding='utf-8')
+        part.write_text(text, encoding='utf-8')
+        part.replace(file)
     except OSError as error:
         raise Refused(f'--json {file}: cannot be written ({error.strerror})') from None
 
@@ -727,7 +735,7 @@ def _run(options):
     if options.adapter is None:
         raise Refused('ADAPTER: expected a name in adapters/, a .py file or a folder; --list shows the names')
     chosen(cases, options.cases)
-    if options.json and not Path(options.json).absolute().parent.is_dir():
+    if options.json and (Path(options.json).is_dir() or not Path(options.json).absolute().parent.is_dir()):
         raise Refused(f'--json {options.json}: expected a file in a folder that is there')
     adapter = find_adapter(options.adapter, cases)
     results = run_cases(adapter, cases, options.cases, options.verbose)

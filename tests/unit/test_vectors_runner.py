@@ -375,11 +375,11 @@ def fgsm(case):
         '  likely reason: one step too few',
         '  explained: its line 3',
         '',
-        'mine: passes 2 of 3 vectors that it offers, of 4 (library 1.2)',
+        'mine: passes 2 of the 3 vectors that it offers (4 in all) (library 1.2)',
     ]
     assert re.fullmatch(r'pgd-b deviates: x_adv by 0\.\d+ in 3 of 3 images', out[4])
     status, out, _ = status_and_lines(runner, capsys, folder / 'mine.py', '--cases', 'fgsm', '*-a')
-    assert status == 0 and out[-1].startswith('mine: passes 2 of 2 vectors that it offers, of 3')
+    assert status == 0 and out[-1].startswith('mine: passes 2 of the 2 vectors that it offers (3 in all)')
     _, verbose, _ = status_and_lines(runner, capsys, folder / 'mine.py', '--verbose')
     assert 'pgd-a passed' in verbose and '  losses: largest difference 0' in verbose
 
@@ -620,6 +620,30 @@ def test_helpers_may_have_names_that_no_one_takes_for_a_function(runner, folder,
     assert status == 0 and out[0] == 'fgsm    passed 1 of 1'
 
 
+def test_a_helper_of_a_function_may_have_a_name_like_it(runner, folder, capsys):
+    "pgd2 beside pgd is a helper; pgd2 alone is taken for a misspelt pgd"
+    helper = 'def pgd2(case): return right(case)\n'
+    status, out, _ = status_and_lines(
+        runner, capsys, put_adapter(folder, helper + 'def pgd(case): return pgd2(case)')
+    )
+    assert status == 0 and out[1] == 'pgd     passed 2 of 2'
+    status, _, err = status_and_lines(runner, capsys, put_adapter(folder, helper))
+    assert status == 2 and 'expected pgd;' in err[0]
+
+
+def test_an_adapter_imports_what_stands_beside_it(runner, folder, capsys, monkeypatch):
+    "But never instead of a library: its folder comes last"
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    place = folder / 'elsewhere'
+    place.mkdir()
+    (place / 'beside_the_adapter.py').write_text('VALUE = 3')
+    (place / 'fractions.py').write_text('raise SystemError')
+    code = 'from fractions import Fraction\nfrom beside_the_adapter import VALUE\n'
+    code += 'def pgd(case): return right(case)'
+    status, out, _ = status_and_lines(runner, capsys, put_adapter(place, code))
+    assert status == 0 and out[1] == 'pgd     passed 2 of 2' and sys.path[-1] == str(place.resolve())
+
+
 @pytest.mark.parametrize(
     'args, expected',
     [
@@ -633,7 +657,8 @@ def test_helpers_may_have_names_that_no_one_takes_for_a_function(runner, folder,
         (['nowhere/'], 'nowhere/: expected a .py file'),
         (['mine.py', '--cases', 'pgd', 'q*'], '--cases q*: fits none'),
         (['mine.py', '--json', 'nowhere/r.json'], '--json nowhere/r.json: expected'),
-        (['mine.py', '--json', 'cases'], '--json cases: cannot be written'),
+        (['mine.py', '--json', 'cases'], '--json cases: expected a file'),
+        ([''], "this is ''"),
         (['mine.py', '--json'], 'expected one argument'),
         (['mine.py', '--jsno', 'r'], '--jsno'),
     ],
@@ -815,7 +840,7 @@ def test_the_command_runs_the_same_program(clone, capfd):
     assert find_vectors() == clone / 'vectors'
     assert adt(['vectors']) == 0
     out = capfd.readouterr().out
-    assert f'adt_repro: passes 2 of 2 vectors that it offers, of 4 (at {ROOT}/adt_repro/' in out
+    assert f'adt_repro: passes 2 of the 2 vectors that it offers (4 in all) (at {ROOT}/adt_repro/' in out
     assert (
         out == run(sys.executable, 'vectors/run.py', 'adt_repro', env=dict(PYTHONPATH=ROOT), cwd=clone).stdout
     )
@@ -892,7 +917,7 @@ def test_an_adapter_of_answers_for_all_vectors(published, tmp_path, capsys):
     for case in cases:
         save_file(case.expected, tmp_path / f'{case.name}.safetensors')
     assert run.main([str(tmp_path)]) == 0
-    assert f'passes {len(cases)} of {len(cases)} vectors' in capsys.readouterr().out
+    assert f'passes {len(cases)} of the {len(cases)} vectors' in capsys.readouterr().out
     for one, two in zip(cases, cases[1:], strict=False):
         if one.function == two.function:
             shared = {k: a for k, a in one.expected.items() if k in two.outputs}

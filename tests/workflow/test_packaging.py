@@ -131,7 +131,7 @@ def check_command(adt, folder):
     listed = run(adt, 'vectors', '--list', cwd=folder)
     assert '  adt_repro: ' in listed and re.search(r'^  pgd: pgd-', listed, re.M), listed
     said = run(adt, 'vectors', '--json', 'vectors.json', cwd=folder)
-    assert re.search(r'^adt_repro: passes (\d+) of \1 vectors that it offers', said, re.M), said
+    assert re.search(r'^adt_repro: passes (\d+) of the \1 vectors that it offers', said, re.M), said
     found = json.loads((folder / 'vectors.json').read_text())
     assert found['adapter'] == 'adt_repro' and len(found['results']) >= 40
     (folder / 'vectors.json').unlink()
