@@ -666,8 +666,8 @@ def table_text(
 def list_text(
     cases: list,  # of `Case`
 ) -> str:
-    "The adapters in adapters/, by their first lines and functions, and the functions with their vectors"
-    lines = ['adapters:']
+    "The folder; adapters, by their first lines and functions; the functions with their vectors"
+    lines = [f'folder: {HERE}, README.md is the specification', 'adapters:']
     for file in adapter_files():
         tree = ast.parse(file.read_text(encoding='utf-8'))
         bound = [getattr(node, 'targets', [node]) for node in tree.body]

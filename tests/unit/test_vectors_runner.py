@@ -639,6 +639,7 @@ def test_an_adapter_imports_what_stands_beside_it(runner, folder, capsys, monkey
     (place / 'beside_the_adapter.py').write_text('VALUE = 3')
     (place / 'fractions.py').write_text('raise SystemError')
     code = 'from fractions import Fraction\nfrom beside_the_adapter import VALUE\n'
+    (place / 'cases').symlink_to(folder / 'cases')
     code += 'def pgd(case): return right(case)'
     status, out, _ = status_and_lines(runner, capsys, put_adapter(place, code))
     assert status == 0 and out[1] == 'pgd     passed 2 of 2' and sys.path[-1] == str(place.resolve())
