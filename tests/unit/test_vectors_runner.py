@@ -759,7 +759,8 @@ def test_the_list(runner, folder, capsys):
     code = 'from fractions import Fraction as mim\ndef pgd(case): pass\ncw = pgd\ndef _fgsm(case): pass'
     put_adapter(folder, f'import no_such_library\n{code}', 'adapters/other.py')
     status, out, _ = status_and_lines(runner, capsys, '--list')
-    assert status == 0 and out[:3] == ['adapters:', '  other: An adapter', '    pgd cw']
+    assert status == 0 and out[0] == f'folder: {folder}, README.md is the specification'
+    assert out[1:4] == ['adapters:', '  other: An adapter', '    pgd cw']
     assert '  pgd: pgd-a pgd-b' in out and '  cw: none' in out
 
 
