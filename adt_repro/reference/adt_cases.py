@@ -61,7 +61,7 @@ def _function(kind, weights):
 
 # %% ../../nbs/library/reference/adt_cases.ipynb #margins
 _LEAST = dict(gradient=1e-3, activation=1e-4, clip=1e-5, saturation=2e-3, cost=1e-4, rounds=0.05, hinge=0.05)
-_DECIDED = dict(gradient=1e-5, slope=1e-4)  # of deviations
+_DECIDED = dict(gradient=1e-5, slope=1e-4, direction=1e-9)  # of deviations
 
 
 def _share(gradients):
@@ -425,7 +425,7 @@ def _exp_outputs(found, x, noise, eps, **other):
     x_adv = last_draw(x, laws[-1], noise, eps, **other)
     moving = np.abs(found['gradients'])  # exact zeros stay, in any precision
     largest = moving.max((3, 4, 5), keepdims=True)
-    iterates['ties'] = dict(gradient=float((moving / np.maximum(largest, 1e-300))[moving > 0].min(initial=1)))
+    iterates['ties'] = dict(direction=float((moving / np.maximum(largest, 1e-300))[moving > 0].min(initial=1)))
     return dict(mu=laws[-1][:, 0], rho=laws[-1][:, 1], x_adv=x_adv, **iterates)
 
 
