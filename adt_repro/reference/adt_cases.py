@@ -425,7 +425,9 @@ def _exp_outputs(found, x, noise, eps, **other):
     x_adv = last_draw(x, laws[-1], noise, eps, **other)
     moving = np.abs(found['gradients'])  # exact zeros stay, in any precision
     largest = moving.max((3, 4, 5), keepdims=True)
-    iterates['ties'] = dict(direction=float((moving / np.maximum(largest, 1e-300))[moving > 0].min(initial=1)))
+    iterates['ties'] = dict(
+        direction=float((moving / np.maximum(largest, 1e-300))[moving > 0].min(initial=1))
+    )
     return dict(mu=laws[-1][:, 0], rho=laws[-1][:, 1], x_adv=x_adv, **iterates)
 
 

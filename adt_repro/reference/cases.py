@@ -194,7 +194,8 @@ def compare_case(
     "What differs between two makings of one vector"
     said, before = description_of(a), description_of(b)
     margins, margins_before = said.pop('margins'), before.pop('margins')
-    lines = [f'{a.name}: {key} differ' if key.endswith('s') else f'{a.name}: {key} differs' for key in before if said[key] != before[key]]
+    changed = [key for key in before if said[key] != before[key]]
+    lines = [f'{a.name}: {key} differ{"" if key.endswith("s") else "s"}' for key in changed]
     arrays, others = arrays_of(a), arrays_of(b)
     lines += [f'{a.name}: {name} is in one of them only' for name in sorted(arrays.keys() ^ others.keys())]
     for name in sorted(arrays.keys() & others.keys()):
