@@ -72,7 +72,8 @@ def fgsm(case):
     model, t, p = opened(case)
     x, eps = t['x'], radius(p)
     gradient = slope(lambda at: cross_entropy(model(at), t['y']), x)
-    return arrays(x_adv=ball(x + eps * sign(gradient), x, eps), gradient=gradient)
+    loss = cross_entropy(model(x), t['y'])
+    return arrays(x_adv=ball(x + eps * sign(gradient), x, eps), loss=loss, gradient=gradient)
 
 
 def climb(case, value, accumulate=lambda m, g: g):

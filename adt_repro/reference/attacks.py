@@ -173,6 +173,7 @@ def ascend(
     follow=follow_gradient,  # maps what was followed before, and the gradients, to what is followed
     direction=np.sign,  # maps what is followed to the direction of the step
     project=into_ball,  # maps a point to one that is allowed
+    slopes=image_gradients,  # maps `value` and a point to the gradients
 ) -> dict:  # x_adv, iterates, losses, signs; and followed (T, N, C, H, W)
     "Steps along the sign of a gradient"
     point = x + p['eps'] * start
@@ -181,7 +182,7 @@ def ascend(
     iterates, losses, followed = [point], [], [np.zeros(x.shape)]
     for _ in range(p['steps']):
         losses.append([value(image[None], i)[0] for i, image in enumerate(point)])
-        followed.append(follow(followed[-1], image_gradients(value, point)))
+        followed.append(follow(followed[-1], slopes(value, point)))
         point = point + p['step_size'] * direction(followed[-1])
         point = project(point, x, p['eps'], iterates[0])
         iterates.append(point)
@@ -215,7 +216,8 @@ def climb_fgsm(
     value = value or cross_entropy_of(net, inputs['y'])
     one = dict(step_size=p['eps'], steps=1, clip_start=False) | p
     found, ties = _climb(net, value, dict(x=inputs['x'], y=inputs['y']), one, **given)
-    return dict(x_adv=found['x_adv'], gradient=image_gradients(value, inputs['x'])), ties
+    loss, slope = found['losses'][0], image_gradients(value, inputs['x'])
+    return dict(x_adv=found['x_adv'], loss=loss, gradient=slope), ties
 
 # %% ../../nbs/library/reference/attacks.ipynb #climbs-b
 def climb_pgd(
@@ -283,10 +285,10 @@ def run_forward(
     return found, dict(activation=kink(net, x))
 
 # %% ../../nbs/library/reference/attacks.ipynb #feature
-def _climbs_to_targets(net, inputs, p, direction):
+def _climbs_to_targets(net, inputs, p, direction, value_of):
     climbs, p = [], dict(clip_start=True) | p
     for s in range(inputs['targets'].shape[1]):
-        value = cosine_of(net, inputs['targets'][:, s])
+        value = value_of(net, inputs['targets'][:, s])
         climbs.append(ascend(value, inputs['x'], p, inputs['start'][:, s], direction=direction))
     return climbs
 
@@ -295,8 +297,8 @@ def _kept_iterate(net, images, label):
     "The first with the smallest margin, its margin, and the gap to the next that is another image"
     seen = margins(logits(*net, images), np.repeat(label, len(images)))
     best = int(np.argmin(seen))
-    others = [m for m, image in zip(seen, images, strict=True) if not np.array_equal(image, images[best])]
-    return images[best], seen[best], smallest(np.array(others) - seen[best])
+    others = seen[abs(images - images[best]).max((1, 2, 3)) > 1e-9]
+    return images[best], seen[best], smallest(others - seen[best])
 
 
 def _kept_target(results):
@@ -316,11 +318,13 @@ def run_feature_attack(
     keep=slice(None),  # which iterates may be kept
     n_targets: int = None,  # at least 1: how many targets are tried; None: all
     direction=np.sign,  # of a step
+    value_of=cosine_of,  # maps the network and targets to what is climbed
 ) -> tuple:  # outputs, ties
     "The feature attack"
     x, y = inputs['x'], inputs['y']
-    climbs = _climbs_to_targets(net, inputs, p, direction)
-    iterates = np.stack([climb['iterates'] for climb in climbs], 2)  # (T + 1, N, S, C, H, W)
+    climbs = _climbs_to_targets(net, inputs, p, direction, value_of)
+    steps = {name: np.stack([climb[name] for climb in climbs], 2) for name in ('iterates', 'losses', 'signs')}
+    iterates = steps['iterates']  # (T + 1, N, S, C, H, W)
     x_adv, gaps, ends = np.empty(x.shape), [], []
     for i in range(len(x)):
         results = [_kept_iterate(net, climb['iterates'][keep, i], y[i]) for climb in climbs[:n_targets]]
@@ -336,7 +340,7 @@ def run_feature_attack(
         margin=smallest(np.array(ends)),
         comparison=min(gaps),
     )
-    return dict(misclassified=wrong, x_adv=x_adv, iterates=iterates), ties
+    return dict(misclassified=wrong, x_adv=x_adv, **steps), ties
 
 # %% ../../nbs/library/reference/attacks.ipynb #spsa
 def negative_margin(

@@ -65,9 +65,9 @@ def forward(case):
 
 def fgsm(case):
     t, model = tensors(case), build(case)
-    _, found = value_and_gradient(losses.ce(model, t['x'], t['y']), t['x'])
+    value, found = value_and_gradient(losses.ce(model, t['x'], t['y']), t['x'])
     x_adv = gradient.fgsm(model, t['x'], t['y'], eps=case.parameters['eps'])
-    return arrays(x_adv=x_adv, gradient=found)
+    return arrays(x_adv=x_adv, loss=value, gradient=found)
 
 
 def climbed(case, attack, loss, **options):
