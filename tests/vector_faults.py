@@ -34,7 +34,7 @@ FAULTS = dict(
         (
             'forward fgsm:labels_from_one pgd:labels_from_one mim-conv:labels_from_one '
             'mim-relu-decay-half:labels_from_one mim-relu-decay-one cw:labels_from_one feature_attack '
-            'spsa_gradient square trades_loss alp_loss adt_exp adt_exp_am adt_imp_am'
+            'spsa_gradient square:images_unchanged trades_loss alp_loss adt_exp adt_exp_am adt_imp_am'
         ),
     ),
     training_mode=Fault(
@@ -42,7 +42,8 @@ FAULTS = dict(
         'model = build(case, DTYPE) if case.network else None',
         'model = build(case, DTYPE).train() if case.network else None',
         (
-            'forward-conv:training_mode fgsm-conv pgd-conv mim-conv cw-conv trades_attack-conv '
+            'forward-conv:training_mode fgsm-conv:training_mode pgd-conv:training_mode '
+            'mim-conv:training_mode cw-conv:training_mode trades_attack-conv:training_mode '
             'feature_attack-conv spsa_gradient-conv square-conv trades_loss-conv alp_loss-conv '
             'feature_scatter-conv-few-rounds adt_exp-conv-small-eps adt_exp_am-conv'
         ),
@@ -83,7 +84,7 @@ FAULTS = dict(
         'ε is divided by 255, although images are in [0, 1]',
         "return p['eps']",
         "return p['eps'] / 255",
-        'fgsm pgd mim cw trades_attack feature_attack square feature_scatter',
+        'fgsm:eps_in_255ths pgd:eps_in_255ths mim cw trades_attack feature_attack square feature_scatter',
     ),
     sign_of_zero=Fault(
         'the sign of 0 is +1',
@@ -95,7 +96,7 @@ FAULTS = dict(
         'iterates are not clipped to the ball',
         'in_ball = x_adv.clamp(x - eps, x + eps)',
         'in_ball = x_adv',
-        'pgd:no_ball mim:no_ball cw:no_ball trades_attack:no_ball feature_attack feature_scatter',
+        'pgd:no_ball pgd-linear-clean mim:no_ball cw:no_ball trades_attack:no_ball feature_attack feature_scatter',
     ),
     no_pixel_range=Fault(
         'iterates are not clipped to [0, 1]',
@@ -160,9 +161,9 @@ FAULTS = dict(
         "iterates, losses, signs = [at], [], []\n    for _ in range(p['steps']):",
         "iterates, losses, signs = [at], [], []\n    for _ in range(p['steps'] - 1):",
         (
-            'pgd-conv:one_step_too_few pgd-linear-clean pgd-linear-zero-gradient:one_step_too_few '
+            'pgd-conv pgd-linear-clean pgd-linear-zero-gradient:one_step_too_few '
             'pgd-relu-clipped-start:one_step_too_few pgd-relu-small-steps:one_step_too_few '
-            'pgd-relu-unclipped-start:one_step_too_few mim:one_step_too_few cw:one_step_too_few '
+            'pgd-relu-unclipped-start mim:one_step_too_few cw:one_step_too_few '
             'trades_attack:one_step_too_few'
         ),
     ),
@@ -240,13 +241,13 @@ FAULTS = dict(
         'the gradients are not accumulated',
         'return decay * m + g / size',
         'return g / size',
-        'mim:decay_left_out',
+        'mim:decay_left_out mim-relu-decay-half',
     ),
     label_among_others=Fault(
         'the label is among the other classes',
         'others = z.scatter(1, y[:, None], -math.inf)',
         'others = z',
-        'cw:label_among_others feature_attack spsa_gradient square',
+        'cw:label_among_others feature_attack spsa_gradient square-conv:images_unchanged square-relu',
     ),
     kappa_sign=Fault(
         'κ has the wrong sign',
@@ -258,7 +259,7 @@ FAULTS = dict(
         'the climb ends when the image is misclassified (κ = 0)',
         '-(margin(model(at), y) + kappa).clamp(min=0)',
         '-margin(model(at), y).clamp(min=0)',
-        'cw:kappa_zero',
+        'cw:kappa_zero cw-conv',
     ),
     kappa_not_flat=Fault(
         'the climb never ends',
@@ -288,7 +289,7 @@ FAULTS = dict(
         'the last iterate is taken, not the best',
         'best = margins.argmin(0)',
         'best = torch.full_like(y, len(path) - 1)',
-        'feature_attack:last_iterate',
+        'feature_attack-relu:last_iterate feature_attack-relu-small-steps:last_iterate',
     ),
     feature_distance=Fault(
         'the distance of the features, not their angle',

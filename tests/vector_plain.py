@@ -120,17 +120,21 @@ def trades_attack(case):
 
 
 def towards(model, p, x, y, target, start):
-    "All iterates towards one target, the best of them, and its margin"
+    "Iterates towards one target, cosines, signs, the best iterate, and its margin"
     goal = model.features(target).detach()
     path = [(x + radius(p) * start).clamp(0, 1)]
+    cosines, signs = [], []
     for _ in range(p['steps']):
         gradient = slope(lambda at: F.cosine_similarity(model.features(at), goal), path[-1])
+        cosines.append(F.cosine_similarity(model.features(path[-1]), goal).detach())
+        signs.append(sign(gradient))
         path.append(ball(path[-1] + p['step_size'] * sign(gradient), x, radius(p)))
     tested = path
     margins = torch.stack([margin(model(at), y) for at in tested])
     best = margins.argmin(0)
     images = torch.arange(len(x))
-    return torch.stack(path), torch.stack(path)[best, images], margins[best, images]
+    by_step = torch.stack(path), torch.stack(cosines), torch.stack(signs)
+    return *by_step, torch.stack(path)[best, images], margins[best, images]
 
 
 def feature_attack(case):
@@ -139,7 +143,7 @@ def feature_attack(case):
         towards(model, p, t['x'], t['y'], target, start)
         for target, start in zip(t['targets'].unbind(1), t['start'].unbind(1), strict=True)
     ]
-    iterates, results, margins = map(torch.stack, zip(*tried, strict=True))
+    iterates, losses, signs, results, margins = map(torch.stack, zip(*tried, strict=True))
     chosen = []
     for of_image in margins.T.tolist():
         first_wrong = [s for s, value in enumerate(of_image) if value < 0][:1]
@@ -147,7 +151,9 @@ def feature_attack(case):
     images = torch.arange(len(chosen))
     misclassified = margins[chosen, images] < 0
     x_adv = results[chosen, images]
-    return arrays(misclassified=misclassified, x_adv=x_adv, iterates=iterates.movedim(0, 2))
+    by_step = dict(iterates=iterates, losses=losses, signs=signs)
+    by_step = {name: a.movedim(0, 2) for name, a in by_step.items()}
+    return arrays(misclassified=misclassified, x_adv=x_adv, **by_step)
 
 
 # attacks without a gradient

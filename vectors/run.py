@@ -430,7 +430,12 @@ def known_deviations(
 ) -> list:  # their ids; several if the answer lacks the output that would tell them apart
     "The known deviations that an answer can be: what it gives of them agrees, and is not all right"
 
+    has_iterates = any('iterates' in outputs for _, outputs in case.deviations.values())
+
     def fits(outputs):
+        if has_iterates and 'iterates' not in outputs and 'iterates' in answer:
+            if not _is_right(case, 'iterates', answer['iterates'], precision):
+                return False  # this deviation has the right iterates
         given = {name: a for name, a in outputs.items() if name in answer}
         return all(
             answer[name].shape == a.shape and agrees(answer[name], a, case.tolerance(name, precision)).all()

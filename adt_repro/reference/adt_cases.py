@@ -723,10 +723,6 @@ def _bounded_by_image(losses, entropies, lbd, top):
     return losses.mean() + lbd * smaller(entropies, top).mean()
 
 
-def _bounded_below(losses, entropies, lbd, top):
-    return losses.mean() - lbd * smaller(-entropies.mean(), -top)
-
-
 def _loss_minus_bounded(losses, entropies, lbd, top):
     return losses.mean() - lbd * smaller(entropies.mean(), top)
 
@@ -734,14 +730,12 @@ def _loss_minus_bounded(losses, entropies, lbd, top):
 def _other_ends(lbd, top):
     "Name of a deviation of IMP-AM's objective to (reason, objective)"
     each = 'the upper end was that of each image’s entropy, not of the mean'
-    larger = 'the larger of entropy and −u_max was taken'
     free = 'the upper end of the entropy had no effect'
     bounds = dict(lbd=lbd, top=top)
     return dict(
         entropy_left_out=('the entropy was left out (λ = 0)', _loss_alone),
         hinge_missing=(free, partial(_loss_and_entropy, lbd=lbd)),
         hinge_per_image=(each, partial(_bounded_by_image, **bounds)),
-        hinge_as_maximum=(larger, partial(_bounded_below, **bounds)),
         entropy_sign=('the entropy had the wrong sign', partial(_loss_minus_bounded, **bounds)),
     )
 

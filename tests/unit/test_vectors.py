@@ -55,12 +55,12 @@ def test_this_package_passes_all_vectors():
 
 
 def test_this_package_gives_every_output():
-    "What is not given is not compared"
+    "What is not given is not compared; the package's FeaAttack shows nobody its cosines"
     adapter, missing = run.find_adapter('adt_repro', vectors()), set()
     for case in vectors():
         absent = set(case.outputs) - set(adapter.answer(case))
         missing |= {f'{case.function} {name}' for name in absent}
-    assert not missing
+    assert missing == {'feature_attack losses', 'feature_attack signs'}
 
 
 def test_the_density_of_this_package_has_the_two_small_numbers_of_the_authors():
