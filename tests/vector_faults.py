@@ -34,7 +34,7 @@ FAULTS = dict(
         (
             'forward fgsm:labels_from_one pgd:labels_from_one mim-conv:labels_from_one '
             'mim-relu-decay-half:labels_from_one mim-relu-decay-one cw:labels_from_one feature_attack '
-            'spsa_gradient square:images_unchanged trades_loss alp_loss adt_exp adt_exp_am adt_imp_am'
+            'spsa_gradient square trades_loss alp_loss adt_exp adt_exp_am adt_imp_am'
         ),
     ),
     training_mode=Fault(
@@ -247,7 +247,7 @@ FAULTS = dict(
         'the label is among the other classes',
         'others = z.scatter(1, y[:, None], -math.inf)',
         'others = z',
-        'cw:label_among_others feature_attack spsa_gradient square-conv:images_unchanged square-relu',
+        'cw:label_among_others feature_attack spsa_gradient square',
     ),
     kappa_sign=Fault(
         'κ has the wrong sign',

@@ -218,9 +218,8 @@ def _alp_deviations():
 def _outer_case(number, function, kind, channels, beta, about):
     "A vector of trades_loss or alp_loss"
     trades = function == 'trades_loss'
-    right_losses, others = (
-        (trades_losses, _trades_deviations()) if trades else (alp_losses, _alp_deviations())
-    )
+    right_losses = trades_losses if trades else alp_losses
+    others = _trades_deviations() if trades else _alp_deviations()
 
     def make(rng):
         weights = _network(rng, kind, channels)
@@ -228,9 +227,8 @@ def _outer_case(number, function, kind, channels, beta, about):
         x_adv = clip(x + 0.1 * rng.uniform(-1, 1, x.shape))
         network = kind, weights, x, x_adv, y
         inputs = dict(x=x, y=y, x_adv=x_adv)
-        case = Case(
-            f'{function}-{kind}', function, about, dict(beta=beta), inputs, {}, ('loss',), kind, weights
-        )
+        name, p = f'{function}-{kind}', dict(beta=beta)
+        case = Case(name, function, about, p, inputs, {}, ('loss',), kind, weights)
         case.outputs = outer_loss(right_losses, *network, beta)
         case.margins = _activation(kind, weights, x, x_adv)
 
@@ -307,7 +305,6 @@ def _scatter_deviations(network, x, start, eps, numbers):
 
     free = stepped(clip(moved + uphill, x - eps, x + eps))
     return _plan_deviations(network, x, start, eps, numbers) | dict(
-        images_unchanged=('the images came back unchanged', stepped(x)),
         start_clipped=('the start was clipped to [0, 1]', clipped),
         start_left_out=('the start was left out', unmoved),
         descends=('it descends instead of ascending', stepped(clip(moved - uphill, lo, hi))),

@@ -27,6 +27,8 @@ from adt_repro.reference.attacks import (
     square_side,
 )
 from .cases import Case, is_alone, tell_apart
+
+# %% ../../nbs/library/reference/attack_cases.ipynb #imports-2
 from adt_repro.reference.networks import (
     clip,
     convolution,
@@ -185,7 +187,6 @@ REASONS |= dict(
     eps_halved='ε was half as large',
     eps_doubled='ε was twice as large',
     eps_in_255ths='ε was divided by 255',
-    images_unchanged='the images came back unchanged',
     start_left_out='the start was left out',
     start_in_pixel_values='the start was taken in pixel values, not in units of ε',
     start_clipped='the start was clipped to [0, 1]',
@@ -279,7 +280,7 @@ def _downhill(g):
 def _one_for_zero(g):
     return np.where(g < 0, -1.0, 1.0)
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #again-2
 def _within(a, x, eps, first):
     return clip(a, x - eps, x + eps)
 
@@ -323,7 +324,7 @@ def _last_misclassified(case, found):
         x_adv[wrong] = point[wrong]
     return dict(x_adv=x_adv, ties=found.get('ties', {}) | dict(margin=smallest(seen)))
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #chosen-2
 def _stopped_early(case):
     iterates = case.outputs['iterates']
     seen = _margins_along(case, iterates[:-1])
@@ -359,7 +360,7 @@ def _climbed_in_training(case):
 
     return total
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #training-2
 def _in_training_mode(case):
     total = _climbed_in_training(case)
     found = run_again(case, slopes=lambda value, point: gradient(total, point))
@@ -368,25 +369,32 @@ def _in_training_mode(case):
     return found | dict(ties=found['ties'] | dict(activation=min(kinks)))
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #of-climbs
+def _ways_of_sizes(case):
+    "Mistakes in the radius"
+    again, eps = partial(run_again, case), case.parameters['eps']
+    ways = {}
+    if case.function in ('fgsm', 'pgd'):
+        changed = dict(eps_halved=eps / 2, eps_doubled=2 * eps, eps_in_255ths=eps / 255)
+        ways = {name: partial(again, eps=other) for name, other in changed.items()}
+    if eps == 8 / 255:
+        ways['eps_0031'] = partial(again, eps=0.031)
+    return ways
+
+
 def _ways_of_climbs(case):
     "Names of mistakes to functions that make them"
     p, again = case.parameters, partial(run_again, case)
     ways = dict(
-        images_unchanged=lambda: dict(x_adv=case.inputs['x']),
         descends=partial(again, direction=_downhill),
         not_clipped=partial(again, project=_within),
         length_not_sign=partial(again, direction=_by_length),
     )
     if case.network == 'conv':
         ways['training_mode'] = partial(_in_training_mode, case)
-    if case.function in ('fgsm', 'pgd'):
-        changed = dict(eps_halved=p['eps'] / 2, eps_doubled=2 * p['eps'], eps_in_255ths=p['eps'] / 255)
-        ways |= {name: partial(again, eps=eps) for name, eps in changed.items()}
+    ways |= _ways_of_sizes(case)
     if case.function != 'trades_attack':
         ways['predicted_label'] = partial(again, y=_predicted(case))
         ways['labels_from_one'] = partial(again, y=np.maximum(case.inputs['y'] - 1, 0))
-    if p['eps'] == 8 / 255:
-        ways['eps_0031'] = partial(again, eps=0.031)
     if case.function == 'fgsm':
         return ways
     ways |= dict(
@@ -530,12 +538,6 @@ def _dot_product_of(net, targets):
     return lambda images, i: (features(*net, images) * wanted[i]).sum(1)
 
 
-def _unchanged_flags(case):
-    x, y = case.inputs['x'], case.inputs['y']
-    wrong = margins(logits(case.network, case.weights, x), y) < 0
-    return dict(misclassified=wrong, x_adv=x)
-
-
 def _ways_of_feature_attack(case):
     again = partial(run_again, case)
     steps, right = case.parameters['steps'], case.outputs
@@ -547,7 +549,6 @@ def _ways_of_feature_attack(case):
         start_left_out=partial(again, start=0 * case.inputs['start']),
         descends=partial(again, direction=_downhill),
         dot_product=partial(again, value_of=_dot_product_of),
-        images_unchanged=partial(_unchanged_flags, case),
     )
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #of-searches-b
@@ -611,7 +612,6 @@ def _ways_of_square(case):
         stripes_across=partial(again, stripes=rows, across=True),
         shrinks_later=lambda: again(patches=_later_patches(case)),
         as_autoattack=partial(_as_autoattack, case),
-        images_unchanged=lambda: dict(x_adv=case.inputs['x']),
     )
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #with-deviations
@@ -638,7 +638,7 @@ def _is_decided(outputs):
     "Is a mistake's result far from ties, so that rounding changes nothing?"
     return all(gap >= DECIDED[name] for name, gap in outputs.get('ties', {}).items())
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #with-deviations-2
 def with_deviations(
     case: Case,  # a vector without deviations
 ) -> Case:  # the same with those that differ from it, and that rounding does not decide
@@ -737,7 +737,7 @@ def _last_iterate_misleads(case):
     return strange and any(found) and not case.outputs['misclassified'].all()
 
 # %% ../../nbs/library/reference/attack_cases.ipynb #shows-c
-_TOLD_BY_ITERATES = 'dot_product', 'images_unchanged'
+_TOLD_BY_ITERATES = ('dot_product',)
 
 
 def _last_iterate_alone_misleads(case):
@@ -905,32 +905,15 @@ def _awake(weights):
 # %% ../../nbs/library/reference/attack_cases.ipynb #plans-3-p1
 def _plans_of_feature_attack():
     misleads = dict(draw=_draw_targets, shows=_last_iterate_alone_misleads)
+    awake = dict(edit=_awake, least=dict(gradient=3e-4))
     about = 'One image is misclassified at the last iterate of one target only.'
-    small = dict(eps=0.1, step_size=0.04, steps=3)
+    later = 'For some images only a later target or an earlier iterate succeeds.'
+    small, smaller = dict(eps=0.1, step_size=0.04, steps=3), dict(eps=8 / 255, step_size=5 / 255, steps=3)
     told = 'descends', 'dot_product', 'start_left_out', 'first_target'
+    later_ones = dict(n=6, must=('dot_product',), draw=_draw_targets, shows=_answers_mislead)
     return [
-        Plan(
-            'feature_attack-relu',
-            about,
-            'relu',
-            small,
-            edit=_awake,
-            least=dict(gradient=3e-4),
-            must=told,
-            **misleads,
-        ),
-        Plan(
-            'feature_attack-relu-small-steps',
-            'For some images only a later target or an earlier iterate succeeds.',
-            'relu',
-            dict(eps=8 / 255, step_size=5 / 255, steps=3),
-            n=6,
-            edit=_awake,
-            must=('dot_product',),
-            least=dict(gradient=3e-4),
-            draw=_draw_targets,
-            shows=_answers_mislead,
-        ),
+        Plan('feature_attack-relu', about, 'relu', small, must=told, **awake, **misleads),
+        Plan('feature_attack-relu-small-steps', later, 'relu', smaller, **awake, **later_ones),
         Plan(
             'feature_attack-conv',
             'Convolution. ' + about,

@@ -331,7 +331,6 @@ def run_feature_attack(
         x_adv[i], gap = _kept_target(results)
         gaps += [gap, *(each[2] for each in results)]
         ends += [each[1] for each in results]
-    wrong = margins(logits(*net, x_adv), y) < 0
     gradients = np.array([climb['followed'] for climb in climbs])
     ties = dict(
         gradient=smallest_share(gradients),
@@ -340,7 +339,7 @@ def run_feature_attack(
         margin=smallest(np.array(ends)),
         comparison=min(gaps),
     )
-    return dict(misclassified=wrong, x_adv=x_adv, **steps), ties
+    return dict(misclassified=margins(logits(*net, x_adv), y) < 0, x_adv=x_adv, **steps), ties
 
 # %% ../../nbs/library/reference/attacks.ipynb #spsa
 def negative_margin(

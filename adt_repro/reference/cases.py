@@ -83,7 +83,7 @@ def tell_apart(
             kept[name] = reason, held
     return kept
 
-
+# %% ../../nbs/library/reference/cases.ipynb #deviations-2
 def is_alone(
     case: Case,  # a vector
     deviations: dict,  # id to (reason, outputs), as `tell_apart` gives them
@@ -138,6 +138,20 @@ def description_of(
     }
 
 # %% ../../nbs/library/reference/cases.ipynb #save
+def _as_lines(facts):
+    "JSON with a line for each fact, and for each entry of a dict or list"
+    lines = []
+    for key, value in facts.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if value and isinstance(value, dict):
+            entries = [f'  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}' for k, v in value.items()]
+            text = '{\n' + ',\n'.join(entries) + '\n }'
+        if value and isinstance(value, list):
+            text = '[\n' + ',\n'.join(f'  {json.dumps(v, ensure_ascii=False)}' for v in value) + '\n ]'
+        lines.append(f' {json.dumps(key)}: {text}')
+    return '{\n' + ',\n'.join(lines) + '\n}\n'
+
+
 def save_case(
     case: Case,  # a vector
     folder,  # a path; made if it does not exist
@@ -147,8 +161,7 @@ def save_case(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f'{case.name}.safetensors').write_bytes(save(arrays_of(case)))
     file = folder / f'{case.name}.json'
-    text = json.dumps(description_of(case), indent=1, ensure_ascii=False) + '\n'
-    file.write_bytes(text.encode())
+    file.write_bytes(_as_lines(description_of(case)).encode())
     return file
 
 # %% ../../nbs/library/reference/cases.ipynb #save-b
@@ -170,14 +183,13 @@ def load_case(
         found = parts['deviation'].items()
         outputs = {name.removeprefix(begin): a for name, a in found if name.startswith(begin)}
         deviations[entry['id']] = entry['reason'], outputs
-    plain = ('name', 'function', 'about', 'parameters', 'network', 'margins')
-    outputs = {name: parts['output'][name] for name in said['outputs']}
+    plain = 'name', 'function', 'about', 'parameters', 'network', 'margins'
     tolerances = {name: output['tolerance'] for name, output in said['outputs'].items()}
     return Case(
         **{key: said[key] for key in plain},
         inputs=parts['input'],
         weights=parts.get('network', {}),
-        outputs=outputs,
+        outputs={name: parts['output'][name] for name in said['outputs']},
         required=tuple(name for name, output in said['outputs'].items() if output['required']),
         deviations=deviations,
         tolerances={name: (each['float64'], each['float32']) for name, each in tolerances.items()},
