@@ -380,7 +380,7 @@ def _ways_of_sizes(case):
         ways['eps_0031'] = partial(again, eps=0.031)
     return ways
 
-
+# %% ../../nbs/library/reference/attack_cases.ipynb #of-climbs-2
 def _ways_of_climbs(case):
     "Names of mistakes to functions that make them"
     p, again = case.parameters, partial(run_again, case)
