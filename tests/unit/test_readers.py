@@ -47,7 +47,7 @@ EXPECTED = {
     'adt_repro/judging/user_data.py: Image.open(file)',
     "adt_repro/reference/cases.py: json.loads(file.read_text(encoding='utf-8'))",
     "adt_repro/reference/cases.py: file.read_text(encoding='utf-8')",
-    "adt_repro/reference/cases.py: load_file(file.with_suffix('.safetensors'))",
+    'adt_repro/reference/cases.py: load_file(tensors)',
 }
 
 
