@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'read_lock', 'note_units', 'why_stale', 'stale_rows', 'stale_units', 'stale_lines', 'stale_jobs', 'plan_lines',
-           'Making', 'begin_units', 'true_rows', 'other_code', 'finish_units', 'adopt_units', 'main']
+           'Making', 'beginning_file', 'begin_units', 'true_rows', 'other_code', 'finish_units', 'adopt_units', 'main']
 
 # %% ../../nbs/library/runs/lock.ipynb #imports
 import argparse
 import json
 import sys
+import warnings
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -286,6 +287,14 @@ class Making:
         return all(self.is_true(name) for name in files_read(self.present, unit) if name in made_here)
 
 # %% ../../nbs/library/runs/lock.ipynb #beginning
+def beginning_file(
+    folder: Path | str,  # of a scale
+    run: str,  # name of a run
+) -> Path:  # which may not exist
+    "The file that says from which code the unfinished training of a run began"
+    return Path(folder) / '.locks' / f'begun-{run}.json'
+
+
 def _read_beginning(file):
     "The code from which a training began: (its digest, its definitions); None if it is not known"
     try:
@@ -294,14 +303,20 @@ def _read_beginning(file):
         return None
     return (code, definitions) if isinstance(code, str) and isinstance(definitions, dict) else None
 
-
+# %% ../../nbs/library/runs/lock.ipynb #beginning-keep
 def _keep_beginnings(making):
     "Keep the code of runs that begin; a run with a checkpoint is made from the code from which it began"
     for unit in making.units:
         folder, run = making.folder, unit.runs[0]
         facts, definitions = making.facts[unit.name]
-        file = folder / '.locks' / f'begun-{run}.json'
-        begun = _read_beginning(file) if (folder / 'runs' / run / 'checkpoint.pt').exists() else None
+        file, has_state = beginning_file(folder, run), (folder / 'runs' / run / 'checkpoint.pt').exists()
+        begun = _read_beginning(file) if has_state else None
+        if has_state and begun is None:
+            warnings.warn(
+                f'run={run!r}: .locks/{file.name}, which says from which code its training began, is missing or '
+                f'damaged; {LOCK} will say that the code of now trained it',
+                stacklevel=3,
+            )
         if begun is not None and begun[0] != facts['code']:
             begun = 'several', begun[1]  # a training under several codes is made by none of them
         if begun is None or begun[0] == 'several':
@@ -310,6 +325,15 @@ def _keep_beginnings(making):
                 out.write(json.dumps(begun or [facts['code'], definitions]).encode())
         if begun is not None:
             making.facts[unit.name] = facts | dict(code=begun[0]), begun[1]
+
+
+def _drop_beginnings(making):
+    "Delete what was kept for trainings that have no checkpoint any more"
+    for unit in making.units:
+        if unit.notebook == 'train':
+            (run,) = unit.runs
+            if not (making.folder / 'runs' / run / 'checkpoint.pt').exists():
+                beginning_file(making.folder, run).unlink(missing_ok=True)
 
 # %% ../../nbs/library/runs/lock.ipynb #begin
 def begin_units(
@@ -387,6 +411,7 @@ def finish_units(
             definitions |= reached
     if entries:
         note_units(making.folder, entries, definitions)
+    _drop_beginnings(making)
 
 # %% ../../nbs/library/runs/lock.ipynb #adopt
 def adopt_units(

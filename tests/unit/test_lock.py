@@ -4,7 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import yaml
@@ -445,7 +445,7 @@ def test_an_edit_while_an_experiment_runs_is_not_missed(mini, project, edited):
 
 @pytest.mark.parametrize('kept', ['as written', 'damaged', 'gone'])
 def test_a_training_that_goes_on_is_made_from_the_code_of_its_beginning(kept, mini, project, edited):
-    "If that is not known, from the code with which it goes on"
+    "If that is not known, from the code with which it goes on, and a warning says so"
     given = json.loads(call_parameters(scale_of(project), 'train', A)) | dict(runs=[A])
     steps = (
         'adt_repro/methods/table.py',
@@ -458,7 +458,11 @@ def test_a_training_that_goes_on_is_made_from_the_code_of_its_beginning(kept, mi
     if kept != 'as written':
         beginning.write_text('[1') if kept == 'damaged' else beginning.unlink()
     with edited(*steps):
-        finish_units(begin_units('train', mini, given))
+        says = pytest.warns(UserWarning, match='which says from which code its training began, is missing')
+        with nullcontext() if kept == 'as written' else says:
+            making = begin_units('train', mini, given)
+        finish_units(making)
+        assert beginning.exists()
         found = reasons(project, mini)
         if kept == 'as written':
             assert found[f'runs/{A}/run.json'] == ['code: methods.table._at_pgd']
@@ -466,6 +470,7 @@ def test_a_training_that_goes_on_is_made_from_the_code_of_its_beginning(kept, mi
             assert f'runs/{A}/run.json' not in found
         (mini / 'runs' / A / 'checkpoint.pt').unlink()
         finish_units(begin_units('train', mini, given))  # anew
+        assert not beginning.exists()
         assert f'runs/{A}/run.json' not in reasons(project, mini)
 
 

@@ -10,6 +10,7 @@ from adt_repro.base.parameters import ParameterError
 from adt_repro.paper.claims import paper_claims, published_table1
 from adt_repro.planning.progress import main, progress_table, show_progress
 from adt_repro.runs.config import CLAIM_NAMES
+from adt_repro.runs.lock import beginning_file
 from adt_repro.runs.scales import check_scale, read_scale, scale_runs
 
 MID = ROOT / 'nbs' / 'scales' / 'mid.yaml'
@@ -96,19 +97,31 @@ def offences(names, root):
                 yield f'{name} is too large'
             if (root / name).with_name('run.json').exists():
                 yield f'{name} belongs to a finished run'
+            if not beginning_file(root / Path(name).parents[2], Path(name).parent.name).exists():
+                yield f'{name} is committed without the code from which it began'
+        elif Path(name).match('outputs/*/.locks/*'):
+            run = Path(name).stem.removeprefix('begun-')
+            if not (root / Path(name).parents[1] / 'runs' / run / 'checkpoint.pt').exists():
+                yield f'{name} belongs to no state of training'
 
 
 def test_what_is_committed_of_a_run_that_is_not_finished(tmp_path):
-    "Its checkpoint alone, while it is small; nothing of it is left beside a finished run"
+    "Its checkpoint, while it is small, and from which code it began; nothing is left beside a finished run"
     assert not list(offences(files_of_git(), ROOT))
-    names = [f'outputs/mid/runs/{run}/checkpoint.pt' for run in ('small', 'large', 'finished')]
+    names = [f'outputs/mid/runs/{run}/checkpoint.pt' for run in ('small', 'large', 'finished', 'alone')]
+    begun = [f'outputs/mid/.locks/begun-{run}.json' for run in ('small', 'large', 'finished', 'gone')]
+    for name in begun:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(bytes(LARGEST_CHECKPOINT if 'large' in name else 10))
     (tmp_path / names[2]).with_name('run.json').touch()
-    assert list(offences(names, tmp_path)) == [
+    assert list(offences(names + begun, tmp_path)) == [
         f'{names[1]} is too large',
         f'{names[2]} belongs to a finished run',
+        f'{names[3]} is committed without the code from which it began',
+        f'{begun[3]} belongs to no state of training',
     ]
 
 
