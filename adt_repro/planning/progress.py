@@ -183,8 +183,9 @@ def show_progress(
     lines = [
         f'Scale {scale.name}: {(table.trained == 1).sum()} of {len(table)} runs are trained, '
         f'{begun} begun, {table.judged.sum()} judged',
-        f'{table.hours.sum():.2f} hours of training are done; {table.left.sum():.1f} are left at this pace, '
-        f'and at most {table.to_judge.sum():.1f} hours of judging, on one processor',
+        f'{table.hours.sum():.2f} hours of training are done; {table.left.sum():.1f} are left at the mean pace so '
+        f'far, which depends on the machines, and at most {table.to_judge.sum():.1f} hours of judging, on one '
+        'processor',
         *_claim_lines(claim_progress(scale, table)),
         '',
         text.to_string(index=False, float_format='{:.2f}'.format),

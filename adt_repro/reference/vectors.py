@@ -14,7 +14,7 @@ from .cases import compare_case, load_case, save_case
 
 # %% ../../nbs/library/reference/vectors.ipynb #all
 def all_cases() -> list:  # of `Case`, each with another name
-    "All vectors, in the order of the specification; it takes about a minute"
+    "All vectors, in the order of the specification"
     cases = [*attack_cases(), *adt_cases()]
     assert len({case.name for case in cases}) == len(cases)
     return cases

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'read_lock', 'note_units', 'why_stale', 'stale_rows', 'stale_units', 'stale_lines', 'stale_jobs', 'plan_lines',
-           'Making', 'beginning_file', 'begin_units', 'true_rows', 'other_code', 'finish_units', 'adopt_units', 'main']
+           'Making', 'beginning_file', 'read_beginning', 'begin_units', 'true_rows', 'other_code', 'finish_units',
+           'adopt_units', 'main']
 
 # %% ../../nbs/library/runs/lock.ipynb #imports
 import argparse
@@ -54,6 +55,8 @@ def read_lock(
         return dict(definitions={}, units={})
     try:
         found = json.loads(read_bytes(path))
+    except TableError:
+        raise
     except (ValueError, RecursionError):
         found = None
     if not _is_lock(found):
@@ -295,10 +298,13 @@ def beginning_file(
     return Path(folder) / '.locks' / f'begun-{run}.json'
 
 
-def _read_beginning(file):
-    "The code from which a training began: (its digest, its definitions); None if it is not known"
+def read_beginning(
+    folder: Path | str,  # of a scale
+    run: str,  # name of a run
+) -> tuple | None:  # (the digest of the code, its definitions with their digests); None if it is not known
+    "From which code the unfinished training of a run began"
     try:
-        code, definitions = json.loads(read_bytes(file))
+        code, definitions = json.loads(read_bytes(beginning_file(folder, run)))
     except (OSError, ValueError, RecursionError, TypeError):
         return None
     return (code, definitions) if isinstance(code, str) and isinstance(definitions, dict) else None
@@ -310,7 +316,7 @@ def _keep_beginnings(making):
         folder, run = making.folder, unit.runs[0]
         facts, definitions = making.facts[unit.name]
         file, has_state = beginning_file(folder, run), (folder / 'runs' / run / 'checkpoint.pt').exists()
-        begun = _read_beginning(file) if has_state else None
+        begun = read_beginning(folder, run) if has_state else None
         if has_state and begun is None:
             warnings.warn(
                 f'run={run!r}: .locks/{file.name}, which says from which code its training began, is missing or '

@@ -51,7 +51,7 @@ def test_two_clones(clones):
     gather = [sys.executable, '-m', 'adt_repro.runs.gather', 'outputs/mini', there / 'outputs' / 'mini']
     done = run(*gather, cwd=here)
     assert done.returncode == 0, done.stderr
-    assert f'\n  train/run/{A}: taken\n' in done.stdout and done.stderr == ''
+    assert f'\n  {A}: train/run, white_box/records, ' in done.stdout and ' taken\n' in done.stdout
     assert planned(here) == dict(paper=1)
     assert (here / record(A)).read_bytes() == (there / record(A)).read_bytes()
     told = (there / 'outputs' / 'mini' / 'SHA256SUMS').read_text().splitlines()
@@ -79,6 +79,6 @@ def test_another_network_of_the_same_name(clones, tmp_path):
         cwd=here,
     )
     assert done.returncode == 1, done.stderr
-    assert re.search(rf'train/run/{A}: not taken: .*other parameters', done.stdout)
-    assert re.search(rf'white_box/records/{A}: not taken: .*other weights', done.stdout)
+    assert re.search(rf'{A}: train/run: refused: .*other parameters', done.stdout)
+    assert re.search(rf'{A}: white_box/records.*: refused: .*other weights', done.stdout)
     assert (here / weights).read_bytes() == before and not (here / record(A)).exists()
