@@ -30,7 +30,7 @@ from adt_repro.runs.made_from import (
 )
 from .resolve import resolve
 from .scales import Scale, read_scale
-from .store import check_file, lock_run, read_config, read_facts
+from .store import check_file, finished_runs, lock_run, read_config, read_facts
 from ..training.state import read_checkpoint
 
 # %% ../../nbs/library/runs/gather.ipynb #sides
@@ -97,7 +97,7 @@ def _hindrance(here, there, unit, made):
     "Why a unit cannot be taken, as text or `OTHER_FILES`; None if it can"
     entry = there.lock['units'][unit.name]
     for run in unit.runs if unit.networks else ():
-        if not (here.folder / 'runs' / run / 'run.json').exists():
+        if run not in finished_runs(here.folder / 'runs'):
             return f'its run {run} is not here'
     reasons = why_stale(entry, *made, there.lock)
     if reasons and not why_stale(entry | dict(made_of=made[0].get('made_of')), *made, there.lock):
@@ -158,7 +158,7 @@ def _copy(here, there, name, digest):
 def _take(here, there, unit, definitions):
     "Copy the files of a unit, run.json last, and note them"
     entry = there.lock['units'][unit.name]
-    for name in sorted(entry['files'], key=lambda name: name.endswith('/run.json')):
+    for name in sorted(entry['files'], key=lambda name: name.endswith('run.json')):
         _copy(here, there, name, entry['files'][name])
     if unit.notebook == 'train':
         here.present.runs.pop(unit.runs[0], None)
@@ -215,7 +215,7 @@ def _wrong_state(here, there, unit, planned):
 def _take_state(here, there, unit, given):
     "Take the state of an unfinished training, and from which code it began, if it is later than the one here"
     (run,) = unit.runs
-    if (here.folder / 'runs' / run / 'run.json').exists():
+    if run in finished_runs(here.folder / 'runs'):
         return HERE
     wrong = _wrong_state(here, there, unit, _planned_run(given))
     wrong = wrong or _wrong_beginning(there, run, made_from(here.present, unit, given))
@@ -378,7 +378,7 @@ def _gather_and_say(scale, folder, source):
         print(f'  left there, because no plan of the scale has them: {", ".join(left[:3])}{more}')
     return not refused_units(found)
 
-# %% ../../nbs/library/runs/gather.ipynb #main
+# %% ../../nbs/library/runs/gather.ipynb #parser
 def _parser():
     parser = argparse.ArgumentParser(
         'python -m adt_repro.runs.gather',
@@ -390,7 +390,7 @@ def _parser():
     parser.add_argument('sources', metavar='FROM', nargs='+', help='its folder in another copy')
     return parser
 
-
+# %% ../../nbs/library/runs/gather.ipynb #main
 def main(
     args: list,  # of the command line: the folder of a scale, and the same in other copies
 ) -> int:  # 0, 1 if something that is there was refused, or 2 after a line that says what is wrong

@@ -45,7 +45,7 @@ def _is_lock(found):
         for table, kind in ((found['definitions'], list), (found['units'], dict))
     )
 
-
+# %% ../../nbs/library/runs/lock.ipynb #file-read
 def read_lock(
     folder: Path | str,  # of a scale, such as outputs/digits
 ) -> dict:  # definitions: digests by name, the latest last; units: entries by name. Both empty without a lock
@@ -332,7 +332,7 @@ def _keep_beginnings(making):
         if begun is not None:
             making.facts[unit.name] = facts | dict(code=begun[0]), begun[1]
 
-
+# %% ../../nbs/library/runs/lock.ipynb #beginning-drop
 def _drop_beginnings(making):
     "Delete what was kept for trainings that have no checkpoint any more"
     for unit in making.units:
