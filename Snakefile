@@ -237,7 +237,11 @@ if workflow.is_main_process:
     print(costs, file=sys.stderr)
 
 onsuccess:
-    print(f'All of scale {scale.name} is made: {OUT}/report.html', file=sys.stderr)
+    left = stale_jobs(stale_units(scale, OUT, workflow.basedir))   # a call may ask for some files only
+    if left:
+        print(f'Done. {len(left)} more jobs make all of scale {scale.name}: the same call without targets', file=sys.stderr)
+    else:
+        print(f'All of scale {scale.name} is made: {OUT}/report.html', file=sys.stderr)
 
 onerror:
     print(

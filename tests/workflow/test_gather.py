@@ -41,6 +41,7 @@ def clones(tmp_path_factory):
         root = tmp_path_factory.mktemp('clone')
         done = snakemake(clone(root), '--cores', '2', '--config', 'scale=mini', '--', record(name))
         assert done.returncode == 0, done.stdout + done.stderr
+        assert 'Done. 3 more jobs make all of scale mini: ' in done.stderr and 'is made' not in done.stderr
         roots.append(root)
     return roots
 
