@@ -313,6 +313,9 @@ def test_other_edits_make_again_what_they_change(clone):
     assert planned(clone) == dict(spsa={AT_PGD}, paper={''})
 
 
+ADOPT = sys.executable, '-m', 'adt_repro.runs.lock', 'outputs/mini', '--adopt', 'why'
+
+
 def test_a_lock_that_is_missing_or_damaged(clone):
     lock = clone / 'outputs' / 'mini' / 'lock.json'
     text = lock.read_text()
@@ -324,8 +327,11 @@ def test_a_lock_that_is_missing_or_damaged(clone):
     done = snakemake(clone, *SCALE, '-n')
     said = done.stdout + done.stderr
     assert done.returncode and 'Traceback' not in said
-    assert 'mini/lock.json: is not a lock' in said
-    run(sys.executable, '-m', 'adt_repro.runs.lock', 'outputs/mini', '--adopt', 'why', cwd=clone)
+    assert 'mini/lock.json: its SHA-256 is ' in said and 'it was changed or damaged' in said
+    (clone / 'outputs' / 'mini' / 'SHA256SUMS').unlink()  # nothing is known of its digest
+    assert 'mini/lock.json: is not a lock' in run(*ADOPT, cwd=clone).stderr
+    lock.write_text(text)
+    assert run(*ADOPT, cwd=clone).returncode == 0
 
 
 def test_a_first_run_says_nothing_of_locks(tmp_path):
