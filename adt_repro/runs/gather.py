@@ -20,7 +20,15 @@ from ..base.files import find_nbs, lock_file, replacing
 from ..base.parameters import ParameterError, refuse, shown
 from ..base.tables import SUMS, read_bytes, read_sums, write_bytes
 from .config import RULES
-from .lock import LOCK, beginning_file, note_units, read_beginning, read_lock, why_stale
+from adt_repro.runs.lock import (
+    LOCK,
+    beginning_file,
+    changed_files,
+    note_units,
+    read_beginning,
+    read_lock,
+    why_stale,
+)
 from adt_repro.runs.made_from import (
     Present,
     content_digest,
@@ -55,10 +63,11 @@ def _side(folder):
 
 def _is_entry(entry):
     "Has an entry of a lock the form of one?"
-    tables = [entry.get('files'), entry.get('rows', {})] if isinstance(entry, dict) else [None]
+    if not isinstance(entry, dict):
+        return False
     return all(
         isinstance(table, dict) and all(isinstance(digest, str) for digest in table.values())
-        for table in tables
+        for table in (entry.get('files'), entry.get('rows', {}))
     )
 
 # %% ../../nbs/library/runs/gather.ipynb #altered
@@ -67,11 +76,8 @@ def _altered(there, unit):
     entry = there.lock['units'].get(unit.name)
     if not _is_entry(entry):
         return 'the lock there does not know it'
-    for name in unit.files + unit.optional:
-        now = content_digest(there.present, name)
-        if now != entry['files'].get(name):
-            return f'there {name} is {"missing" if now is None else "not as it was noted"}'
-    return None
+    changed = changed_files(there.present, unit, entry)
+    return f'there {changed[0]}' if changed else None
 
 
 def _is_true_here(here, unit, entry, made):
@@ -86,11 +92,9 @@ def _in_its_place(here, name, digest):
     "What is here in the place of a file of another content, as text; None if there is nothing"
     now = content_digest(here.present, name)
     is_other = now not in (None, digest) or (now is None and os.path.lexists(here.folder / name))
-    return (
-        f'{name} is here with another content, and stays; to take the other one, delete it'
-        if is_other
-        else None
-    )
+    if not is_other:
+        return None
+    return f'{name} is here with another content, and stays; to take the other one, delete it'
 
 
 def _hindrance(here, there, unit, made):
@@ -124,12 +128,12 @@ def _planned_run(given):
 
 def _differences(planned, found):
     "The first parameters in which a run is not the planned one, as text; '' if there are none"
-    names = [name for name in planned if name in found and name not in _NOT_COMPARED]
-    return ', '.join([
-        f'{name}={shown(found[name])} and not {shown(planned[name])}'
-        for name in names
-        if planned[name] is not None and found[name] != planned[name]
-    ][:3])  # fmt: skip
+    wrong = []
+    for name, value in planned.items():
+        is_compared = name in found and name not in _NOT_COMPARED and value is not None
+        if is_compared and found[name] != value:
+            wrong.append(f'{name}={shown(found[name])} and not {shown(value)}')
+    return ', '.join(wrong[:3])
 
 
 def _wrong_run(there, unit, given):

@@ -32,7 +32,7 @@ EXPECTED = {
     "adt_repro/runs/scales.py: json.loads(call_parameters(scale, notebook, '' if notebook in _FOR_EACH_RUN else None))",
     'adt_repro/runs/scales.py: json.loads(json.dumps(check_table(values, rules_of(bearing))))',
     "adt_repro/runs/select.py: json.loads(call_parameters(scale, 'train', run))",
-    'adt_repro/runs/lock.py: json.loads(read_bytes(path))',
+    'adt_repro/runs/lock.py: json.loads(content)',
     'adt_repro/runs/lock.py: json.loads(read_bytes(beginning_file(folder, run)))',
     "adt_repro/runs/made_from.py: json.loads(call_parameters(scale, 'paper'))",
     "adt_repro/runs/made_from.py: json.loads(call_parameters(scale, 'train', run))",
