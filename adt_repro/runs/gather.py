@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+# %% ../../nbs/library/runs/gather.ipynb #imports-here
 from ..base.files import find_nbs, lock_file, replacing
 from ..base.parameters import ParameterError, refuse, shown
 from ..base.tables import SUMS, read_bytes, read_sums, write_bytes
