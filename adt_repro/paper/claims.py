@@ -18,7 +18,7 @@ import pandas as pd
 from ..attacks.suite import TABLE1_ATTACKS
 from ..base.files import find_nbs
 from ..base.parameters import ParameterError, refuse
-from ..base.stats import counted, mean_interval, two_level, two_sample
+from ..base.stats import counted, mean_interval, two_level, two_sample, with_interval
 from ..base.tables import read_table
 from .evidence import TABLE1, Evidence, withstood
 from .verdicts import Claim, Condition, judge
@@ -712,6 +712,13 @@ def _one_step(gains, is_met):
         says += ', so this gate does not tell the inner problem from one step'
     return says
 
+
+def _sized(lo, estimate, hi, bound, digits):
+    "An estimate with its interval, and a word if the bound lies in it"
+    size = with_interval(lo, estimate, hi, digits, ends=True)
+    is_open = np.isfinite(hi - lo) and lo < bound <= hi
+    return size, f', but the interval includes {bound:g}' if is_open else ''
+
 # %% ../../nbs/library/paper/claims.ipynb #gates-2
 def _gate(e, key, row):
     "Do the networks of a row in a claim solve the inner problem?"
@@ -726,9 +733,10 @@ def _gate(e, key, row):
     if len(gains) > 1:
         ends = mean_interval([gain['share'] for gain in gains])
         share = ends['mean']
-    size = f'{share:.2f} [{ends["lo"]:.2f}, {ends["hi"]:.2f}] of PGD-20’s gain in loss'
+    size, is_open = _sized(ends['lo'], share, ends['hi'], GATE, 2)
     networks = 'one network' if len(gains) == 1 else f'mean of {len(gains)} networks'
-    says = f'{size} ({networks}), at least {GATE}{_one_step(gains, share >= GATE)}'
+    reached = f'{size} of PGD-20’s gain in loss ({networks}), at least {GATE}{is_open}'
+    says = reached + _one_step(gains, share >= GATE)
     return Condition(name, 'gate', bool(share >= GATE), says)
 
 # %% ../../nbs/library/paper/claims.ipynb #premises
@@ -737,9 +745,10 @@ def _bends(e):
     grid = _of_records(e, 'at_pgd', _bend)
     if grid is None:
         return Condition('the loss bends', 'premise', None, '')
-    gap = 100 * grid.values.mean()
-    says = f'FGSM − PGD-20 of at_pgd is {gap:.1f} points, at least {BEND:g} (8.27 in the paper)'
-    return Condition('the loss bends', 'premise', bool(gap >= BEND), says)
+    gap = _estimate([100 * grid.values])
+    size, is_open = _sized(gap['lo'], gap['estimate'], gap['hi'], BEND, 1)
+    says = f'FGSM − PGD-20 of at_pgd is {size} points, at least {BEND:g} (8.27 in the paper){is_open}'
+    return Condition('the loss bends', 'premise', bool(gap['estimate'] >= BEND), says)
 
 
 def _looks_robust(e, key):
@@ -751,7 +760,9 @@ def _looks_robust(e, key):
     if pair is None:
         return Condition(name, 'premise', None, '')
     ours, theirs = (grid.mean() for grid in pair)
-    says = f'PGD-20 leaves {ours:.1f} %, at least {rows[1]}’s {theirs:.1f} %'
+    gap = _estimate(pair)
+    size, is_open = _sized(gap['lo'], gap['estimate'], gap['hi'], 0, 1)
+    says = f'PGD-20 leaves {ours:.1f} %, at least {rows[1]}’s {theirs:.1f} % (difference {size}){is_open}'
     return Condition(name, 'premise', bool(ours >= theirs), says)
 
 # %% ../../nbs/library/paper/claims.ipynb #premises-measures
@@ -761,9 +772,10 @@ def _finds_restarts(e, key):
     name = 'PGD’s restarts are found'
     if grids is None:
         return Condition(name, 'premise', None, '')
-    found = float(grids[0].mean())
-    says = f'cosine with their mean − with another image’s cloud is {found:.2f}, above 0'
-    return Condition(name, 'premise', found > 0, says)
+    found = _estimate(grids)
+    size, is_open = _sized(found['lo'], found['estimate'], found['hi'], 0, 2)
+    says = f'cosine with their mean − with another image’s cloud is {size}, above 0{is_open}'
+    return Condition(name, 'premise', found['estimate'] > 0, says)
 
 # %% ../../nbs/library/paper/claims.ipynb #premises-work
 def _several_draws(e, key):
@@ -797,9 +809,9 @@ def _ablation_gate(e, key):
     if not len(shares):
         return Condition(name, 'gate', None, '')
     found = mean_interval(shares)
-    ends = f' [{found["lo"]:.2f}, {found["hi"]:.2f}]' if len(shares) > 1 else ''
+    size, is_open = _sized(found['lo'], found['mean'], found['hi'], GATE, 2)
     networks = 'one network' if len(shares) == 1 else f'mean of {len(shares)} networks'
-    says = f'{found["mean"]:.2f}{ends} of PGD-20’s gain in loss ({networks}), at least {GATE}'
+    says = f'{size} of PGD-20’s gain in loss ({networks}), at least {GATE}{is_open}'
     return Condition(name, 'gate', bool(found['mean'] >= GATE), says)
 
 # %% ../../nbs/library/paper/claims.ipynb #conditions

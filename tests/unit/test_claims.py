@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import ROOT
 from scipy.stats import spearmanr
+from scipy.stats import t as student
 
 from adt_repro.analysis.coverage import alignment, clip_delta, covered, draws_of, spread
 from adt_repro.attacks.gradient import fgsm
@@ -588,7 +589,7 @@ def test_the_gate_is_a_mean_over_seeds():
 
 def test_one_step_stands_beside_the_gate():
     "FGSM's share: below the bound, at it, and not measured; only where it passes too the gate tells nothing"
-    e = scale(2, 50, gain=0.9, adt_exp={})
+    e = scale(2, 50, gain=0.95, adt_exp={})
     tells = 'so this gate does not tell the inner problem from one step'
     for steps, said in (
         ((0.6, 0.7), ', one FGSM step 0.65'),
@@ -603,6 +604,8 @@ def test_one_step_stands_beside_the_gate():
     some = dict(adt_exp=[e.gains['adt_exp'][0] | dict(fgsm=0.9), e.gains['adt_exp'][1]])
     [gate] = claim_conditions(replace(e, gains=some), ['C1'])['C1']
     assert gate.says.endswith(f'at least {GATE}')
+    [gate] = claim_conditions(scale(2, 50, gain=0.9, adt_exp={}), ['C1'])['C1']
+    assert gate.met and gate.says.endswith(f'at least {GATE}, but the interval includes {GATE}')
 
 
 def test_remarks():
@@ -665,6 +668,21 @@ def test_the_bend_is_at_pgds():
         assert premise.met is met and f'at least {BEND:g} (8.27 in the paper)' in premise.says
     [premise] = claim_conditions(Evidence(e.runs, {}), ['C3'])['C3']
     assert premise.met is None
+
+
+def test_a_premise_says_whether_its_interval_includes_the_bound():
+    "One network on few images and on many: Student's interval of the images; the estimate alone decides"
+    for gap, n, is_open in (4, 100, True), (2, 100, True), (1, 4000, False), (9, 4000, False):
+        e = scale(1, n, at_pgd=dict(fgsm=0.50 + gap / 100), at_fgsm={})
+        right = e.rows[e.rows.run == 'at_pgd-s0'].assign(right=lambda rows: rows.pred == rows.y)
+        right = right.pivot(index='i', columns='attack', values='right').astype(int)
+        gaps = 100 * (right.fgsm - right.pgd20)
+        lo, hi = student.interval(0.95, n - 1, gaps.mean(), gaps.std() / n**0.5)
+        [premise] = claim_conditions(e, ['C3'])['C3']
+        assert f'is {gaps.mean():.1f} [{lo:.1f}, {hi:.1f}] points' in premise.says
+        assert premise.met is bool(gaps.mean() >= BEND)
+        assert premise.says.endswith(', but the interval includes 3') is is_open
+        assert bool(lo < BEND <= hi) is is_open
 
 
 def test_one_network_gets_no_verdict():
