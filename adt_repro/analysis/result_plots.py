@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['recorded_files', 'recorded_sums', 'draw_accuracies', 'draw_unique_kills', 'transfer_grids', 'draw_transfer',
-           'draw_spsa_samples', 'draw_queries', 'draw_seeds', 'draw_power', 'draw_overheads', 'draw_speeds']
+           'draw_spsa_samples', 'draw_queries', 'draw_seeds', 'draw_training', 'draw_power', 'draw_overheads',
+           'draw_speeds']
 
 # %% ../../nbs/library/analysis/result_plots.ipynb #imports
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -278,6 +281,28 @@ def draw_seeds(
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
     fig.suptitle(title, fontsize=9)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
+    return fig
+
+# %% ../../nbs/library/analysis/result_plots.ipynb #training
+@house_style()
+def draw_training(
+    histories: dict,  # by name of a run, what `read_history` gives: epoch, natural and pgd20 (shares)
+    title: str,  # above the figure, such as 'digits, 50 test images'
+):  # a Figure: two panels, clean images and PGD-20
+    "The accuracies that trainings watched, a line for each run; seeds of one row look alike"
+    from matplotlib.ticker import MaxNLocator
+
+    styles, names, first = run_styles(histories), short_names(histories), first_of_each(histories)
+    fig, axes = subplot_grid(1, 2, (PAGE_WIDTH, 3.4), sharey=True)
+    for ax, (column, attack) in zip(axes, dict(natural='clean', pgd20='PGD-20').items(), strict=True):
+        for run, history in histories.items():
+            row = re.sub('-s[0-9]+$', '', names[run]) if run in first else None
+            ax.plot(history.epoch, 100 * history[column], ms=3.5, label=row, **styles[run])
+        ax.set(title=attack, xlabel='epoch')
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes[0].set_ylabel('test accuracy, %')
+    fig.suptitle(title, fontsize=9)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     return fig
 
 # %% ../../nbs/library/analysis/result_plots.ipynb #power

@@ -42,11 +42,12 @@ class Results:
 def read_results(
     scale: str,  # whose outputs/<scale>/ is read, such as cpu
     root: Path | str = None,  # the project's root; None: found from here
+    runs: list = None,  # names of the runs that count; None: all finished ones
 ) -> Results:  # computed from the records
     "Table 1 and the claims of a scale; a `ParameterError` if it has no run, or a record is invalid"
     root = Path(root or find_root())
     folder, paper = root / 'outputs' / scale, published_table1(root)
-    evidence = read_evidence(folder)
+    evidence = read_evidence(folder, runs)
     cells = table1_cells(evidence, paper, paper_settings(root))
     return Results(folder, evidence, cells, judge_paper(evidence, paper), run_labels(evidence.runs))
 
@@ -76,15 +77,15 @@ def accuracy_table(
     rows: list = None,  # of Table 1, in this order; None: all that were run
     columns: list = COLUMNS,  # of Table 1, in this order
 ) -> pd.DataFrame:  # index: row; `networks` and the columns: accuracies in percent with 95 % intervals
-    "Some rows and columns of Table 1"
+    "Some rows and columns of Table 1; – for what was not run, or not on the images of any network"
     ran = cells[cells.verdict != 'not run']
     lines = {}
     for row in ran.row.unique() if rows is None else rows:
         of_row = ran[ran.row == row].set_index('column')
-        lines[row] = dict(networks=str(of_row.seeds.max()))
-        for column in columns:
-            cell = of_row.loc[column]
-            lines[row][column] = with_interval(cell.lo, cell.accuracy, cell.hi)
+        lines[row] = dict(networks=str(of_row.seeds.max() if len(of_row) else 0))
+        for column, cell in of_row.reindex(columns).iterrows():
+            known = pd.notna(cell.accuracy)
+            lines[row][column] = with_interval(cell.lo, cell.accuracy, cell.hi) if known else '–'
     return pd.DataFrame.from_dict(lines, orient='index')
 
 # %% ../../nbs/library/paper/pages.ipynb #accuracy-drop

@@ -27,6 +27,7 @@ from adt_repro.analysis.result_plots import (
     draw_seeds,
     draw_speeds,
     draw_spsa_samples,
+    draw_training,
     draw_transfer,
     draw_unique_kills,
     recorded_sums,
@@ -227,6 +228,13 @@ def clouds_of(*runs):
     return pictures, dict.fromkeys(keys, ['airplane', 'automobile'] * 4), widths, 'airplane', 'said'
 
 
+def histories_of(n):
+    "Three seeds of each of n / 3 rows, all of the same two epochs"
+    names = [f'cifar10-half_wrn-10-4-method_{k // 3}-s{k % 3}' for k in range(n)]
+    watched = pd.DataFrame(dict(epoch=[1, 2], natural=[0.4, 0.6], pgd20=[0.2, 0.3]))
+    return dict.fromkeys(names, watched)
+
+
 def of_scale(scale, name):
     return pd.read_csv(ROOT / 'outputs' / scale / 'frames' / f'{name}.csv')
 
@@ -251,6 +259,7 @@ FIGURES = dict(  # of the notebooks, drawn without running one
     ),
     samples=lambda: draw_spsa_samples(spsa_sums(), [256, 512], 100, 'said'),
     seeds=lambda: draw_seeds(accuracies_by_seed(), 'said', ['natural', 'pgd20', 'cw', 'rob']),
+    training=lambda: draw_training(histories_of(27), 'said'),
     power=lambda: draw_power(of_scale('cpu', 'power'), 0.8, 1.1, 'points', 'said'),
     power_unknown=lambda: draw_power(of_scale('cpu', 'power'), 0.8, np.nan, 'points', 'said'),
     overheads=lambda: draw_overheads(overheads(), 'said'),

@@ -74,7 +74,11 @@ def test_the_command(monkeypatch, capsys):
     assert main(['nbs/scales/mid.yaml']) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    assert said.err == '' and lines[0].startswith('Scale mid: ') and 'are left at the mean pace so far' in lines[1]
+    assert (
+        said.err == ''
+        and lines[0].startswith('Scale mid: ')
+        and 'are left at the mean pace so far' in lines[1]
+    )
     assert lines[-1].startswith('next: ')
     assert max(map(len, lines)) < 160
 
