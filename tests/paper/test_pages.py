@@ -328,3 +328,71 @@ def test_ratios_of_the_benchmark():
     )
     told = set(re.findall(r'\d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\]', texts))
     assert len(told) >= 10 and not told - known
+
+
+# Scale mid, which is not complete
+
+
+def mid_cells(*ids, scale='mid'):
+    "The cells of the page with these ids, for another scale if so asked"
+    nb = json.loads((ROOT / 'nbs' / 'results' / 'mid.ipynb').read_text('utf-8'))
+    sources = {cell['id']: ''.join(cell['source']) for cell in nb['cells']}
+    return [
+        sources[name].replace("'mid'", f"'{scale}'").replace("'mid.yaml'", f"'{scale}.yaml'") for name in ids
+    ]
+
+
+def streamed(cell):
+    nb = json.loads((ROOT / 'nbs' / 'results' / 'mid.ipynb').read_text('utf-8'))
+    of_cell = next(found for found in nb['cells'] if found['id'] == cell)
+    return ''.join(''.join(output.get('text', '')) for output in of_cell['outputs'])
+
+
+def test_the_bend_of_mid_is_counted_from_its_records():
+    "FGSM minus PGD-20 by a loop over the records of at_pgd; the interval lies around it"
+    gaps = []
+    for file in sorted((OUTPUTS / 'mid' / 'records').glob('white_box-*-at_pgd-s*.parquet')):
+        rows = pd.read_parquet(file)
+        right = {
+            attack: set(rows.i[(rows.attack == attack) & (rows.pred == rows.y)])
+            for attack in ('fgsm', 'pgd20')
+        }
+        gaps.append(100 * (len(right['fgsm']) - len(right['pgd20'])) / rows.i.nunique())
+    gap, lo, hi = map(
+        float, re.search(r'is ([\d.]+) \[([\d.]+), ([\d.]+)\] points', streamed('bend')).groups()
+    )
+    assert streamed('bend').startswith(f'{len(gaps)} of 5 networks of at_pgd are judged.')
+    assert abs(gap - np.mean(gaps)) <= 0.0501 and lo < gap < hi
+    assert ('premise met' in streamed('bend')) == (np.mean(gaps) >= 3)
+
+
+def test_the_networks_of_mid_are_those_of_its_tables():
+    "Each accuracy is the mean over the committed tables of a row's networks; nothing else has a number"
+    found = frame_of('mid', 'networks')
+    tables = pd.concat(map(pd.read_csv, sorted((OUTPUTS / 'mid' / 'tables').glob('white_box-*.csv'))))
+    tables = tables.assign(row=tables.run.str.extract(r'-([a-z_]+)-s\d+$', expand=False))
+    assert set(found.index) == set(tables.row)
+    for row, of_row in tables.groupby('row'):
+        assert int(found.networks[row]) == of_row.run.nunique()
+        for attack in 'natural', 'fgsm', 'pgd20', 'feature':
+            mean = 100 * of_row.accuracy[of_row.attack == attack].mean()
+            assert abs(estimate(found[attack][row]) - mean) <= 0.0501
+        assert (found.loc[row, ['mim', 'cw', 'pgd100']] == '–').all()
+
+
+@pytest.mark.parametrize('scale', ['mid', 'cpu'])
+def test_the_page_of_mid_shows_a_claim_when_it_is_complete(scale):
+    "Complete ones only; the same cells for cpu, whose declared claims are complete, show its committed words"
+    displayed, names = [], {}
+    for source in mid_cells('imports', 'declared', 'results', scale=scale):
+        exec(source, names)
+        names['display'] = lambda shown: displayed.append(shown.data)
+    rows = markdown_rows([{'text/markdown': '\n'.join(displayed)}])
+    committed = pd.read_csv(OUTPUTS / 'cpu' / 'tables' / 'claims.csv').set_index('key')
+    assert {row[0] for row in rows if row[0]} == set(names['complete'].claim)
+    if scale == 'mid':
+        return
+    assert {'C1', 'C13'} <= set(names['complete'].claim)
+    for key, _, size, _, _, word, *_ in (row for row in rows if row[0]):
+        assert word.startswith(committed.verdict[key])
+        assert abs(estimate(size) - committed.estimate[key]) <= 0.00501
