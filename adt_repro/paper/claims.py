@@ -85,6 +85,15 @@ def _declared(e, key):
     return {} if e is None else e.declared.get(key, {})
 
 
+def _seeds_declared(e):
+    "By row, the most seeds that a declared claim asks of it; empty if nothing is declared"
+    seeds = {}
+    for declared in e.declared.values():
+        for row in declared['rows']:
+            seeds[row] = max(seeds.get(row, 0), declared['seeds'])
+    return seeds
+
+
 def _rows_of(e, key):
     "The rows that a claim is about; a `ParameterError` if a scale declares too few or too many"
     usual = _ROWS[_base(key)]
@@ -163,7 +172,7 @@ def _without_premise(e):
     "Why C1 has no premise, as a sentence"
     size, premise = '', None if e is None else _bends(e)
     if premise is not None and premise.met is not None:
-        size = f' ({premise.says.partition(", at least")[0]}, 8.27 in the paper)'
+        size = f' ({premise.says.partition(", needed")[0]}, 8.27 in the paper)'
     return (
         f'Tested as the paper states it, on any network, so without the premise that the loss bends{size}. '
         'A nearly linear loss leaves less room for a difference.'
@@ -713,11 +722,16 @@ def _one_step(gains, is_met):
     return says
 
 
+def _networks(n):
+    return 'one network' if n == 1 else f'mean of {n} networks'
+
+
 def _sized(lo, estimate, hi, bound, digits):
-    "An estimate with its interval, and a word if the bound lies in it"
+    "(an estimate with its interval as text, a remark if the interval includes the bound or is missing)"
     size = with_interval(lo, estimate, hi, digits, ends=True)
-    is_open = np.isfinite(hi - lo) and lo < bound <= hi
-    return size, f', but the interval includes {bound:g}' if is_open else ''
+    if not np.isfinite(hi - lo):
+        return size, ', without an interval'
+    return size, f', uncertain because the interval includes {bound:g}' if lo < bound <= hi else ''
 
 # %% ../../nbs/library/paper/claims.ipynb #gates-2
 def _gate(e, key, row):
@@ -733,9 +747,8 @@ def _gate(e, key, row):
     if len(gains) > 1:
         ends = mean_interval([gain['share'] for gain in gains])
         share = ends['mean']
-    size, is_open = _sized(ends['lo'], share, ends['hi'], GATE, 2)
-    networks = 'one network' if len(gains) == 1 else f'mean of {len(gains)} networks'
-    reached = f'{size} of PGD-20’s gain in loss ({networks}), at least {GATE}{is_open}'
+    size, remark = _sized(ends['lo'], share, ends['hi'], GATE, 2)
+    reached = f'{size} of PGD-20’s gain in loss ({_networks(len(gains))}), needed: at least {GATE}{remark}'
     says = reached + _one_step(gains, share >= GATE)
     return Condition(name, 'gate', bool(share >= GATE), says)
 
@@ -745,9 +758,13 @@ def _bends(e):
     grid = _of_records(e, 'at_pgd', _bend)
     if grid is None:
         return Condition('the loss bends', 'premise', None, '')
-    gap = _estimate([100 * grid.values])
-    size, is_open = _sized(gap['lo'], gap['estimate'], gap['hi'], BEND, 1)
-    says = f'FGSM − PGD-20 of at_pgd is {size} points, at least {BEND:g} (8.27 in the paper){is_open}'
+    gap, declared = _estimate([100 * grid.values]), _seeds_declared(e).get('at_pgd', 0)
+    size, remark = _sized(gap['lo'], gap['estimate'], gap['hi'], BEND, 1)
+    if len(grid) < declared:
+        so_far = f'{len(grid)} of {declared} declared networks of at_pgd, so far {size} points'
+        return Condition('the loss bends', 'premise', None, so_far)
+    gap_of = f'FGSM − PGD-20 of at_pgd, {_networks(len(grid))}, is {size} points'
+    says = f'{gap_of}, needed: at least {BEND:g} (8.27 in the paper){remark}'
     return Condition('the loss bends', 'premise', bool(gap['estimate'] >= BEND), says)
 
 
@@ -761,8 +778,9 @@ def _looks_robust(e, key):
         return Condition(name, 'premise', None, '')
     ours, theirs = (grid.mean() for grid in pair)
     gap = _estimate(pair)
-    size, is_open = _sized(gap['lo'], gap['estimate'], gap['hi'], 0, 1)
-    says = f'PGD-20 leaves {ours:.1f} %, at least {rows[1]}’s {theirs:.1f} % (difference {size}){is_open}'
+    size, remark = _sized(gap['lo'], gap['estimate'], gap['hi'], 0, 1)
+    needed = f'needed: at least {rows[1]}’s {theirs:.1f} %'
+    says = f'PGD-20 leaves {ours:.1f} %, {needed} (difference {size}){remark}'
     return Condition(name, 'premise', bool(ours >= theirs), says)
 
 # %% ../../nbs/library/paper/claims.ipynb #premises-measures
@@ -773,8 +791,8 @@ def _finds_restarts(e, key):
     if grids is None:
         return Condition(name, 'premise', None, '')
     found = _estimate(grids)
-    size, is_open = _sized(found['lo'], found['estimate'], found['hi'], 0, 2)
-    says = f'cosine with their mean − with another image’s cloud is {size}, above 0{is_open}'
+    size, remark = _sized(found['lo'], found['estimate'], found['hi'], 0, 2)
+    says = f'cosine with their mean − with another image’s cloud is {size}, needed: above 0{remark}'
     return Condition(name, 'premise', found['estimate'] > 0, says)
 
 # %% ../../nbs/library/paper/claims.ipynb #premises-work
@@ -784,7 +802,7 @@ def _several_draws(e, key):
     draws = e.runs[e.runs.row == row].n_mc.astype(float).dropna()
     if not len(draws):
         return Condition(f'{row} makes several draws', 'premise', None, '')
-    says = f'{draws.min():g} in a step of the inner problem, at least 2 (5 in the paper)'
+    says = f'{draws.min():g} in a step of the inner problem, needed: at least 2 (5 in the paper)'
     return Condition(f'{row} makes several draws', 'premise', bool(draws.min() > 1), says)
 
 
@@ -794,7 +812,7 @@ def _cheap_generator(e, key):
     costs = e.runs[e.runs.row == row].per_pass.astype(float).dropna()
     if not len(costs):
         return Condition(f'the generator of {row} is cheap', 'premise', None, '')
-    says = f'a pass costs {costs.max():.1f} of the network’s, at most {_DEAR} (2.0 in the paper)'
+    says = f'a pass costs {costs.max():.1f} of the network’s, needed: at most {_DEAR} (2.0 in the paper)'
     return Condition(f'the generator of {row} is cheap', 'premise', bool(costs.max() <= _DEAR), says)
 
 # %% ../../nbs/library/paper/claims.ipynb #gate-ablation
@@ -809,9 +827,8 @@ def _ablation_gate(e, key):
     if not len(shares):
         return Condition(name, 'gate', None, '')
     found = mean_interval(shares)
-    size, is_open = _sized(found['lo'], found['mean'], found['hi'], GATE, 2)
-    networks = 'one network' if len(shares) == 1 else f'mean of {len(shares)} networks'
-    says = f'{size} of PGD-20’s gain in loss ({networks}), at least {GATE}{is_open}'
+    size, remark = _sized(found['lo'], found['mean'], found['hi'], GATE, 2)
+    says = f'{size} of PGD-20’s gain in loss ({_networks(len(shares))}), needed: at least {GATE}{remark}'
     return Condition(name, 'gate', bool(found['mean'] >= GATE), says)
 
 # %% ../../nbs/library/paper/claims.ipynb #conditions
@@ -859,9 +876,18 @@ def _images_there(e, key):
     grids = _statistic(e, key)
     return 0 if grids is None else grids[0].shape[1]
 
+
+def _networks_missing(e, key):
+    "Seeds that declared claims ask of the rows of a claim that is not declared itself, as text; empty: none"
+    asked = _seeds_declared(e)
+    counts = [(row, there, asked.get(row, 0)) for row, there in _seeds_there(e, key).items()]
+    return '; '.join(f'{there} of {n} declared seeds of {row}' for row, there, n in counts if there < n)
+
 # %% ../../nbs/library/paper/claims.ipynb #missing-lines
 def _missing_of(e, key):
-    "What is missing for a declared claim, as text; empty: nothing"
+    "What is missing for a claim, as text; empty: nothing"
+    if key not in e.declared:
+        return _networks_missing(e, key) if _base(key) in [*_FROM_RECORDS, 'C9'] else ''
     declared, lines = e.declared[key], []
     n_test = f'{declared["n_test"]:,}'
     for row, there in _seeds_there(e, key).items():
@@ -878,9 +904,12 @@ def claim_missing(
     e: Evidence,  # as returned by `read_evidence`
     keys: list = None,  # some of `claim_keys`; None: all
 ) -> dict:  # by key: a line for each declared claim that is not complete, for `judge`
-    "What was declared and is missing, such as 3 of 5 declared seeds of adt_exp"
+    """What was declared and is missing, such as 3 of 5 declared seeds of adt_exp
+
+    A claim that is not declared itself, but rests on the same attacks and rows, waits for the seeds that
+    declared claims ask of its rows."""
     keys = claim_keys(e) if keys is None else keys
-    missing = {key: _missing_of(e, key) for key in keys if key in e.declared}
+    missing = {key: _missing_of(e, key) for key in keys if e.declared}
     return {key: line for key, line in missing.items() if line}
 
 # %% ../../nbs/library/paper/claims.ipynb #judged

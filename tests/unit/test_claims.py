@@ -556,7 +556,9 @@ def everything(**options):
 def test_below_the_gate_nothing_is_tested():
     judged = judge_paper(everything(gain=0.58), PAPER).set_index('key').loc[GATED]
     assert (judged.verdict == 'not testable here').all()
-    assert judged.why.str.contains(f'gate not met: inner problem of adt_exp, 0.5.* at least {GATE}').all()
+    assert judged.why.str.contains(
+        f'gate not met: inner problem of adt_exp, 0.5.* needed: at least {GATE}'
+    ).all()
     assert judged.p_adjusted.isna().all()
     solved = judge_paper(everything(gain=0.9), PAPER).set_index('key').loc[GATED]
     assert (solved.verdict == 'not testable here').sum() == 0
@@ -584,7 +586,7 @@ def test_the_gate_is_a_mean_over_seeds():
         assert gate.met is met and 'mean of 2 networks' in gate.says
     e = scale(1, 50, adt_exp={})
     [gate] = claim_conditions(replace(e, gains=dict(adt_exp=[below])), ['C1'])['C1']
-    assert gate.says == f'0.70 [0.60, 0.80] of PGD-20’s gain in loss (one network), at least {GATE}'
+    assert gate.says == f'0.70 [0.60, 0.80] of PGD-20’s gain in loss (one network), needed: at least {GATE}'
 
 
 def test_one_step_stands_beside_the_gate():
@@ -605,7 +607,7 @@ def test_one_step_stands_beside_the_gate():
     [gate] = claim_conditions(replace(e, gains=some), ['C1'])['C1']
     assert gate.says.endswith(f'at least {GATE}')
     [gate] = claim_conditions(scale(2, 50, gain=0.9, adt_exp={}), ['C1'])['C1']
-    assert gate.met and gate.says.endswith(f'at least {GATE}, but the interval includes {GATE}')
+    assert gate.met and gate.says.endswith(f'at least {GATE}, uncertain because the interval includes {GATE}')
 
 
 def test_remarks():
@@ -617,7 +619,7 @@ def test_remarks():
     ]
     e = replace(e, alignment=pd.concat(frames))
     remarks = {c.key: c.remark for c in paper_claims(PAPER, e=e)}
-    assert 'without the premise that the loss bends (FGSM − PGD-20 of at_pgd is 2.' in remarks['C1']
+    assert 'without the premise that the loss bends (FGSM − PGD-20 of at_pgd, mean of 3 networks, is 2.' in remarks['C1']
     assert ' points, 8.27 in the paper)' in remarks['C1'] and remarks['C13'] == ''
     said = remarks['C7'].rpartition(': the same difference is ')[2]
     at_pgd, standard = (float(text.split()[0]) for text in said.split(', '))
@@ -665,7 +667,9 @@ def test_the_bend_is_at_pgds():
     for gap, met in (2.0, False), (4.5, True):
         e = scale(3, 2000, at_pgd=dict(fgsm=0.50 + gap / 100), at_fgsm={})
         [premise] = claim_conditions(e, ['C3'])['C3']
-        assert premise.met is met and f'at least {BEND:g} (8.27 in the paper)' in premise.says
+        assert (
+            premise.met is met and f' points, needed: at least {BEND:g} (8.27 in the paper)' in premise.says
+        )
     [premise] = claim_conditions(Evidence(e.runs, {}), ['C3'])['C3']
     assert premise.met is None
 
@@ -681,8 +685,50 @@ def test_a_premise_says_whether_its_interval_includes_the_bound():
         [premise] = claim_conditions(e, ['C3'])['C3']
         assert f'is {gaps.mean():.1f} [{lo:.1f}, {hi:.1f}] points' in premise.says
         assert premise.met is bool(gaps.mean() >= BEND)
-        assert premise.says.endswith(', but the interval includes 3') is is_open
+        assert premise.says.endswith(', uncertain because the interval includes 3') is is_open
         assert bool(lo < BEND <= hi) is is_open
+
+
+def test_premises_that_compare_show_the_interval_of_the_difference():
+    "One network a side: Student's interval of the images, computed here from the records and from the cosines"
+    e = scale(1, 300, at_pgd={}, feature_scatter=dict(pgd20=0.52))
+    right = (e.rows[e.rows.attack == 'pgd20'].set_index(['run', 'i']).pred == 1).astype(int).unstack('run')
+    differences = 100 * (right['feature_scatter-s0'] - right['at_pgd-s0'])
+    lo, hi = student.interval(0.95, 299, differences.mean(), differences.std() / 300**0.5)
+    _, premise = claim_conditions(e, ['C4'])['C4']
+    size = f'(difference {differences.mean():.1f} [{lo:.1f}, {hi:.1f}])'
+    says = f'PGD-20 leaves {100 * right["feature_scatter-s0"].mean():.1f} %, needed: at least at_pgd’s'
+    assert premise.says.startswith(says) and size in premise.says
+    assert premise.says.endswith(', uncertain because the interval includes 0') is bool(lo < 0 <= hi)
+
+    e = scale(1, adt_exp={})
+    e = replace(e, alignment=cosines(e.runs[e.runs.row == 'adt_exp'], 0.8, 0.3, np.random.default_rng(2)))
+    by_image = e.alignment.groupby(['cloud', 'i']).cosine.mean().unstack('cloud')
+    found = by_image.restarts - by_image.other_image
+    lo, hi = student.interval(0.95, len(found) - 1, found.mean(), found.std() / len(found) ** 0.5)
+    premise = claim_conditions(e, ['C7'])['C7'][-1]
+    assert premise.says.endswith(f'cloud is {found.mean():.2f} [{lo:.2f}, {hi:.2f}], needed: above 0')
+
+
+def test_a_premise_waits_for_all_declared_networks():
+    "Three of five: no word on the premise, only what it is so far; three of three: met"
+    e = scale(3, 900, at_pgd=dict(fgsm=0.58), adt_exp={}, at_fgsm={})
+    for seeds, met in (5, None), (3, True):
+        [premise] = claim_conditions(replace(e, declared=dict(C1=DECLARED | dict(seeds=seeds))), ['C3'])['C3']
+        assert premise.met is met
+        assert premise.says.startswith('3 of 5 declared networks of at_pgd, so far ') is (met is None)
+
+
+@pytest.mark.parametrize('key', ['C10a', 'C13', 'C4'])
+def test_a_claim_that_is_not_declared_waits_for_the_seeds_of_its_rows(key):
+    "With C1 declared on five seeds of adt_exp and at_pgd, of which three are there, and with all of three"
+    e = scale(3, 900, at_pgd=dict(fgsm=0.58), adt_exp={}, feature_scatter={})
+    early = judged_of(replace(e, declared=dict(C1=DECLARED | dict(seeds=5))), key)
+    assert early.verdict == 'not complete' and np.isnan(early.estimate)
+    assert early.why.endswith('3 of 5 declared seeds of at_pgd')
+    there = replace(e, declared=dict(C1=DECLARED))
+    assert judged_of(there, key).verdict == judged_of(e, key).verdict != 'not complete'
+    assert judged_of(replace(there, declared={}), key).estimate == judged_of(there, key).estimate
 
 
 def test_one_network_gets_no_verdict():
