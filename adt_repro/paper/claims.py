@@ -741,8 +741,9 @@ def _gate(e, key, row):
     gains = [gain for gain in e.gains.get(row, []) if gain['seed'] in seeds]
     if not gains:
         return Condition(name, 'gate', None, '')
-    if len(gains) < len(seeds):
-        return Condition(name, 'gate', None, f'{len(gains)} of {len(seeds)} networks')
+    needed = max(len(seeds), _declared(e, key).get('seeds', 0))
+    if len(gains) < needed:
+        return Condition(name, 'gate', None, f'{len(gains)} of {needed} networks')
     share, ends = gains[0]['share'], gains[0]
     if len(gains) > 1:
         ends = mean_interval([gain['share'] for gain in gains])
@@ -876,18 +877,9 @@ def _images_there(e, key):
     grids = _statistic(e, key)
     return 0 if grids is None else grids[0].shape[1]
 
-
-def _networks_missing(e, key):
-    "Seeds that declared claims ask of the rows of a claim that is not declared itself, as text; empty: none"
-    asked = _seeds_declared(e)
-    counts = [(row, there, asked.get(row, 0)) for row, there in _seeds_there(e, key).items()]
-    return '; '.join(f'{there} of {n} declared seeds of {row}' for row, there, n in counts if there < n)
-
 # %% ../../nbs/library/paper/claims.ipynb #missing-lines
-def _missing_of(e, key):
-    "What is missing for a claim, as text; empty: nothing"
-    if key not in e.declared:
-        return _networks_missing(e, key) if _base(key) in [*_FROM_RECORDS, 'C9'] else ''
+def _own_missing(e, key):
+    "What a declared claim lacks of its seeds and images, a list of texts"
     declared, lines = e.declared[key], []
     n_test = f'{declared["n_test"]:,}'
     for row, there in _seeds_there(e, key).items():
@@ -897,19 +889,38 @@ def _missing_of(e, key):
         images = _images_there(e, key)
         if images < declared['n_test']:
             lines.append(f'on {images:,} of {n_test} declared images')
+    return lines
+
+
+def _rows_missing(e, key):
+    "What a claim that is not declared itself lacks of the seeds that are declared for its rows, a list of texts"
+    if _base(key) not in [*_FROM_RECORDS, 'C9']:
+        return []
+    counts = [(row, there, _seeds_declared(e).get(row, 0)) for row, there in _seeds_there(e, key).items()]
+    return [f'{there} of {n} declared seeds of {row}' for row, there, n in counts if there < n]
+
+# %% ../../nbs/library/paper/claims.ipynb #missing-of
+def _missing_of(e, key):
+    "What is missing for a claim, as text; empty: nothing"
+    lines = _own_missing(e, key) if key in e.declared else _rows_missing(e, key)
+    if _base(key) in _BENT and not any('at_pgd' in line for line in lines):
+        grid, needed = _of_records(e, 'at_pgd', _bend), _seeds_declared(e).get('at_pgd', 0)
+        there = 0 if grid is None else len(grid)
+        if there < needed:
+            lines.append(f'{there} of {needed} declared seeds of at_pgd, for its premise')
     return '; '.join(lines)
 
 
 def claim_missing(
     e: Evidence,  # as returned by `read_evidence`
     keys: list = None,  # some of `claim_keys`; None: all
-) -> dict:  # by key: a line for each declared claim that is not complete, for `judge`
+) -> dict:  # by key: a line for each claim that is not complete, for `judge`; nothing if none is declared
     """What was declared and is missing, such as 3 of 5 declared seeds of adt_exp
 
     A claim that is not declared itself, but rests on the same attacks and rows, waits for the seeds that
-    declared claims ask of its rows."""
+    declared claims ask of its rows. A claim that needs a loss that bends waits for those of at_pgd."""
     keys = claim_keys(e) if keys is None else keys
-    missing = {key: _missing_of(e, key) for key in keys if e.declared}
+    missing = {key: _missing_of(e, key) for key in keys}
     return {key: line for key, line in missing.items() if line}
 
 # %% ../../nbs/library/paper/claims.ipynb #judged

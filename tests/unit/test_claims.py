@@ -720,6 +720,25 @@ def test_a_premise_waits_for_all_declared_networks():
         assert premise.says.startswith('3 of 5 declared networks of at_pgd, so far ') is (met is None)
 
 
+def test_a_claim_waits_for_the_networks_of_its_premise():
+    "C3 is about at_fgsm alone, whose one declared seed is there; at_pgd has three of five, then three of three"
+    e = scale(3, 900, at_pgd=dict(fgsm=0.58), adt_exp={}, at_fgsm=dict(fgsm=0.8, pgd20=0.05))
+    own = dict(C3=dict(rows=['at_fgsm'], attacks=['fgsm', 'pgd20'], effect=1.0, seeds=1, n_test=900))
+    early = judged_of(replace(e, declared=dict(C1=DECLARED | dict(seeds=5)) | own), 'C3')
+    assert (early.verdict, np.isnan(early.estimate)) == ('not complete', True)
+    assert early.why == '3 of 5 declared seeds of at_pgd, for its premise'
+    there = judged_of(replace(e, declared=dict(C1=DECLARED) | own), 'C3')
+    assert there.verdict == 'one network' and there.estimate < 0
+
+
+def test_a_gate_waits_for_all_declared_networks():
+    "Three networks solve the inner problem; five are declared"
+    e = scale(3, 900, adt_exp=robust_by(6))
+    for seeds, met, says in (3, True, 'mean of 3 networks'), (5, None, '3 of 5 networks'):
+        [gate] = claim_conditions(replace(e, declared=dict(C1=DECLARED | dict(seeds=seeds))), ['C1'])['C1']
+        assert gate.met is met and says in gate.says
+
+
 @pytest.mark.parametrize('key', ['C10a', 'C13', 'C4'])
 def test_a_claim_that_is_not_declared_waits_for_the_seeds_of_its_rows(key):
     "With C1 declared on five seeds of adt_exp and at_pgd, of which three are there, and with all of three"

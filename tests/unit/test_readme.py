@@ -14,6 +14,7 @@ from adt_repro.base.yaml_files import read_yaml
 from adt_repro.command.main import make_parser
 from adt_repro.models.weights import read_safetensors
 from adt_repro.paper.summaries import headline
+from adt_repro.planning.progress import progress_table
 from adt_repro.runs.config import METHOD_NAMES, PARAMETERS
 from adt_repro.runs.notebook import checked_parameters, given_parameters
 from adt_repro.runs.scales import read_scale
@@ -246,3 +247,11 @@ def test_result_follows_from_the_records():
     n_weights = sum(v.numel() for v in trained)
     for text in line, prose(PAGES[0]):
         assert f'{n_weights:,} weights' in text and f'{epochs} epochs' in text
+
+
+def test_how_far_scale_mid_is():
+    "Its runs that are trained and judged, of all that are declared; to be changed with each record that is added"
+    runs = progress_table(read_scale(ROOT / 'nbs' / 'scales' / 'mid.yaml'))
+    n_ready = int(((runs.trained == 1) & runs.judged).sum())
+    for text in README, prose(PAGES[0]):
+        assert f'is under way: {n_ready} of {len(runs)} runs are trained and judged.' in text
