@@ -77,7 +77,7 @@ def accuracy_table(
     rows: list = None,  # of Table 1, in this order; None: all that were run
     columns: list = COLUMNS,  # of Table 1, in this order
 ) -> pd.DataFrame:  # index: row; `networks` and the columns: accuracies in percent with 95 % intervals
-    "Some rows and columns of Table 1; – for what was not run, or not on the images of any network"
+    "Some rows and columns of Table 1; – where no network of the row has this accuracy"
     ran = cells[cells.verdict != 'not run']
     lines = {}
     for row in ran.row.unique() if rows is None else rows:

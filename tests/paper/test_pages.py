@@ -394,10 +394,10 @@ def test_the_page_of_mid_shows_a_claim_when_it_is_complete(scale):
         names['display'] = lambda shown: displayed.append(shown.data)
     rows = markdown_rows([{'text/markdown': '\n'.join(displayed)}])
     committed = pd.read_csv(OUTPUTS / 'cpu' / 'tables' / 'claims.csv').set_index('key')
-    assert {row[0] for row in rows if row[0]} == set(names['complete'].claim)
+    assert {row[0] for row in rows if row[0]} == set(names['complete'].key)
     if scale == 'mid':
         return
-    assert {'C1', 'C13'} <= set(names['complete'].claim)
+    assert {'C1', 'C13'} <= set(names['complete'].key)
     for key, _, size, _, _, word, *_ in (row for row in rows if row[0]):
         assert word.startswith(committed.verdict[key])
         assert abs(estimate(size) - committed.estimate[key]) <= 0.00501
